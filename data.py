@@ -1,0 +1,347 @@
+"""Problems: from a file, from the hub, or from a generator that needs neither; how they are asked, and in which order.
+
+The study's recipe: every mathematics problem is one user turn, `PROMPT`, for base and instruct models alike; problems
+come easy to hard and are never shuffled; with a reuse factor tau, a difficulty-stratified subset of total / tau problems
+is seen for tau epochs in order, so that the number of steps is fixed. Batch t is
+
+    B_t = { problems[(t P + i) mod n] : 0 <= i < P },    a pure function of t: resuming replays and skips nothing.
+
+Deviations: the study drew its subsets at random within classes of difficulty, we take evenly spaced ranks of the
+curriculum (no seed, and every class has its share to within one problem); the remainder of an epoch is not dropped, the
+batch goes on with the next epoch; problems whose pass rate is unknown come last.
+
+The tiny world (`arithmetic`) is a chain of additions and subtractions of single digits whose running value stays in
+0..9. Every operand has a label, which tells a small model where to look for the next one:
+
+    prompt a6b-4c+1?    solution b6-4=2;c2+1=3;\\boxed{3}    level = number of steps, here 2
+
+Labels are consecutive letters from a random first one. A chain is held out when a hash of it *without* its labels says
+so: one in four, decided before anything is drawn. So no problem of the test split, under any labels, is in a training
+stream or in a pretraining corpus. Of the 90 chains of level 1, 63 are for training and 27 held out, each with 25 first
+letters.
+"""
+
+import itertools
+import json
+import math
+import re
+import string
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from hashlib import blake2b
+from pathlib import Path
+
+PROMPT = (
+    "You are a knowledgeable math assistant. Answer the following questions and think step by step. {}"
+    " Please output the final answer within \\boxed{{}}."
+)
+
+# (columns of the question, column of the answer); the first layout whose columns are all there is used. A dot enters a
+# nested column. `prompt` is asked as it stands, anything else is wrapped in PROMPT.
+LAYOUTS = (
+    (("prompt",), "reward_model.ground_truth"),  # the study's files, and others in verl's format
+    (("Body", "Question"), "Answer"),  # SVAMP
+    (("body", "question"), "answer"),  # ASDiv
+    (("input",), "target"),  # MAWPS
+    (("problem",), "answer"),  # MATH-500, AIME
+    (("problem",), "solution"),  # MATH: the answer is the last \boxed
+    (("question",), "answer"),  # GSM8K: the answer follows ####
+    (("prompt",), "answer"),
+)
+PASS_RATES = ("extra_info.qwen2.5_7b_pass_rate", "qwen2.5_7b_pass_rate")  # difficulty = 1 - pass rate
+LETTERS = string.ascii_lowercase
+WORLDS = {"arithmetic": (5, 1), "arithmetic-hard": (10, 2)}  # name: (levels, running values that the answer holds)
+
+
+@dataclass(frozen=True)
+class Problem:
+    index: int  # place in its file or stream, before any ordering: it keys the noise of its samples
+    prompt: str  # the user's turn; render() puts it in a chat template if there is one
+    answer: str  # the reference
+    difficulty: float | None = None  # higher is harder: 1 - pass rate of Qwen2.5-7B, or the level of a chain
+    source: str = ""  # the benchmark it belongs to
+
+
+# ---- The tiny world -----------------------------------------------------------------------------------------------
+
+
+def draw_chain(key: str, level: int) -> str:
+    """A prompt of `level` steps, uniform over first letters, starts and steps; a pure function of `key`."""
+    bits = int.from_bytes(blake2b(key.encode(), digest_size=16).digest(), "big")
+    bits, first = divmod(bits, 26 - level)
+    bits, value = divmod(bits, 10)
+    prompt = f"{LETTERS[first]}{value}"
+    for label in LETTERS[first + 1 : first + 1 + level]:
+        # Drawing the next value, any but this one, is drawing uniformly from the nine steps that stay within 0..9.
+        bits, after = divmod(bits, 9)
+        after += after >= value
+        prompt += f"{label}{after - value:+d}"
+        value = after
+    return prompt + "?"
+
+
+def held_out(prompt: str) -> bool:
+    """Whether a chain belongs to the test split, whatever its labels."""
+    chain = prompt.encode().translate(None, LETTERS.encode())
+    return blake2b(chain, digest_size=1).digest()[0] % 4 == 0
+
+
+def solve(prompt: str, slip: Callable[[int], int] | None = None, style: str = "full", values: int = 1) -> str:
+    """The working out of a chain and its boxed answer, the last `values` running values.
+
+    style: `full` b6-4=2;c2+1=3;\\boxed{3}, `terse` b2;c3;\\boxed{3}, `jump` \\boxed{3}.
+    slip: called with the result of each step, returns the digit to write instead; the working goes on from what was
+    written. Where that would leave 0..9 the result is 0 or 9, since the world has single digits only.
+    """
+    value = int(prompt[1])
+    seen, text = [value], []
+    for at in range(2, len(prompt) - 1, 3):
+        label, step = prompt[at], prompt[at + 1 : at + 3]
+        after = min(max(value + int(step), 0), 9)
+        after = after if slip is None else slip(after)
+        text.append(f"{label}{value}{step}={after};" if style == "full" else f"{label}{after};")
+        value = after
+        seen.append(value)
+    boxed = f"\\boxed{{{''.join(map(str, seen[-values:]))}}}"
+    return boxed if style == "jump" else "".join(text) + boxed
+
+
+def arithmetic_problem(seed: int | str, index: int, levels: int = 5, values: int = 1) -> Problem:
+    """Problem `index` of the training stream `seed`: no state, never a held-out chain, levels 1..`levels` in turn."""
+    level = 1 + index % levels
+    keys = (f"{seed}/{index}/{attempt}" for attempt in itertools.count())
+    prompt = next(p for p in (draw_chain(key, level) for key in keys) if not held_out(p))
+    return Problem(index, prompt, solve(prompt, None, "jump", values)[7:-1], float(level), "arithmetic")
+
+
+def arithmetic_test(levels: int = 5, values: int = 1, count: int = 500) -> list[Problem]:
+    """The held-out problems: the same ones for ever, no two alike, levels in turn."""
+    problems = {}
+    for index in range(count):
+        level = 1 + index % levels
+        keys = (f"held-out/{index}/{attempt}" for attempt in itertools.count())
+        prompt = next(p for p in (draw_chain(key, level) for key in keys) if held_out(p) and p not in problems)
+        problems[prompt] = Problem(index, prompt, solve(prompt, None, "jump", values)[7:-1], float(level), "arithmetic")
+    return list(problems.values())
+
+
+class Arithmetic(Sequence):
+    """The endless training stream of the tiny world; problems are made when they are indexed. A slice is a list."""
+
+    def __init__(self, seed: int | str, levels: int = 5, values: int = 1):
+        self.seed, self.levels, self.values = seed, levels, values
+
+    def __len__(self):
+        return 1 << 40
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return arithmetic_problem(self.seed, index, self.levels, self.values)
+
+
+def make_tokenizer():
+    """One token per character of the tiny world, `\\boxed`, and the end of text (padding too): 45 tokens, no bos.
+
+    A Qwen2Tokenizer without merges, because AutoTokenizer turns any tokenizer beside a Qwen2 config.json into one. It drops
+    characters outside its alphabet in silence; drop_long() finds prompts that it cannot write.
+    """
+    from tokenizers import AddedToken
+    from transformers import Qwen2Tokenizer
+
+    end = "<|end|>"
+    alphabet = [end, *"{}=;?+-", *string.digits, *LETTERS]
+    vocab = {token: i for i, token in enumerate(alphabet)}
+    tokenizer = Qwen2Tokenizer(vocab=vocab, merges=[], unk_token=end, eos_token=end, pad_token=end)
+    tokenizer.add_tokens([AddedToken("\\boxed", normalized=False)])
+    return tokenizer
+
+
+# ---- Files and the hub --------------------------------------------------------------------------------------------
+
+
+def load(name: str, split: str = "train", seed: int = 0) -> Sequence[Problem]:
+    """Problems from `arithmetic` or `arithmetic-hard`, a .jsonl, .json or .parquet file, or the hub.
+
+    A `:split` after a name counts more than `split`; a file is one split. `owner/name/config` names a configuration on
+    the hub. `seed` chooses the training stream of the tiny world, which is endless: index it or pick() from it.
+    Raises FileNotFoundError, ValueError (unknown columns, rows without a question or an answer), ConnectionError (hub).
+    """
+    path = Path(name)
+    if path.is_file():
+        return to_problems(read_rows(path), path.stem)
+    if path.suffix in (".jsonl", ".json", ".parquet"):
+        raise FileNotFoundError(f"no file {name} (looked in {Path.cwd()})")
+    name, _, given = name.partition(":")
+    split = given or split
+    if name not in WORLDS:
+        return to_problems(read_hub(name, split), name)
+    if split not in ("train", "test"):
+        raise ValueError(f"{name} has the splits train and test, not {split!r}")
+    levels, values = WORLDS[name]
+    return arithmetic_test(levels, values) if split == "test" else Arithmetic(seed, levels, values)
+
+
+def read_rows(path: Path) -> list[dict]:
+    """The rows of a .jsonl, .json (a list of objects) or .parquet file."""
+    if path.suffix == ".parquet":
+        try:
+            import pyarrow.parquet
+        except ImportError as error:
+            raise ImportError(f"{path} needs the package pyarrow: pip install pyarrow") from error
+        return pyarrow.parquet.read_table(path).to_pylist()
+    if path.suffix not in (".jsonl", ".json"):
+        raise ValueError(f"{path}: data files end in .jsonl, .json or .parquet, not {path.suffix!r}")
+    text = path.read_text(encoding="utf-8")
+    # Numbered over the whole file, so that an error names the line that an editor shows.
+    pieces = [(1, text)] if path.suffix == ".json" else enumerate(text.split("\n"), 1)
+    rows = []
+    for line, piece in pieces:
+        if piece.strip():
+            try:
+                rows.append(json.loads(piece))
+            except json.JSONDecodeError as error:
+                line += error.lineno - 1
+                raise ValueError(f"{path}, line {line}: not JSON ({error.msg}): {piece.strip()[:80]!r}") from error
+    rows = rows[0] if path.suffix == ".json" and rows else rows
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"{path}: expected objects, one a line in .jsonl, in one list in .json")
+    return rows
+
+
+def read_hub(name: str, split: str) -> list[dict]:
+    try:
+        import datasets
+    except ImportError as error:
+        raise ImportError(f"{name} is no local file, and the hub needs a package: pip install datasets") from error
+    owner, *rest = name.split("/")
+    repository, config = "/".join([owner, *rest[:1]]), "/".join(rest[1:]) or None
+    try:
+        return datasets.load_dataset(repository, config, split=split).to_list()
+    except Exception as error:  # whatever the hub's client raises, what the user can do is the same
+        raise ConnectionError(
+            f"{name} (split {split}) is no local file and could not be had from the hub: {error}\n"
+            "Without a network give a file (.jsonl, .json or .parquet), or `arithmetic`, which is built in."
+        ) from error
+
+
+def cell(row: dict, column: str):
+    """The value of a possibly nested column, None where there is none. Names may hold dots themselves (qwen2.5)."""
+    head, _, tail = column.partition(".")
+    if column not in row and tail and isinstance(row.get(head), dict):
+        return cell(row[head], tail)
+    return row.get(column)
+
+
+def to_problems(rows: list[dict], source: str) -> list[Problem]:
+    """Rows of any layout in LAYOUTS as problems, numbered in the order of the file."""
+    if not rows:
+        raise ValueError(f"{source}: no rows")
+    for questions, answer in LAYOUTS:
+        if all(any(cell(row, column) is not None for row in rows) for column in (*questions, answer)):
+            break
+    else:
+        known = "; ".join(f"{' + '.join(questions)} -> {answer}" for questions, answer in LAYOUTS)
+        raise ValueError(f"{source}: columns {sorted(rows[0])} are not understood. Understood are: {known}")
+    problems = []
+    for index, row in enumerate(rows):
+        rate = next((r for r in (cell(row, column) for column in PASS_RATES) if r is not None), None)
+        given = row.get("difficulty")
+        difficulty = 1.0 - rate if rate is not None else given if isinstance(given, int | float) else None
+        if difficulty is not None and math.isnan(difficulty):
+            difficulty = None
+        asked = ask(row, questions, f"{source}, row {index}")
+        problems.append(Problem(index, asked, read_answer(cell(row, answer), "body" in questions), difficulty,
+                                row.get("data_source") or source))
+    for field, where in (("prompt", " + ".join(questions)), ("answer", answer)):
+        empty = [p.index for p in problems if not getattr(p, field)]
+        if empty:
+            shown = ", ".join(map(str, empty[:5])) + (", ..." if len(empty) > 5 else "")
+            raise ValueError(f"{source}: {len(empty)} of {len(rows)} rows have no {field} (column {where}): rows "
+                             f"{shown}, counted from 0. Remove them or fill them in.")
+    return problems
+
+
+def ask(row: dict, questions: tuple[str, ...], where: str) -> str:
+    parts = [cell(row, column) for column in questions]
+    if questions != ("prompt",):
+        text = " ".join(part.strip() for part in parts if part)
+        return PROMPT.format(text) if text else ""
+    if isinstance(parts[0], list):
+        roles = [message["role"] for message in parts[0]]
+        if roles != ["user"]:
+            raise ValueError(f"{where}: the prompt has the turns {roles}; one user turn is understood")
+        return parts[0][0]["content"]
+    return parts[0] or ""
+
+
+def read_answer(value, unit: bool = False) -> str:
+    """The reference as text: 145.0 -> 145, "... #### 72" -> 72, "... \\boxed{x}" -> x, with unit "9 (apples)" -> 9.
+
+    A float with nine decimals or more is a rounded fraction (MAWPS ships 0.6666666667) and answers are compared exactly,
+    so it is read as the fraction below a thousand within 1e-9, if there is one. Nothing, nan and inf give "".
+    """
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return ""
+        near = Fraction(value).limit_denominator(1000)
+        rounded = len(repr(value).partition(".")[2]) >= 9 and abs(near - Fraction(value)) < 1e-9
+        return str(near) if rounded or value.is_integer() else repr(value)
+    text = "" if value is None else str(value).strip()
+    if "####" in text or "\\boxed" in text:
+        from reward import extract
+
+        text = extract(text) or ""
+    return re.sub(r"\s*\([^()]*\)$", "", text) if unit and text[:1].isdigit() else text
+
+
+# ---- From problems to a run ---------------------------------------------------------------------------------------
+
+
+def render(problem: Problem, tokenizer, template: str = "auto") -> list[int]:
+    """Token ids of the prompt, special tokens included once.
+
+    template: `chat` (up to and with the header of the model's turn), `plain` (the text as it stands, after a bos if the
+    tokenizer has one), `auto` (chat where the tokenizer has a chat template, as the study does for base models too).
+    """
+    if template == "chat" or (template == "auto" and tokenizer.chat_template):
+        turns = [{"role": "user", "content": problem.prompt}]
+        return list(tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False))
+    return list(tokenizer(problem.prompt)["input_ids"])
+
+
+def drop_long(problems: Sequence[Problem], tokenizer, limit: int, template: str = "auto"):
+    """-> (the problems whose prompts have at most `limit` tokens, how many were dropped); the endless stream whole."""
+    looked_at = problems[: problems.levels] if isinstance(problems, Arithmetic) else problems
+    kept = [p for p in looked_at if len(render(p, tokenizer, template)) <= limit]
+    dropped = len(looked_at) - len(kept)
+    if not kept or (dropped and isinstance(problems, Arithmetic)):
+        raise ValueError(f"{dropped} of {len(looked_at)} prompts are longer than {limit} tokens; raise the limit")
+    return (problems if isinstance(problems, Arithmetic) else kept), dropped
+
+
+def order(problems: Sequence[Problem], reuse: int = 1, total: int = 0) -> Sequence[Problem]:
+    """The curriculum: easy to hard, file order among equals, unknown difficulty last. One epoch of the run.
+
+    reuse > 1 (tau) keeps total / tau problems, evenly spaced in that order; total = steps x P, the prompts of the whole
+    run. The tiny world's stream stays as it is, a mixture of levels, and is cut after total / tau problems.
+    """
+    endless = isinstance(problems, Arithmetic)
+    if not endless:
+        problems = sorted(problems, key=lambda p: math.inf if p.difficulty is None else p.difficulty)
+    if reuse == 1:
+        return problems
+    keep = math.ceil(total / reuse) if reuse > 0 else 0
+    if not 0 < keep <= len(problems):
+        raise ValueError(f"reuse {reuse} of {total} prompts needs {keep} problems, and there are {len(problems)}")
+    if endless:
+        return problems[:keep]
+    return [problems[(2 * i + 1) * len(problems) // (2 * keep)] for i in range(keep)]
+
+
+def pick(problems: Sequence[Problem], step: int, P: int) -> list[Problem]:
+    """The P problems of training step `step`, counted from 0, all different; the next epoch follows without a break."""
+    if P > len(problems):
+        raise ValueError(f"a step of {P} prompts cannot be filled from {len(problems)} problems: lower --prompts")
+    return [problems[i % len(problems)] for i in range(step * P, (step + 1) * P)]
