@@ -1,0 +1,88 @@
+"""Draw a token from logits, and its log-probability, with noise that is keyed and not stateful.
+
+    token = argmax_v( logits_v / temperature + G_v ),   G_v = -log(-log(1 - u_v)),   u_v = hash(key, v) in (0, 1)
+
+is an exact draw from softmax(logits / temperature) (the Gumbel-max trick). Because u_v is a hash of the token's own
+key (seed, step, problem, sample, position) and of v, a draw depends on nothing else: not on the batch, the device,
+the number of ranks, or on where a run was resumed.
+"""
+
+import operator
+
+import torch
+
+# Odd 64-bit constants (digits of the square roots of 2, 3, 5, 7 and 11), one per field of the key. Their products
+# are summed, so the five fields could only meet where the sums meet modulo 2**64.
+_FIELDS = (0x6A09E667F3BCC909, 0xBB67AE8584CAA73B, 0x9E3779B97F4A7C15, 0xA54FF53A5F1D36F1, 0x510E527FADE682D1)
+# Multipliers of the vocabulary hash: the golden ratio, then those of lowbias32 (C. Wellons, "Prospecting for hash
+# functions"), written as int32.
+_GOLDEN, _MIX1, _MIX2 = 0x9E3779B9 - 2**32, 0x7FEB352D, 0x846CA68B - 2**32
+# Hashes are 31 bits wide. (float32(h) + 0.5) * _UNIT is in [2**-32, 1 - 2**-24] whatever h is; and an addition
+# followed by one product cannot be contracted to a fused multiply-add, so that every device gets the same bits.
+_UNIT = 2.0**-31 * (1 - 2.0**-24)
+
+
+def _int64(x):
+    """The int64 with the same 64 low bits as the Python integer x."""
+    return (x + 2**63) % 2**64 - 2**63
+
+
+def token_key(seed, step, problem_B, sample_B, position_B):
+    """Key of the noise of one token: a 64-bit mix of all five fields.
+
+    Each field is an int or an int64 tensor; tensors broadcast. Returns key_B int64 (0-d when every field is an int),
+    on the device of the tensors, the same bits on every device.
+    """
+    constant, total = 0, None
+    for field, odd in zip((seed, step, problem_B, sample_B, position_B), _FIELDS, strict=True):
+        if isinstance(field, torch.Tensor):
+            part = field.to(torch.int64) * _int64(odd)
+            total = part if total is None else total + part
+        else:
+            constant += operator.index(field) * odd
+    key = torch.tensor(_int64(constant)) if total is None else total + _int64(constant)
+    # splitmix64's finaliser (Steele et al. 2014); int64 shifts copy the sign, the masks drop the copies.
+    for shift, multiplier in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        key = (key ^ ((key >> shift) & (2 ** (64 - shift) - 1))) * _int64(multiplier)
+    return key ^ ((key >> 31) & (2**33 - 1))
+
+
+def uniform(key_B, V):
+    """The uniforms of the noise: u_BV float32 in [2**-32, 1 - 2**-24], a hash of (key, vocabulary index).
+
+    The shifts are arithmetic, which saves a masking pass: x ^ (x >> s) then sends x and ~x to one value in [0, 2**31).
+    So the last one yields 31 bits, exactly uniform over keys because the key's upper half is added just before it.
+    """
+    low_B1, high_B1 = key_B.contiguous().view(torch.int32).view(-1, 2, 1).unbind(1)
+    hash_BV = low_B1 + torch.arange(V, dtype=torch.int32, device=key_B.device) * _GOLDEN
+    hash_BV ^= hash_BV >> 16
+    hash_BV *= _MIX1
+    hash_BV ^= hash_BV >> 15
+    hash_BV *= _MIX2
+    hash_BV += high_B1
+    hash_BV ^= hash_BV >> 16
+    return hash_BV.float().add_(0.5).mul_(_UNIT)
+
+
+def sample_reference(logits_BV, temperature, key_B):
+    """`sample` in torch."""
+    if temperature == 0:
+        score_BV = z_BV = logits_BV.float()
+    else:
+        z_BV = logits_BV.float() / temperature
+        # log1p keeps all 31 bits of the small uniforms, which are the ones that win.
+        score_BV = z_BV - uniform(key_B, z_BV.shape[1]).neg_().log1p_().neg_().log_()
+    token_B = score_BV.argmax(1)
+    return token_B, z_BV.gather(1, token_B[:, None])[:, 0] - z_BV.logsumexp(1)
+
+
+def sample(logits_BV, temperature, key_B):
+    """One token per row: (token_B int64, logp_B float32).
+
+    logits_BV any float dtype; temperature >= 0, a number; key_B int64, see `token_key`. logp is the float32
+    log-softmax of logits / temperature at the token. Temperature 0 is greedy (the lowest index among equals) with the
+    log-probability at temperature 1.
+    """
+    if not temperature >= 0:
+        raise ValueError(f"temperature is {temperature}: give a number >= 0 (0 is greedy)")
+    return sample_reference(logits_BV, temperature, key_B)
