@@ -1,8 +1,8 @@
 """Problems: from a file, from the hub, or from a generator that needs neither; how they are asked, and in which order.
 
 The study's recipe: every mathematics problem is one user turn, `PROMPT`, for base and instruct models alike; problems
-come easy to hard and are never shuffled; with a reuse factor tau, a difficulty-stratified subset of total / tau problems
-is seen for tau epochs in order, so that the number of steps is fixed. Batch t is
+come easy to hard and are never shuffled; with a reuse factor tau, a difficulty-stratified subset of total / tau
+problems is seen for tau epochs in order, so that the number of steps is fixed. Batch t is
 
     B_t = { problems[(t P + i) mod n] : 0 <= i < P },    a pure function of t: resuming replays and skips nothing.
 
@@ -50,8 +50,8 @@ LAYOUTS = (
     (("prompt",), "answer"),
 )
 PASS_RATES = ("extra_info.qwen2.5_7b_pass_rate", "qwen2.5_7b_pass_rate")  # difficulty = 1 - pass rate
-LETTERS = string.ascii_lowercase
 WORLDS = {"arithmetic": (5, 1), "arithmetic-hard": (10, 2)}  # name: (levels, running values that the answer holds)
+LETTERS = string.ascii_lowercase
 
 
 @dataclass(frozen=True)
@@ -107,30 +107,36 @@ def solve(prompt: str, slip: Callable[[int], int] | None = None, style: str = "f
     return boxed if style == "jump" else "".join(text) + boxed
 
 
-def arithmetic_problem(seed: int | str, index: int, levels: int = 5, values: int = 1) -> Problem:
-    """Problem `index` of the training stream `seed`: no state, never a held-out chain, levels 1..`levels` in turn."""
+def draw_problem(stream: int | str, index: int, world: str, keep: Callable[[str], bool]) -> Problem:
+    """The first chain that `keep` accepts of those that (stream, index) leads to. Levels come in turn, so that any
+    stretch of a stream, be it a batch or a reused subset, is stratified by difficulty."""
+    levels, values = WORLDS[world]
     level = 1 + index % levels
-    keys = (f"{seed}/{index}/{attempt}" for attempt in itertools.count())
-    prompt = next(p for p in (draw_chain(key, level) for key in keys) if not held_out(p))
-    return Problem(index, prompt, solve(prompt, None, "jump", values)[7:-1], float(level), "arithmetic")
+    keys = (f"{stream}/{index}/{attempt}" for attempt in itertools.count())
+    prompt = next(filter(keep, (draw_chain(key, level) for key in keys)))
+    answer = solve(prompt, style="jump", values=values)[len("\\boxed{") : -1]
+    return Problem(index, prompt, answer, float(level), world)
 
 
-def arithmetic_test(levels: int = 5, values: int = 1, count: int = 500) -> list[Problem]:
-    """The held-out problems: the same ones for ever, no two alike, levels in turn."""
+def arithmetic_problem(seed: int | str, index: int, world: str = "arithmetic") -> Problem:
+    """Problem `index` of the training stream `seed`: a pure function, and never a held-out chain."""
+    return draw_problem(seed, index, world, lambda prompt: not held_out(prompt))
+
+
+def arithmetic_test(world: str = "arithmetic", count: int = 500) -> list[Problem]:
+    """The held-out problems: the same ones for ever, no two prompts alike, every level equally often."""
     problems = {}
     for index in range(count):
-        level = 1 + index % levels
-        keys = (f"held-out/{index}/{attempt}" for attempt in itertools.count())
-        prompt = next(p for p in (draw_chain(key, level) for key in keys) if held_out(p) and p not in problems)
-        problems[prompt] = Problem(index, prompt, solve(prompt, None, "jump", values)[7:-1], float(level), "arithmetic")
+        problem = draw_problem("held-out", index, world, lambda p: held_out(p) and p not in problems)
+        problems[problem.prompt] = problem
     return list(problems.values())
 
 
 class Arithmetic(Sequence):
-    """The endless training stream of the tiny world; problems are made when they are indexed. A slice is a list."""
+    """The endless training stream of a tiny world: problems are made when they are indexed; a slice is a list."""
 
-    def __init__(self, seed: int | str, levels: int = 5, values: int = 1):
-        self.seed, self.levels, self.values = seed, levels, values
+    def __init__(self, seed: int | str, world: str = "arithmetic"):
+        self.seed, self.world = seed, world
 
     def __len__(self):
         return 1 << 40
@@ -138,21 +144,23 @@ class Arithmetic(Sequence):
     def __getitem__(self, index):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        return arithmetic_problem(self.seed, index, self.levels, self.values)
+        return arithmetic_problem(self.seed, index, self.world)
+
+    def __iter__(self):
+        raise TypeError("the training stream is endless: index it, slice it, or pick() from it")
 
 
 def make_tokenizer():
     """One token per character of the tiny world, `\\boxed`, and the end of text (padding too): 45 tokens, no bos.
 
-    A Qwen2Tokenizer without merges, because AutoTokenizer turns any tokenizer beside a Qwen2 config.json into one. It drops
-    characters outside its alphabet in silence; drop_long() finds prompts that it cannot write.
+    A Qwen2Tokenizer without merges, because AutoTokenizer turns any tokenizer beside a Qwen2 config.json into one. It
+    drops characters outside its alphabet in silence: drop_long() refuses problems that it cannot write.
     """
     from tokenizers import AddedToken
     from transformers import Qwen2Tokenizer
 
     end = "<|end|>"
-    alphabet = [end, *"{}=;?+-", *string.digits, *LETTERS]
-    vocab = {token: i for i, token in enumerate(alphabet)}
+    vocab = {token: i for i, token in enumerate([end, *"{}=;?+-", *string.digits, *LETTERS])}
     tokenizer = Qwen2Tokenizer(vocab=vocab, merges=[], unk_token=end, eos_token=end, pad_token=end)
     tokenizer.add_tokens([AddedToken("\\boxed", normalized=False)])
     return tokenizer
@@ -166,7 +174,7 @@ def load(name: str, split: str = "train", seed: int = 0) -> Sequence[Problem]:
 
     A `:split` after a name counts more than `split`; a file is one split. `owner/name/config` names a configuration on
     the hub. `seed` chooses the training stream of the tiny world, which is endless: index it or pick() from it.
-    Raises FileNotFoundError, ValueError (unknown columns, rows without a question or an answer), ConnectionError (hub).
+    Raises FileNotFoundError, ValueError (unknown columns, rows without a question or an answer).
     """
     path = Path(name)
     if path.is_file():
@@ -179,31 +187,25 @@ def load(name: str, split: str = "train", seed: int = 0) -> Sequence[Problem]:
         return to_problems(read_hub(name, split), name)
     if split not in ("train", "test"):
         raise ValueError(f"{name} has the splits train and test, not {split!r}")
-    levels, values = WORLDS[name]
-    return arithmetic_test(levels, values) if split == "test" else Arithmetic(seed, levels, values)
+    return arithmetic_test(name) if split == "test" else Arithmetic(seed, name)
 
 
 def read_rows(path: Path) -> list[dict]:
     """The rows of a .jsonl, .json (a list of objects) or .parquet file."""
     if path.suffix == ".parquet":
-        try:
-            import pyarrow.parquet
-        except ImportError as error:
-            raise ImportError(f"{path} needs the package pyarrow: pip install pyarrow") from error
+        import pyarrow.parquet
+
         return pyarrow.parquet.read_table(path).to_pylist()
     if path.suffix not in (".jsonl", ".json"):
         raise ValueError(f"{path}: data files end in .jsonl, .json or .parquet, not {path.suffix!r}")
     text = path.read_text(encoding="utf-8")
-    # Numbered over the whole file, so that an error names the line that an editor shows.
-    pieces = [(1, text)] if path.suffix == ".json" else enumerate(text.split("\n"), 1)
-    rows = []
-    for line, piece in pieces:
-        if piece.strip():
-            try:
-                rows.append(json.loads(piece))
-            except json.JSONDecodeError as error:
-                line += error.lineno - 1
-                raise ValueError(f"{path}, line {line}: not JSON ({error.msg}): {piece.strip()[:80]!r}") from error
+    # A JSON string may hold separators such as U+2028, so splitlines() would cut rows in two.
+    pieces, rows = [text] if path.suffix == ".json" else text.split("\n"), []
+    for line, piece in enumerate(pieces, 1):
+        try:
+            rows += [json.loads(piece)] if piece.strip() else []
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {line + error.lineno - 1}: not JSON: {error.msg}") from error
     rows = rows[0] if path.suffix == ".json" and rows else rows
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"{path}: expected objects, one a line in .jsonl, in one list in .json")
@@ -211,18 +213,21 @@ def read_rows(path: Path) -> list[dict]:
 
 
 def read_hub(name: str, split: str) -> list[dict]:
+    """The rows of owner/name or owner/name/config on the hub."""
+    parts = name.split("/")
+    repository, config = "/".join(parts[:2]), "/".join(parts[2:])
     try:
-        import datasets
-    except ImportError as error:
-        raise ImportError(f"{name} is no local file, and the hub needs a package: pip install datasets") from error
-    owner, *rest = name.split("/")
-    repository, config = "/".join([owner, *rest[:1]]), "/".join(rest[1:]) or None
-    try:
-        return datasets.load_dataset(repository, config, split=split).to_list()
-    except Exception as error:  # whatever the hub's client raises, what the user can do is the same
-        raise ConnectionError(
-            f"{name} (split {split}) is no local file and could not be had from the hub: {error}\n"
-            "Without a network give a file (.jsonl, .json or .parquet), or `arithmetic`, which is built in."
+        from datasets import load_dataset
+
+        try:
+            return load_dataset(repository, config or None, split=split).to_list()
+        except ValueError:  # it has several configurations; that of the problems is often called main, as in GSM8K
+            return load_dataset(repository, config or "main", split=split).to_list()
+    except Exception as error:  # no package, no network, no such name: whatever it was, the way out is the same
+        raise FileNotFoundError(
+            f"{name} (split {split}) is no local file, and the hub did not give it: {error}\n"
+            "A hub name is owner/name or owner/name/config, with an optional :split. Without a network give a .jsonl, "
+            ".json or .parquet file, or `arithmetic`, which is built in."
         ) from error
 
 
@@ -246,41 +251,46 @@ def to_problems(rows: list[dict], source: str) -> list[Problem]:
         raise ValueError(f"{source}: columns {sorted(rows[0])} are not understood. Understood are: {known}")
     problems = []
     for index, row in enumerate(rows):
-        rate = next((r for r in (cell(row, column) for column in PASS_RATES) if r is not None), None)
-        given = row.get("difficulty")
-        difficulty = 1.0 - rate if rate is not None else given if isinstance(given, int | float) else None
-        if difficulty is not None and math.isnan(difficulty):
-            difficulty = None
-        asked = ask(row, questions, f"{source}, row {index}")
-        problems.append(Problem(index, asked, read_answer(cell(row, answer), "body" in questions), difficulty,
-                                row.get("data_source") or source))
-    for field, where in (("prompt", " + ".join(questions)), ("answer", answer)):
+        try:
+            prompt, truth = ask(row, questions), read_answer(cell(row, answer), unit="body" in questions)
+            problems.append(Problem(index, prompt, truth, difficulty(row), row.get("data_source") or source))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{source}, row {index} (counted from 0): {error}") from error
+    for field, column in (("prompt", " + ".join(questions)), ("answer", answer)):
         empty = [p.index for p in problems if not getattr(p, field)]
         if empty:
             shown = ", ".join(map(str, empty[:5])) + (", ..." if len(empty) > 5 else "")
-            raise ValueError(f"{source}: {len(empty)} of {len(rows)} rows have no {field} (column {where}): rows "
+            raise ValueError(f"{source}: {len(empty)} of {len(rows)} rows have no {field} (column {column}): rows "
                              f"{shown}, counted from 0. Remove them or fill them in.")
     return problems
 
 
-def ask(row: dict, questions: tuple[str, ...], where: str) -> str:
-    parts = [cell(row, column) for column in questions]
+def ask(row: dict, questions: tuple[str, ...]) -> str:
+    """The user's turn of a row, "" if there is none."""
     if questions != ("prompt",):
-        text = " ".join(part.strip() for part in parts if part)
+        text = " ".join(str(part).strip() for column in questions if (part := cell(row, column)))
         return PROMPT.format(text) if text else ""
-    if isinstance(parts[0], list):
-        roles = [message["role"] for message in parts[0]]
-        if roles != ["user"]:
-            raise ValueError(f"{where}: the prompt has the turns {roles}; one user turn is understood")
-        return parts[0][0]["content"]
-    return parts[0] or ""
+    text = row.get("prompt")
+    if isinstance(text, list) and len(text) == 1 and text[0].get("role") == "user":
+        text = text[0].get("content")
+    if not isinstance(text, str | None):
+        raise ValueError(f"a prompt is a text or one user turn, not {str(text)[:80]}")
+    return text or ""
+
+
+def difficulty(row: dict) -> float | None:
+    rate = next((rate for column in PASS_RATES if (rate := cell(row, column)) is not None), None)
+    value = row.get("difficulty") if rate is None else 1.0 - float(rate)
+    return value if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def read_answer(value, unit: bool = False) -> str:
-    """The reference as text: 145.0 -> 145, "... #### 72" -> 72, "... \\boxed{x}" -> x, with unit "9 (apples)" -> 9.
+    """The reference as text: 145.0 -> 145, "... #### 72" -> 72, "... \\boxed{x}" -> x; with unit "9 (apples)" -> 9.
 
-    A float with nine decimals or more is a rounded fraction (MAWPS ships 0.6666666667) and answers are compared exactly,
-    so it is read as the fraction below a thousand within 1e-9, if there is one. Nothing, nan and inf give "".
+    A float of nine decimals or more is a rounded fraction (MAWPS ships 0.6666666667), and answers are compared exactly:
+    it is read as the fraction within 1e-9 whose denominator is at most 1000, if there is one. Where backslashes come in
+    pairs only they were escaped twice (one in nine of the study's references: \\\\frac for \\frac) and one of each is
+    taken away; a matrix has both kinds and stays as it is. Nothing, nan and inf give "".
     """
     if isinstance(value, float):
         if not math.isfinite(value):
@@ -288,9 +298,13 @@ def read_answer(value, unit: bool = False) -> str:
         near = Fraction(value).limit_denominator(1000)
         rounded = len(repr(value).partition(".")[2]) >= 9 and abs(near - Fraction(value)) < 1e-9
         return str(near) if rounded or value.is_integer() else repr(value)
+    if not isinstance(value, str | int | None):
+        raise ValueError(f"the answer is of type {type(value).__name__}; text or a number is understood")
     text = "" if value is None else str(value).strip()
+    if all(len(run) % 2 == 0 for run in re.findall(r"\\+", text)):
+        text = text.replace("\\\\", "\\")
     if "####" in text or "\\boxed" in text:
-        from reward import extract
+        from reward import extract  # here, since most data has neither, and sympy is slow to import
 
         text = extract(text) or ""
     return re.sub(r"\s*\([^()]*\)$", "", text) if unit and text[:1].isdigit() else text
@@ -305,6 +319,8 @@ def render(problem: Problem, tokenizer, template: str = "auto") -> list[int]:
     template: `chat` (up to and with the header of the model's turn), `plain` (the text as it stands, after a bos if the
     tokenizer has one), `auto` (chat where the tokenizer has a chat template, as the study does for base models too).
     """
+    if template not in ("auto", "chat", "plain"):
+        raise ValueError(f"template is auto, chat or plain, not {template!r}")
     if template == "chat" or (template == "auto" and tokenizer.chat_template):
         turns = [{"role": "user", "content": problem.prompt}]
         return list(tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False))
@@ -312,36 +328,42 @@ def render(problem: Problem, tokenizer, template: str = "auto") -> list[int]:
 
 
 def drop_long(problems: Sequence[Problem], tokenizer, limit: int, template: str = "auto"):
-    """-> (the problems whose prompts have at most `limit` tokens, how many were dropped); the endless stream whole."""
-    looked_at = problems[: problems.levels] if isinstance(problems, Arithmetic) else problems
-    kept = [p for p in looked_at if len(render(p, tokenizer, template)) <= limit]
-    dropped = len(looked_at) - len(kept)
-    if not kept or (dropped and isinstance(problems, Arithmetic)):
-        raise ValueError(f"{dropped} of {len(looked_at)} prompts are longer than {limit} tokens; raise the limit")
-    return (problems if isinstance(problems, Arithmetic) else kept), dropped
+    """-> (the problems whose prompts have at most `limit` tokens, how many were dropped).
+
+    The endless stream is judged by one problem of each level and comes back whole. Raises ValueError when nothing is
+    left, and when the tokenizer has no tokens for the text, as those of the tiny models have none for words.
+    """
+    endless = isinstance(problems, Arithmetic)
+    judged = problems[: WORLDS[problems.world][0]] if endless else problems
+    back = tokenizer.decode(render(judged[0], tokenizer, template))
+    if len(back) < 0.9 * len(judged[0].prompt):
+        raise ValueError(f"this tokenizer cannot write the problems: {judged[0].prompt[:60]!r} comes back as "
+                         f"{back[:60]!r}. The tiny models read `arithmetic`; other problems need a real --model.")
+    kept = [p for p in judged if len(render(p, tokenizer, template)) <= limit]
+    if not kept or (endless and len(kept) < len(judged)):
+        raise ValueError(f"{len(judged) - len(kept)} of {len(judged)} prompts have over {limit} tokens: raise the limit")
+    return (problems if endless else kept), len(judged) - len(kept)
 
 
 def order(problems: Sequence[Problem], reuse: int = 1, total: int = 0) -> Sequence[Problem]:
-    """The curriculum: easy to hard, file order among equals, unknown difficulty last. One epoch of the run.
+    """The curriculum, one epoch of a run: easy to hard, file order among equals, unknown difficulty last.
 
-    reuse > 1 (tau) keeps total / tau problems, evenly spaced in that order; total = steps x P, the prompts of the whole
-    run. The tiny world's stream stays as it is, a mixture of levels, and is cut after total / tau problems.
+    With reuse > 1 (tau) it keeps total / tau problems, rounded up and evenly spaced in that order; total = steps x P
+    are the prompts of the whole run. Of the tiny world's stream, a mixture of levels, it keeps the first total / tau.
     """
     endless = isinstance(problems, Arithmetic)
     if not endless:
         problems = sorted(problems, key=lambda p: math.inf if p.difficulty is None else p.difficulty)
     if reuse == 1:
         return problems
-    keep = math.ceil(total / reuse) if reuse > 0 else 0
+    keep = math.ceil(total / reuse) if reuse > 1 else 0
     if not 0 < keep <= len(problems):
-        raise ValueError(f"reuse {reuse} of {total} prompts needs {keep} problems, and there are {len(problems)}")
-    if endless:
-        return problems[:keep]
-    return [problems[(2 * i + 1) * len(problems) // (2 * keep)] for i in range(keep)]
+        raise ValueError(f"a reuse of {reuse} needs {total} / {reuse} problems, and there are {len(problems)}")
+    return problems[:keep] if endless else [problems[(2 * i + 1) * len(problems) // (2 * keep)] for i in range(keep)]
 
 
 def pick(problems: Sequence[Problem], step: int, P: int) -> list[Problem]:
     """The P problems of training step `step`, counted from 0, all different; the next epoch follows without a break."""
     if P > len(problems):
-        raise ValueError(f"a step of {P} prompts cannot be filled from {len(problems)} problems: lower --prompts")
+        raise ValueError(f"a step of {P} prompts cannot be filled from {len(problems)} problems: take fewer per step")
     return [problems[i % len(problems)] for i in range(step * P, (step + 1) * P)]
