@@ -37,17 +37,17 @@ PROMPT = (
     " Please output the final answer within \\boxed{{}}."
 )
 
-# (columns of the question, column of the answer); the first layout whose columns are all there is used. A dot enters a
-# nested column. `prompt` is asked as it stands, anything else is wrapped in PROMPT.
+# (columns of the question, column of the answer, how it is written); the first layout whose columns hold something is
+# used. A dot enters a nested column. `prompt` is asked as it stands, anything else is wrapped in PROMPT.
 LAYOUTS = (
-    (("prompt",), "reward_model.ground_truth"),  # the study's files, and others in verl's format
-    (("Body", "Question"), "Answer"),  # SVAMP
-    (("body", "question"), "answer"),  # ASDiv
-    (("input",), "target"),  # MAWPS
-    (("problem",), "answer"),  # MATH-500, AIME
-    (("problem",), "solution"),  # MATH: the answer is the last \boxed
-    (("question",), "answer"),  # GSM8K: the answer follows ####
-    (("prompt",), "answer"),
+    (("prompt",), "reward_model.ground_truth", "alone"),  # the study's files, and others in verl's format
+    (("Body", "Question"), "Answer", "alone"),  # SVAMP
+    (("body", "question"), "answer", "unit"),  # ASDiv: 9 (apples)
+    (("input",), "target", "alone"),  # MAWPS
+    (("problem",), "answer", "alone"),  # MATH-500, AIME
+    (("problem",), "solution", "working"),  # MATH: ends in \boxed{9}
+    (("question",), "answer", "alone"),  # GSM8K: working before #### is left out
+    (("prompt",), "answer", "alone"),
 )
 PASS_RATES = ("extra_info.qwen2.5_7b_pass_rate", "qwen2.5_7b_pass_rate")  # difficulty = 1 - pass rate
 WORLDS = {"arithmetic": (5, 1), "arithmetic-hard": (10, 2)}  # name: (levels, running values that the answer holds)
@@ -243,16 +243,19 @@ def to_problems(rows: list[dict], source: str) -> list[Problem]:
     """Rows of any layout in LAYOUTS as problems, numbered in the order of the file."""
     if not rows:
         raise ValueError(f"{source}: no rows")
-    for questions, answer in LAYOUTS:
-        if all(any(cell(row, column) is not None for row in rows) for column in (*questions, answer)):
-            break
-    else:
-        known = "; ".join(f"{' + '.join(questions)} -> {answer}" for questions, answer in LAYOUTS)
-        raise ValueError(f"{source}: columns {sorted(rows[0])} are not understood. Understood are: {known}")
+    fits = (
+        layout for layout in LAYOUTS
+        if all(any(cell(row, column) is not None for row in rows) for column in (*layout[0], layout[1]))
+    )
+    if (layout := next(fits, None)) is None:
+        found = sorted({column for row in rows for column, value in row.items() if value is not None})
+        known = "; ".join(f"{' + '.join(questions)} -> {answer}" for questions, answer, _ in LAYOUTS)
+        raise ValueError(f"{source}: the columns that hold something, {found}, are not understood. Understood: {known}")
+    questions, answer, written = layout
     problems = []
     for index, row in enumerate(rows):
         try:
-            prompt, truth = ask(row, questions), read_answer(cell(row, answer), unit="body" in questions)
+            prompt, truth = ask(row, questions), read_answer(cell(row, answer), written)
             problems.append(Problem(index, prompt, truth, difficulty(row), row.get("data_source") or source))
         except (TypeError, ValueError) as error:
             raise ValueError(f"{source}, row {index} (counted from 0): {error}") from error
@@ -270,27 +273,29 @@ def ask(row: dict, questions: tuple[str, ...]) -> str:
     if questions != ("prompt",):
         text = " ".join(str(part).strip() for column in questions if (part := cell(row, column)))
         return PROMPT.format(text) if text else ""
-    text = row.get("prompt")
-    if isinstance(text, list) and len(text) == 1 and text[0].get("role") == "user":
-        text = text[0].get("content")
-    if not isinstance(text, str | None):
-        raise ValueError(f"a prompt is a text or one user turn, not {str(text)[:80]}")
-    return text or ""
+    match row.get("prompt"):
+        case None:
+            return ""
+        case str(text) | [{"role": "user", "content": str(text)}]:
+            return text
+        case other:
+            raise ValueError(f"a prompt is a text or a single turn of the user, not {str(other)[:80]}")
 
 
 def difficulty(row: dict) -> float | None:
+    """1 - pass rate, else a column `difficulty` that holds a number, else None."""
     rate = next((rate for column in PASS_RATES if (rate := cell(row, column)) is not None), None)
     value = row.get("difficulty") if rate is None else 1.0 - float(rate)
-    return value if isinstance(value, int | float) and math.isfinite(value) else None
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
-def read_answer(value, unit: bool = False) -> str:
-    """The reference as text: 145.0 -> 145, "... #### 72" -> 72, "... \\boxed{x}" -> x; with unit "9 (apples)" -> 9.
+def read_answer(value, written: str = "alone") -> str:
+    """The reference as text: 145.0 -> 145, "... #### 72" -> 72, "... \\boxed{x}" -> x; with a unit 9 (apples) -> 9.
 
     A float of nine decimals or more is a rounded fraction (MAWPS ships 0.6666666667), and answers are compared exactly:
     it is read as the fraction within 1e-9 whose denominator is at most 1000, if there is one. Where backslashes come in
     pairs only they were escaped twice (one in nine of the study's references: \\\\frac for \\frac) and one of each is
-    taken away; a matrix has both kinds and stays as it is. Nothing, nan and inf give "".
+    taken away; a matrix has both kinds and stays as it is. Nothing, nan, inf and working without an answer give "".
     """
     if isinstance(value, float):
         if not math.isfinite(value):
@@ -303,11 +308,11 @@ def read_answer(value, unit: bool = False) -> str:
     text = "" if value is None else str(value).strip()
     if all(len(run) % 2 == 0 for run in re.findall(r"\\+", text)):
         text = text.replace("\\\\", "\\")
-    if "####" in text or "\\boxed" in text:
-        from reward import extract  # here, since most data has neither, and sympy is slow to import
+    if written == "working" or "####" in text or "\\boxed" in text:
+        from reward import extract  # here, since most data needs none, and sympy is slow to import
 
         text = extract(text) or ""
-    return re.sub(r"\s*\([^()]*\)$", "", text) if unit and text[:1].isdigit() else text
+    return re.sub(r"\s*\([^()]*\)$", "", text) if written == "unit" and text[:1].isdigit() else text
 
 
 # ---- From problems to a run ---------------------------------------------------------------------------------------
@@ -341,7 +346,7 @@ def drop_long(problems: Sequence[Problem], tokenizer, limit: int, template: str 
                          f"{back[:60]!r}. The tiny models read `arithmetic`; other problems need a real --model.")
     kept = [p for p in judged if len(render(p, tokenizer, template)) <= limit]
     if not kept or (endless and len(kept) < len(judged)):
-        raise ValueError(f"{len(judged) - len(kept)} of {len(judged)} prompts have over {limit} tokens: raise the limit")
+        raise ValueError(f"{len(judged) - len(kept)} of {len(judged)} prompts exceed {limit} tokens: raise the limit")
     return (problems if endless else kept), len(judged) - len(kept)
 
 
