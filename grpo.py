@@ -1,0 +1,439 @@
+"""GRPO post-training of Qwen2.5: the loop, and nothing that is not the loop.
+
+    torchrun grpo.py                                            # a tiny model learns arithmetic on a laptop, three minutes
+    torchrun --nproc_per_node 8 grpo.py @recipes/paper.args --model Qwen/Qwen2.5-7B
+
+GRPO (Shao et al. 2024, arXiv 2402.03300), as in "Scaling Behaviors of LLM Reinforcement Learning Post-Training"
+(arXiv 2509.25300). For each of P prompts draw G completions o_1..o_G with rewards r_1..r_G, then ascend
+
+    J = 1/T sum_i sum_t  min( rho_it A_i, clip(rho_it, 1 - eps_low, 1 + eps_high) A_i )  -  beta KL_it
+    A_i = (r_i - mean r) / (std r + 1e-6),    rho_it = pi(o_it | ..) / pi_old(o_it | ..)
+    KL_it = exp(d) - d - 1,  d = log pi_ref - log pi     (the k3 estimator, within +-10)
+
+with the dual clip: for A < 0 the term is at least c A. T counts the completion tokens of the whole update, over all
+micro-batches and ranks, so the gradient does not depend on how the batch is cut.
+
+Where we deviate from the paper's code, and why:
+- Its token mean is taken per micro-batch, so its gradient depends on the cut; ours is global.
+- With one update per rollout (the default here, not the paper's 4) the old log-probs are those of the update itself, so
+  they are not computed twice.
+- KL is 0 and the learning rate 5e-4 by default, for the tiny model; recipes/paper.args holds the paper's.
+
+Letters: P prompts, G samples of each, B sequences, T packed tokens, R completion tokens among them.
+"""
+
+import argparse
+import dataclasses
+import inspect
+import json
+import math
+import os
+import re
+import shlex
+import sys
+import time
+from collections import defaultdict
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from tqdm import tqdm
+from transformers import AutoTokenizer
+
+import data
+from evaluate import Completion, collect, draw_curve, evaluate, show
+from model import Config, Model, full, load, locate, packed_attention, save, shard
+from reward import Grader
+from rollout import Sampler, copy_weights, stop_tokens
+
+
+@dataclass
+class Flags:
+    # what is trained, on what
+    model: str = "models/tiny"  # hub name, or directory in Hugging Face layout
+    data: str = "arithmetic"  # arithmetic, a .jsonl/.json/.parquet file, or a hub name with an optional :split
+    eval_data: str = ""  # held-out problems, likewise; "" is the test split of arithmetic, else a part of --data
+    out: str = ""  # the run's directory, which must not exist; "" makes one under runs/
+    template: str = "auto"  # prompts as chat turns or plain text: auto (chat if the tokenizer has a template), chat, plain
+    seed: int = 0  # keys the noise of every sampled token, and the stream of arithmetic problems
+    # a step
+    steps: int = 150  # rollouts to train on
+    prompts: int = 32  # P, prompts of a step, over all ranks
+    group: int = 8  # G, completions of each prompt
+    updates: int = 1  # optimiser steps per rollout, each on its share of the prompts (the paper's 512 / 128 = 4)
+    reuse: int = 1  # tau: a subset of the problems seen this many times, at the same number of steps
+    max_prompt: int = 256  # tokens; longer prompts are dropped, and counted
+    max_new: int = 64  # tokens of a completion; longer ones are cut, and get what the grader gives them
+    temperature: float = 1.0  # of sampling, and of the policy that is trained
+    # the loss
+    clip_low: float = 0.2  # the ratio is clipped to 1 - clip_low ..
+    clip_high: float = 0.2  # .. 1 + clip_high
+    dual_clip: float = 3.0  # c: with a negative advantage a token's term is at least c times it; 0 turns it off
+    kl: float = 0.0  # beta, the weight of the KL term against the frozen start; 0 leaves out the reference model
+    # the optimiser
+    lr: float = 5e-4  # AdamW, constant after the warm-up (the paper: 1e-6)
+    warmup: int = 5  # updates over which the learning rate rises linearly
+    weight_decay: float = 0.1  # AdamW's
+    clip_grad: float = 1.0  # the gradient's norm is clipped to this
+    # evaluation
+    eval_every: int = 10  # steps between evaluations; step 0 and the last are always evaluated
+    eval_problems: int = 500  # held-out problems
+    eval_n: int = 1  # completions of each
+    eval_temperature: float = 1.0  # the paper evaluates at 0.7
+    # the machine
+    micro_tokens: int = 16384  # tokens of a micro-batch on one rank, prompts included
+    slots: int = 256  # sequences decoded together on one rank
+    kv_gb: float = 4.0  # memory for keys and values on one rank, 1e9 bytes
+    recompute: bool = False  # run each layer again in the backward pass instead of keeping its activations
+    offload: bool = False  # keep parameters and optimiser state in CPU memory
+    graders: int = 1  # processes on one rank that check answers needing algebra
+    grade_seconds: float = 5.0  # time limit of one answer
+
+
+def parse_flags(argv: list[str]) -> Flags:
+    """Flags from the command line and from @files (any number of flags per line, # begins a comment)."""
+    parser = argparse.ArgumentParser(
+        description="GRPO post-training.", fromfile_prefix_chars="@", formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.convert_arg_line_to_args = lambda line: shlex.split(line, comments=True)
+    notes = dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(Flags), re.M))
+    for field in dataclasses.fields(Flags):
+        kind = {"action": argparse.BooleanOptionalAction} if field.type is bool else {"type": field.type}
+        parser.add_argument(f"--{field.name.replace('_', '-')}", default=field.default, help=notes[field.name], **kind)
+    return Flags(**vars(parser.parse_args(argv)))
+
+
+def check(f: Flags, world: int) -> None:
+    """ValueError for flags that cannot make a run, saying what to change."""
+    for name in ("steps", "prompts", "group", "updates", "reuse", "max_prompt", "max_new", "eval_every", "eval_problems",
+                 "eval_n", "micro_tokens", "slots", "graders"):  # fmt: skip
+        if getattr(f, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} {getattr(f, name)}: must be at least 1")
+    if f.group < 2:
+        raise ValueError(f"--group {f.group}: an advantage compares the samples of one prompt; at least 2 are needed")
+    if f.temperature <= 0:
+        raise ValueError(f"--temperature {f.temperature}: training samples from the policy, so it must be above 0")
+    if f.prompts % f.updates or (f.prompts // f.updates) * f.group < world:
+        raise ValueError(f"--prompts {f.prompts} cannot be cut into --updates {f.updates} equal parts that each give all "
+                         f"{world} ranks a sequence; make prompts a multiple of updates")  # fmt: skip
+    if f.prompts % world:
+        raise ValueError(f"--prompts {f.prompts} is not a multiple of the {world} ranks; change it or --nproc_per_node")
+    if f.max_prompt + f.max_new > f.micro_tokens:
+        raise ValueError(f"--micro-tokens {f.micro_tokens} is less than the longest sequence, --max-prompt {f.max_prompt} + "
+                         f"--max-new {f.max_new}; raise it")  # fmt: skip
+    if f.template not in ("auto", "chat", "plain"):
+        raise ValueError(f"--template {f.template}: auto, chat or plain")
+
+
+def advantages(reward_PG: Tensor) -> Tensor:
+    """adv_PG = (r - mean) / (std + 1e-6) within each group, float32; std is the unbiased one, over G - 1 (GRPO, eq. 3)."""
+    mean_P1, std_P1 = reward_PG.mean(1, keepdim=True), reward_PG.std(1, keepdim=True)
+    return (reward_PG - mean_P1) / (std_P1 + 1e-6)
+
+
+def pack(length_B: list[int], ranks: int, budget: int) -> list[list[list[int]]]:
+    """Deals sequences to ranks and micro-batches: indices as [rank][micro-batch][...], none with more than `budget` tokens.
+
+    Every rank gets the same number of micro-batches, as few as the budget allows, and no empty one, since each is a
+    collective forward. Longest first into the emptiest bin, which leaves the bins within one sequence of each other.
+    """
+    if max(length_B) > budget or len(length_B) < ranks:
+        raise ValueError(f"{len(length_B)} sequences of up to {max(length_B)} tokens do not fit {ranks} ranks with "
+                         f"micro-batches of {budget} tokens")  # fmt: skip
+    n = -(-sum(length_B) // (ranks * budget))
+    while True:
+        bins, load = [[] for _ in range(ranks * n)], [0] * (ranks * n)
+        for i in sorted(range(len(length_B)), key=lambda i: (-length_B[i], i)):
+            b = load.index(min(load))
+            bins[b].append(i)
+            load[b] += length_B[i]
+        if max(load) <= budget:
+            return [bins[r::ranks] for r in range(ranks)]
+        n += 1
+
+
+@dataclass
+class Batch:
+    """A micro-batch of sequences laid end to end. R indexes completion tokens: row_R is where each is predicted from."""
+
+    token_T: Tensor
+    position_T: Tensor
+    length_B: list[int]
+    row_R: Tensor
+    target_R: Tensor
+    adv_R: Tensor
+    sampler_R: Tensor  # log-probs under the sampler
+    old_R: Tensor | None = None  # under the policy that drew them, by the trainer's own forward
+    ref_R: Tensor | None = None  # under the frozen start
+
+
+def make_batch(sequences: list[tuple[Completion, float]], device) -> Batch:
+    """The micro-batch of (completion, advantage) pairs."""
+    token, position, row, target, adv, logp = [], [], [], [], [], []
+    for c, a in sequences:
+        start = len(token) + len(c.prompt) - 1
+        token += c.prompt + c.ids
+        position += range(len(c.prompt) + len(c.ids))
+        row += range(start, start + len(c.ids))
+        target += c.ids
+        adv += [a] * len(c.ids)
+        logp += c.logp
+    integers = (torch.tensor(x, device=device) for x in (token, position, row, target))
+    token_T, position_T, row_R, target_R = integers
+    return Batch(token_T, position_T, [len(c.prompt) + len(c.ids) for c, _ in sequences], row_R, target_R,
+                 torch.tensor(adv, device=device), torch.tensor(logp, device=device))  # fmt: skip
+
+
+def log_probs(model: Model, b: Batch, temperature: float) -> tuple[Tensor, Tensor]:
+    """(logp_R, entropy_R), float32, of the batch's completion tokens under the model at the sampling temperature."""
+    attend = packed_attention(b.length_B, b.token_T.device)
+    return model(b.token_T, b.position_T, attend, b.row_R, b.target_R, temperature)
+
+
+def grpo_loss(logp_R: Tensor, old_R: Tensor, ref_R: Tensor | None, adv_R: Tensor, f: Flags) -> tuple[Tensor, Tensor, Tensor]:
+    """-> (loss, clipped, kl), each summed over the tokens given; the caller divides by the tokens of the whole update.
+
+    All arguments float32 of shape (R,); only logp_R carries a gradient. PPO's clipped surrogate (arXiv 1707.06347, eq. 7), dual
+    clip (arXiv 1912.09729, eq. 5), k3 (Schulman 2020, "Approximating KL divergence").
+    """
+    ratio_R = (logp_R - old_R).exp()
+    clipped_R = ratio_R.clamp(1 - f.clip_low, 1 + f.clip_high)
+    gain_R = torch.minimum(ratio_R * adv_R, clipped_R * adv_R)
+    was_clipped_R = clipped_R * adv_R < ratio_R * adv_R
+    if f.dual_clip:
+        floor_R = torch.where(adv_R < 0, f.dual_clip * adv_R, -torch.inf)
+        gain_R = torch.maximum(gain_R, floor_R)
+    loss, kl = -gain_R.sum(), logp_R.new_zeros(())
+    if ref_R is not None:
+        d_R = ref_R - logp_R
+        kl = (d_R.exp() - d_R - 1).clamp(-10, 10).sum()
+        loss = loss + f.kl * kl
+    return loss, was_clipped_R.sum(), kl.detach()
+
+
+def sequence_flops(config: Config, done: list[Completion]) -> int:
+    """FLOPs of one forward over whole sequences, the head on completion tokens alone."""
+    total = 0
+    for c in done:
+        L = len(c.prompt) + len(c.ids)
+        total += config.flops(L, L * (L + 1) // 2, len(c.ids))
+    return total
+
+
+def sampling_flops(config: Config, done: list[Completion]) -> int:
+    """FLOPs of drawing the sequences: every prompt once, then each token but the last of each sequence."""
+    total = 0
+    for c in done:
+        P, L = len(c.prompt), len(c.prompt) + len(c.ids) - 1
+        first = c.sample == 0
+        total += config.flops(L - P + first * P, (L * (L + 1) - P * (P + 1)) // 2 + first * P * (P + 1) // 2, len(c.ids))
+    return total
+
+
+def train_step(model: Model, ref: Model | None, optimizer, scheduler, done: list[Completion], f: Flags, device, phase) -> dict:
+    """All updates on one rollout; the step's statistics, already reduced over ranks (a collective)."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    reward_PG = torch.tensor([c.verdict.score for c in done]).view(f.prompts, f.group)
+    sequences = list(zip(done, advantages(reward_PG).flatten().tolist(), strict=True))
+    share = len(sequences) // f.updates
+    updates = []
+    for u in range(f.updates):
+        part = sequences[u * share : (u + 1) * share]
+        dealt = pack([len(c.prompt) + len(c.ids) for c, _ in part], world, f.micro_tokens)[rank]
+        updates.append([make_batch([part[i] for i in micro], device) for micro in dealt])
+    # Both are of the weights that drew the samples, so they come before the first update changes any.
+    with torch.no_grad():
+        if f.updates > 1:
+            with phase("old"):
+                for b in (b for batches in updates for b in batches):
+                    b.old_R = log_probs(model, b, f.temperature)[0]
+        if ref is not None:
+            with phase("reference"):
+                for b in (b for batches in updates for b in batches):
+                    b.ref_R = log_probs(ref, b, f.temperature)[0]
+    total = torch.zeros(6, dtype=torch.float64, device=device)  # loss, clipped, kl, entropy, gap, skipped updates
+    norms = []
+    with phase("train"):
+        for u, batches in enumerate(updates):
+            tokens = sum(len(c.ids) for c, _ in sequences[u * share : (u + 1) * share])  # of all ranks: the denominator
+            for i, b in enumerate(batches):
+                model.set_requires_gradient_sync(i == len(batches) - 1)
+                logp_R, entropy_R = log_probs(model, b, f.temperature)
+                old_R = logp_R.detach() if b.old_R is None else b.old_R
+                loss, clipped, kl = grpo_loss(logp_R, old_R, b.ref_R, b.adv_R, f)
+                (loss / tokens * world).backward()  # FSDP averages over ranks; the sum is wanted
+                gap = (b.sampler_R - old_R).abs().sum()
+                total[:5] += torch.stack((loss.detach(), clipped, kl, entropy_R.detach().sum(), gap)).double() / tokens
+            norm = full(torch.nn.utils.clip_grad_norm_(model.parameters(), f.clip_grad))
+            norms.append(norm.item())
+            if math.isfinite(norms[-1]):
+                optimizer.step()
+            else:
+                total[5] += 1 / world
+            scheduler.step()
+            optimizer.zero_grad(set_to_none=True)
+    dist.all_reduce(total)
+    loss, clipped, kl, entropy, gap, skipped = total.tolist()
+    finite = [n for n in norms if math.isfinite(n)]
+    return {
+        "reward": reward_PG.mean().item(), "loss": loss / f.updates, "kl": kl / f.updates, "entropy": entropy / f.updates,
+        "clip_fraction": clipped / f.updates, "grad_norm": sum(finite) / len(finite) if finite else None,
+        "skipped_updates": round(skipped), "lr": scheduler.get_last_lr()[0],
+        "length": sum(len(c.ids) for c in done) / len(done), "truncated": sum(not c.finished for c in done) / len(done),
+        "zero_variance": (reward_PG.std(1) == 0).float().mean().item(), "sampler_gap": gap / f.updates,
+        "micro_batches": sum(map(len, updates)),
+    }  # fmt: skip
+
+
+def held_out(f: Flags) -> tuple:
+    """-> (training problems in their order, held-out problems). A file without --eval-data gives up every n-th problem."""
+    problems = data.load(f.data, seed=f.seed)
+    if f.eval_data or isinstance(problems, data.Arithmetic):
+        return problems, data.load(f.eval_data or f.data, split="test", seed=f.seed)[: f.eval_problems]
+    n = max(1, min(f.eval_problems, len(problems) // 5))
+    chosen = {(2 * i + 1) * len(problems) // (2 * n) for i in range(n)}
+    return [p for i, p in enumerate(problems) if i not in chosen], [problems[i] for i in sorted(chosen)]
+
+
+class Stopped(Exception):
+    """The run cannot go on, for a reason that its message explains."""
+
+
+def main(f: Flags, device: torch.device) -> None:
+    rank, world = dist.get_rank(), dist.get_world_size()
+    speak = print if rank == 0 else lambda *_: None
+    check(f, world)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+
+    # Problems, and where the run is written.
+    source = locate(f.model)
+    config = Config.read(source)
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    problems, test = held_out(f)
+    problems, dropped = data.drop_long(problems, tokenizer, f.max_prompt, f.template)
+    test, dropped_test = data.drop_long(test, tokenizer, f.max_prompt, f.template)
+    problems = data.order(problems, f.reuse, f.steps * f.prompts)
+    name = [f.out or f"runs/{Path(f.data).stem.replace('/', '-')}-seed{f.seed}-{datetime.now():%m%d-%H%M%S}"]
+    dist.broadcast_object_list(name)
+    out = Path(name[0])
+    if out.exists():
+        raise FileExistsError(f"{out} exists already and is not overwritten; give another --out, or remove it")
+    dist.barrier()
+    if rank == 0:
+        out.mkdir(parents=True)
+        (out / "flags.json").write_text(json.dumps(dataclasses.asdict(f) | {"world": world}, indent=2) + "\n")
+    speak(f"{f.model}: {config.N:,} parameters and {config.N_total - config.N:,} in embeddings; {f.data}: "
+          f"{'endless' if isinstance(problems, data.Arithmetic) else f'{len(problems):,}'} problems, {len(test)} held out"
+          + (f"; {dropped} + {dropped_test} prompts over {f.max_prompt} tokens dropped" if dropped + dropped_test else ""))  # fmt: skip
+    speak(f"{out}: {f.steps} steps of {f.prompts} prompts x {f.group} samples, on {world} x {device.type} in {dtype}")
+
+    # The trained model in float32, sharded; the frozen start, if the loss needs it; the sampler's whole copy.
+    mesh = init_device_mesh(device.type, (world,))
+    home = "cpu" if f.offload else device
+    with torch.device("meta"):
+        model, frozen, drawn = Model(config, f.recompute), Model(config), Model(config)
+    model = load(shard(model, mesh, dtype, f.offload).to_empty(device=home), source)
+    ref = load(shard(frozen.to(dtype), mesh, dtype, f.offload).to_empty(device=home), source) if f.kl else None
+    sampler = Sampler(drawn.to(dtype).to_empty(device=device), stop_tokens(source, tokenizer), f.slots,
+                      f.max_prompt + f.max_new, f.kv_gb)  # fmt: skip
+    copy_weights(model, sampler.model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=f.lr, betas=(0.9, 0.999), weight_decay=f.weight_decay, fused=True)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda update: min(1.0, (update + 1) / max(f.warmup, 1)))
+
+    seconds, flops, D, tokens, failed = defaultdict(float), defaultdict(int), 0, 0, 0
+
+    @contextmanager
+    def phase(name: str):
+        start = time.perf_counter()
+        yield
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds[name] += time.perf_counter() - start
+
+    def log(file: str, *rows: dict) -> None:
+        if rank == 0:
+            with open(out / file, "a") as lines:
+                lines.writelines(json.dumps(row) + "\n" for row in rows)
+
+    def progress() -> dict:  # N is the paper's nominal size less what its C = 6ND should not count; tokens: prompts + responses
+        return {"D": D, "C": 6 * config.N * tokens, "N": config.N, "N_total": config.N_total}
+
+    def measure(step: int) -> tuple[dict, list[Completion]]:
+        with phase("evaluation"):
+            result, done = evaluate(sampler, tokenizer, grader, test, f.eval_n, f.max_new, f.eval_temperature, f.seed, f.template)
+        flops["evaluation"] += sampling_flops(config, done)
+        log("metrics.jsonl", {"kind": "eval", "step": step, **progress(), **result})
+        log("samples.jsonl", *({"step": step, "problem": test[c.problem].index, "prompt": test[c.problem].prompt, "text": c.text,
+                                "truth": test[c.problem].answer, **dataclasses.asdict(c.verdict)} for c in done[: 5 * f.eval_n]))  # fmt: skip
+        return result, done[: 3 * f.eval_n : f.eval_n]
+
+    with Grader(workers=f.graders, timeout_s=f.grade_seconds) as grader:
+        result, before = measure(0)
+        speak(f"step 0: pass@1 {result['pass1']:.3f} on {len(test)} held-out problems")
+        terminal = rank == 0 and sys.stderr.isatty()
+        bar = tqdm(range(1, f.steps + 1), unit="step", disable=not terminal, dynamic_ncols=True)
+        for step in bar:
+            seconds.clear()
+            flops.clear()
+            with phase("generation"):
+                batch = data.pick(problems, step - 1, f.prompts)
+                done = collect(sampler, tokenizer, grader, batch, f.group, f.max_new, f.temperature, f.seed, step, f.template)
+            stats = train_step(model, ref, optimizer, scheduler, done, f, device, phase)
+            with phase("weights"):
+                copy_weights(model, sampler.model)
+            forward = sequence_flops(config, done)
+            flops.update(generation=sampling_flops(config, done), train=forward * (4 if f.recompute else 3))
+            flops.update(old=forward * (f.updates > 1), reference=forward * (ref is not None))
+            D += len(batch)
+            step_tokens = sum(len(c.prompt) + len(c.ids) for c in done)
+            tokens += step_tokens
+            verdicts = [c.verdict.verdict for c in done]
+            if step % f.eval_every == 0 or step == f.steps:
+                result, after = measure(step)
+            log("metrics.jsonl", {"kind": "train", "step": step, **progress(), **stats, "tokens": step_tokens,
+                                  "verdicts": {v: verdicts.count(v) for v in sorted(set(verdicts))},
+                                  "set_back": sampler.set_back, "flops": dict(flops), "seconds": dict(seconds)})  # fmt: skip
+            line = {"reward": f"{stats['reward']:.3f}", "pass@1": f"{result['pass1']:.3f}", "length": f"{stats['length']:.1f}"}
+            bar.set_postfix(line)
+            if not terminal:
+                speak(f"step {step}/{f.steps} " + " ".join(f"{k} {v}" for k, v in line.items())
+                      + f" loss {stats['loss']:.2e} gap {stats['sampler_gap']:.1e} {sum(seconds.values()):.1f} s")  # fmt: skip
+            failed = failed + 1 if stats["skipped_updates"] == f.updates else 0
+            if stats["skipped_updates"]:
+                speak(f"step {step}: {stats['skipped_updates']} updates skipped, the gradient was not finite")
+            if failed == 3:
+                raise Stopped(f"no finite gradient in three steps in a row, at step {step}; try a lower --lr, and see {out}")
+
+    save(model, source, out / "final", dtype)
+    if rank == 0:
+        curve = draw_curve(out)
+        print(f"\nbefore:\n{show(before, tokenizer)}\n\nafter:\n{show(after, tokenizer)}\n")
+        print(f"curve: {curve}")
+        load_it = f"from transformers import AutoModelForCausalLM as M; m = M.from_pretrained({str(out / 'final')!r})"
+        print(f'model: python -c "{load_it}; print(m)"')
+
+
+def launch() -> None:
+    f = parse_flags(sys.argv[1:])
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    alone = {} if "RANK" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}  # python grpo.py
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(minutes=30), **alone)
+    try:
+        main(f, device)
+    except (ValueError, OSError, ImportError, Stopped) as error:
+        print(f"grpo.py: {error}" if dist.get_rank() == 0 else "", end="\n", file=sys.stderr)
+        sys.exit(2)
+    finally:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    launch()

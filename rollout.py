@@ -1,0 +1,323 @@
+"""The batched sampler: pages of keys and values, continuous batching, prompts prefilled once for their G samples.
+
+    next token ~ softmax(logits / temperature), drawn as argmax(logits / temperature + Gumbel noise)
+
+The noise is a hash of (seed, step, problem, sample, position), so a sample does not depend on what else is in the batch,
+on the order of the prompts, on the number of ranks, or on having been set back for want of pages. There is no top-k or
+top-p: the distribution drawn from is the one the trainer differentiates.
+
+How it runs: a *group* (prompt) is prefilled once, packed with others up to a token budget. Its *sequences* take free
+slots, sharing the prompt's full pages by reference count; the last, partly filled page is copied for each, since each
+will write its own tokens into it. All slots decode together, a token per step; a finished sequence leaves at the next
+look of the host, the last slots move up, and waiting sequences take the free ones. When pages run out, the youngest
+sequence is set back: its pages are freed and it waits, with its tokens, to be prefilled again.
+
+Letters: P prompts, G samples of each, B sequences in slots, T packed tokens, N pages of S tokens, M pages of a sequence.
+"""
+
+import json
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kernels.paged import decode, write_kv
+from kernels.sample import sample, token_key
+from model import Model, full, packed_attention
+
+
+@dataclass
+class Sample:
+    """One completion: `prompt` is the index in the list given to generate, `ids` the tokens with the end token if it
+    came (`finished`), `logp` their natural log-probabilities under the sampler at its temperature."""
+
+    prompt: int
+    sample: int
+    ids: list[int] = field(default_factory=list)
+    logp: list[float] = field(default_factory=list)
+    finished: bool = False
+
+
+@dataclass(eq=False)
+class Group:
+    """Sequences that start from the same tokens: a prompt, or one sequence that was set back."""
+
+    prefix: list[int]
+    waiting: deque[Sample]
+    pages: list[int] = field(default_factory=list)  # holding the prefix, once prefilled
+    logits_V: Tensor | None = None  # after its last token
+
+
+@dataclass(eq=False)
+class Slot:
+    """The host's knowledge of a running sequence; `length` bounds its tokens in the cache from above."""
+
+    sample: Sample
+    pages: list[int]
+    length: int
+
+
+class Pages:
+    """Which pages are free, and by how many sequences each of the others is used."""
+
+    def __init__(self, N: int):
+        self.free, self.uses = deque(range(N)), [0] * N
+
+    def take(self, n: int) -> list[int]:
+        taken = [self.free.popleft() for _ in range(n)]
+        self.share(taken)
+        return taken
+
+    def share(self, pages: list[int]) -> None:
+        for page in pages:
+            self.uses[page] += 1
+
+    def release(self, pages: list[int]) -> None:
+        for page in pages:
+            self.uses[page] -= 1
+            if self.uses[page] == 0:
+                self.free.append(page)
+
+
+class Sampler:
+    """Draws completions from a model.
+
+    model: an unsharded Model on the device and in the dtype to sample in; copy_weights keeps it up to date.
+    stop_ids: tokens that end a sequence. slots: sequences decoded together. max_len: longest prompt + completion.
+    kv_gb: memory for the cache in 1e9 bytes; no more is taken than `slots` sequences of max_len can use.
+    prefill_tokens: prompts are packed up to this many tokens. look_every: decode steps between two looks of the host.
+    """
+
+    def __init__(self, model: Model, stop_ids: Sequence[int], slots: int, max_len: int, kv_gb: float = 4.0, page: int = 16,
+                 prefill_tokens: int = 8192, look_every: int | None = None):  # fmt: skip
+        c, weight = model.config, next(model.parameters())
+        self.model, self.device, self.S = model, weight.device, page
+        self.slots, self.max_len, self.prefill_tokens = slots, max_len, prefill_tokens
+        # A look costs a wait for the GPU; steps that a finished sequence stays too long cost decoding for nothing.
+        self.look_every = look_every or (8 if weight.is_cuda else 1)
+        self.M = -(-(max_len + self.look_every) // page)
+        page_bytes = c.layers * 2 * page * c.J * c.K * weight.dtype.itemsize
+        # Beyond its own pages a sequence needs its prompt's last page while it starts, and one to grow into.
+        self.N = min(slots * (self.M + 1) + 2, int(kv_gb * 1e9 / page_bytes))
+        if self.N < self.M + 2:
+            raise ValueError(f"a cache of {kv_gb:g} GB holds {self.N * page:,} tokens, but one sequence of {max_len:,} needs "
+                             f"{(self.M + 2) * page_bytes / 1e9:.2g} GB; raise --kv-gb, or lower --max-prompt or --max-new")  # fmt: skip
+        self.kv = torch.zeros(c.layers, 2, self.N, page, c.J, c.K, dtype=weight.dtype, device=self.device)
+        self.stop_ids, self.stop = set(stop_ids), torch.tensor(list(stop_ids), device=self.device)
+        # Per slot: the token to feed, tokens in the cache, tokens drawn, the noise's problem and sample, whether it ended.
+        self.state = torch.zeros(6, slots, dtype=torch.int64, device=self.device)
+        self.table_SM = torch.zeros(slots, self.M, dtype=torch.int32, device=self.device)
+        self.set_back = 0  # sequences set back for want of pages, over the sampler's life
+
+    @torch.inference_mode()
+    def generate(self, prompts: list[list[int]], G: int, max_new: int, temperature: float, seed: int, step: int = 0,
+                 problems: Sequence[int] | None = None, on_finish: Callable[[Sample], None] | None = None) -> list[Sample]:  # fmt: skip
+        """G completions of every prompt (token ids), of at most max_new tokens, in the order of the prompts.
+
+        problems: the number of each prompt that keys its noise (its place in the list if not given). temperature 0 is
+        greedy. on_finish is called with every sample as soon as it is complete. ValueError for a prompt that is empty
+        or too long for the cache.
+        """
+        longest = max(map(len, prompts), default=0)
+        if not all(prompts) or longest + max_new > self.max_len:
+            raise ValueError(f"prompts of 1 to {self.max_len - max_new:,} tokens fit this sampler (max_len {self.max_len:,} less "
+                             f"max_new {max_new:,}); the shortest has {min(map(len, prompts)):,}, the longest {longest:,}")  # fmt: skip
+        self.pages, self.running = Pages(self.N), []
+        self.seed, self.step, self.temperature, self.max_new = seed, step, temperature, max_new
+        self.prompts, self.problems = prompts, problems if problems is not None else range(len(prompts))
+        self.id_SL = torch.zeros(self.slots, max_new + 1, dtype=torch.int64, device=self.device)  # the last column: waste
+        self.logp_SL = torch.zeros(self.slots, max_new + 1, device=self.device)
+        samples = [[Sample(p, g) for g in range(G)] for p in range(len(prompts))]
+        self.waiting = deque(Group(prompts[p], deque(group)) for p, group in enumerate(samples))
+        while self.waiting or self.running:
+            self._look(on_finish)
+            # A prefill costs a forward pass, so slots are filled several at a time.
+            enough = max(1, min(self.slots // 8, len(self.waiting)))
+            if self.waiting and self.slots - len(self.running) >= enough and self._admit():
+                continue  # look again: the new sequences need pages to grow into
+            for _ in range(self.look_every if self.running else 0):
+                self._decode()
+        return [s for group in samples for s in group]
+
+    def _look(self, on_finish) -> None:
+        """Takes finished sequences out, gives pages to the others or sets the youngest back, and closes the ranks."""
+        if not self.running:
+            return
+        B = len(self.running)
+        _, length_B, drawn_B, _, _, done_B = self.state[:, :B].tolist()
+        keep = []
+        for b, slot in enumerate(self.running):
+            slot.length = length_B[b]
+            if done_B[b]:
+                self._collect(slot.sample, b, drawn_B[b])
+                slot.sample.finished = slot.sample.ids[-1] in self.stop_ids
+                self.pages.release(slot.pages)
+                if on_finish:
+                    on_finish(slot.sample)
+            else:
+                keep.append(b)
+        grown = []
+        for i, b in enumerate(keep):  # oldest first
+            slot = self.running[b]
+            missing = -(-(slot.length + self.look_every) // self.S) - len(slot.pages)
+            while missing > len(self.pages.free) and len(keep) > i:
+                self._free_some(keep, drawn_B)
+            if len(keep) <= i:
+                break  # it was the youngest itself
+            if missing > 0:
+                slot.pages += self.pages.take(missing)
+                grown.append(i)
+        if len(keep) < B:
+            n, keep_B = len(keep), torch.tensor(keep, dtype=torch.int64, device=self.device)
+            for rows in (self.state.T, self.table_SM, self.id_SL, self.logp_SL):
+                rows[:n] = rows[keep_B]
+            self.running = [self.running[b] for b in keep]
+        self._write_tables(grown)
+
+    def _free_some(self, keep: list[int], drawn_B: list[int]) -> None:
+        """Gives up the pages of a prefilled prompt that still waits, else of the youngest running sequence."""
+        for group in reversed(self.waiting):
+            if group.pages:
+                self.pages.release(group.pages)
+                group.pages, group.logits_V = [], None
+                return
+        b = keep.pop()
+        s = self.running[b].sample
+        self._collect(s, b, drawn_B[b])
+        self.pages.release(self.running[b].pages)
+        self.waiting.appendleft(Group(self.prompts[s.prompt] + s.ids, deque([s])))
+        self.set_back += 1
+
+    def _collect(self, s: Sample, b: int, drawn: int) -> None:
+        s.ids = self.id_SL[b, :drawn].tolist()
+        s.logp = self.logp_SL[b, :drawn].tolist()
+
+    def _admit(self) -> bool:
+        """Prefills waiting groups up to the token budget and starts as many sequences as slots and pages allow; any at all?"""
+        fresh, tokens, started = [], 0, []
+        if not self.running:  # then only prompts that were prefilled but not started hold pages: they can begin anew
+            for group in self.waiting:
+                self.pages.release(group.pages)
+                group.pages = []
+        for group in self.waiting:
+            need = -(-len(group.prefix) // self.S)
+            room = self.slots - len(self.running) - len(started)
+            # Each sequence to start needs a page of its own, and one to grow into; with less, running ones go on first.
+            if room <= 0 or len(self.pages.free) < (0 if group.pages else need) + 2:
+                break
+            if not group.pages:
+                if fresh and tokens + len(group.prefix) > self.prefill_tokens:
+                    break
+                group.pages = self.pages.take(need)
+                fresh.append(group)
+                tokens += len(group.prefix)
+            n = min(room, len(group.waiting), len(self.pages.free) - 1)
+            started += [(group, group.waiting.popleft(), self.pages.take(1)[0]) for _ in range(n)]
+        if fresh:
+            for group, logits_V in zip(fresh, self._prefill(fresh), strict=True):
+                group.logits_V = logits_V
+        if started:
+            self._start(started)
+        while self.waiting and not self.waiting[0].waiting:
+            self.pages.release(self.waiting.popleft().pages)
+        return bool(started)
+
+    def _prefill(self, groups: list[Group]) -> Tensor:
+        """Runs the prefixes packed, stores their keys and values; returns the logits after each, (groups, V)."""
+        length_B = [len(g.prefix) for g in groups]
+        token_T = torch.tensor([t for g in groups for t in g.prefix], device=self.device)
+        position_T = torch.cat([torch.arange(n) for n in length_B]).to(self.device)
+        slot_T = torch.cat([(torch.tensor(g.pages)[:, None] * self.S + torch.arange(self.S)).flatten()[: len(g.prefix)]
+                            for g in groups]).to(self.device)  # fmt: skip
+        causal = packed_attention(length_B, self.device)
+
+        def attend(layer, q_THK, k_TJK, v_TJK):
+            write_kv(self.kv[layer], k_TJK, v_TJK, slot_T)
+            return causal(layer, q_THK, k_TJK, v_TJK)
+
+        last_R = torch.tensor(length_B, device=self.device).cumsum(0) - 1
+        return self.model(token_T, position_T, attend, last_R)
+
+    def _start(self, started: list[tuple[Group, Sample, int]]) -> None:
+        """Gives every (group, sample, own page) a slot, and draws its first token from its group's logits."""
+        first, rows = len(self.running), []
+        source, target = [], []
+        for group, s, page in started:
+            shared = group.pages[: len(group.prefix) // self.S]
+            if len(group.prefix) % self.S:  # its tokens will go into the last page: a page of its own
+                source.append(group.pages[-1])
+                target.append(page)
+            self.pages.share(shared)
+            self.running.append(Slot(s, [*shared, page], len(group.prefix)))
+            rows.append([0, len(group.prefix), len(s.ids), self.problems[s.prompt], s.sample, 0])
+        if source:
+            self.kv[:, :, target] = self.kv[:, :, source]
+        b = slice(first, len(self.running))
+        self.state[:, b] = torch.tensor(rows, device=self.device).T
+        self._write_tables(range(first, len(self.running)))
+        for i, (_, s, _) in enumerate(started, first):
+            if s.ids:  # set back earlier: its tokens stay
+                self.id_SL[i, : len(s.ids)] = torch.tensor(s.ids, device=self.device)
+                self.logp_SL[i, : len(s.ids)] = torch.tensor(s.logp, device=self.device)
+        self._draw(b, torch.stack([group.logits_V for group, _, _ in started]))
+
+    def _decode(self) -> None:
+        """One token for every running sequence."""
+        b = slice(0, len(self.running))
+        token_B, length_B, _, _, _, done_B = self.state[:, b]
+        live_B = 1 - done_B
+        width = max(len(slot.pages) for slot in self.running)
+        page_B = self.table_SM[b].gather(1, (length_B // self.S)[:, None]).squeeze(1)
+        slot_B = torch.where(live_B.bool(), page_B * self.S + length_B % self.S, -1)
+        pages_BM, seen_B = self.table_SM[b, :width], (length_B + 1).int()
+
+        def attend(layer, q_BHK, k_BJK, v_BJK):
+            write_kv(self.kv[layer], k_BJK, v_BJK, slot_B)
+            return decode(q_BHK, self.kv[layer], pages_BM, seen_B)
+
+        logits_BV = self.model(token_B, length_B, attend)
+        length_B += live_B
+        self._draw(b, logits_BV)
+
+    def _draw(self, b: slice, logits_BV: Tensor) -> None:
+        """Draws a token for every live row of the slots b, records it, and marks the rows that end with it."""
+        token_B, _, drawn_B, problem_B, sample_B, done_B = self.state[:, b]
+        drawn, logp_B = sample(logits_BV, self.temperature, token_key(self.seed, self.step, problem_B, sample_B, drawn_B))
+        column_B1 = torch.where(done_B.bool(), self.max_new, drawn_B)[:, None]
+        self.id_SL[b].scatter_(1, column_B1, drawn[:, None])
+        self.logp_SL[b].scatter_(1, column_B1, logp_B[:, None])
+        token_B.copy_(drawn)
+        drawn_B += 1 - done_B
+        done_B |= torch.isin(drawn, self.stop) | (drawn_B >= self.max_new)
+
+    def _write_tables(self, slots) -> None:
+        """Copies the page lists of the given slots to the device."""
+        if slots:
+            width = max(len(self.running[i].pages) for i in slots)
+            rows = [self.running[i].pages + [0] * (width - len(self.running[i].pages)) for i in slots]
+            self.table_SM[torch.tensor(list(slots), device=self.device), :width] = torch.tensor(
+                rows, dtype=torch.int32, device=self.device)  # fmt: skip
+
+
+@torch.no_grad()
+def copy_weights(src: Model, dst: Model) -> None:
+    """Overwrites dst's parameters in place with src's, gathered from their shards one at a time (a collective)."""
+    target = dict(dst.named_parameters())
+    for name, p in src.named_parameters():
+        target[name].copy_(full(p))
+
+
+def stop_tokens(directory, tokenizer) -> list[int]:
+    """The tokens that end a turn: generation_config.json's, config.json's and the tokenizer's end-of-text tokens."""
+    found = {tokenizer.eos_token_id}
+    for name in ("generation_config.json", "config.json"):
+        path = Path(directory) / name
+        ids = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None
+        found |= set(ids if isinstance(ids, list) else [ids])
+    found -= {None}
+    if not found:
+        raise ValueError(f"{directory}: neither its configuration nor its tokenizer names an end-of-text token (eos_token_id)")
+    return sorted(found)

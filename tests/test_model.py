@@ -1,0 +1,144 @@
+"""model.py against transformers, on random models; each test names the mutation it was seen to catch."""
+
+import json
+
+import pytest
+import torch
+
+from model import Config, Model, load, locate, packed_attention, save
+
+LENGTHS = [7, 1, 19, 90]  # one token alone, and one longer than Llama 3's "original" context in the fixture
+
+
+def packed(lengths=LENGTHS, seed=0):
+    """(token_T, position_T) of random sequences laid end to end."""
+    token_T = torch.randint(1, 97, (sum(lengths),), generator=torch.Generator().manual_seed(seed))
+    return token_T, torch.cat([torch.arange(n) for n in lengths])
+
+
+@pytest.mark.parametrize("family,tied", [("qwen2", True), ("qwen2", False), ("qwen3", True), ("llama", False)])
+def test_packed_logits_are_those_of_transformers(checkpoint, ours, family, tied):
+    # Caught: a dropped q/k/v bias, no q/k norm, unscaled Llama 3 frequencies, swapped halves in rotate, eps outside the root.
+    token_T, position_T = packed()
+    with torch.no_grad():
+        logits_TV = ours(family, tied)(token_T, position_T, packed_attention(LENGTHS, "cpu"))
+        oracle = checkpoint(family, tied)[1]
+        expected_TV = torch.cat([oracle(part[None]).logits[0] for part in token_T.split(LENGTHS)])
+    torch.testing.assert_close(logits_TV.log_softmax(-1), expected_TV.log_softmax(-1), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("lengths", [LENGTHS, [6, 6, 6]])
+def test_sequences_do_not_see_each_other(ours, lengths):
+    # Changing every token of the other sequences changes nothing; without the boundaries (one long sequence) it does.
+    token_T, position_T = packed(lengths)
+    other_T = (token_T + 1) % 97
+    start, end = sum(lengths[:-1]), sum(lengths)
+    other_T[start:end] = token_T[start:end]
+    model = ours()
+
+    def last(tokens, lengths):
+        with torch.no_grad():
+            return model(tokens, position_T, packed_attention(lengths, "cpu"))[start:end]
+
+    torch.testing.assert_close(last(token_T, lengths), last(other_T, lengths), atol=1e-5, rtol=0)
+    assert (last(token_T, [sum(lengths)]) - last(other_T, [sum(lengths)])).abs().max() > 0.1
+
+
+def test_gradients_are_those_of_transformers_and_survive_recomputation(checkpoint, ours):
+    # Caught: a detached k, recomputation without the layer's input.
+    token_T, position_T = packed([12])
+    oracle, model = checkpoint()[1], ours()
+    oracle.zero_grad()
+    oracle(token_T[None], labels=token_T[None]).loss.backward()
+    for recompute in (False, True):
+        model.recompute = recompute
+        model.zero_grad()
+        rows_R = torch.arange(11)
+        logp_R, _ = model(token_T, position_T, packed_attention([12], "cpu"), rows_R, token_T[1:])
+        (-logp_R.mean()).backward()
+        for (name, p), q in zip(model.named_parameters(), oracle.parameters(), strict=True):
+            torch.testing.assert_close(p.grad, q.grad, atol=1e-4, rtol=1e-3, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_rows_and_temperature(ours):
+    # Caught: temperature multiplied instead of divided, rows shifted by one.
+    token_T, position_T = packed()
+    row_R = torch.tensor([3, 20, 116])
+    with torch.no_grad():
+        logits_TV = ours()(token_T, position_T, packed_attention(LENGTHS, "cpu"))
+        logp_R, entropy_R = ours()(token_T, position_T, packed_attention(LENGTHS, "cpu"), row_R, token_T[row_R], 0.7)
+    expected = (logits_TV[row_R].double() / 0.7).log_softmax(-1)
+    torch.testing.assert_close(logp_R.double(), expected.gather(1, token_T[row_R, None])[:, 0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(entropy_R.double(), -(expected.exp() * expected).sum(1), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_saved_checkpoint_loads_in_transformers(checkpoint, ours, tmp_path, tied):
+    # With 8 kB files the writer must cut the model into several and write the index. Caught: a tied head saved twice.
+    from transformers import AutoModelForCausalLM
+
+    model = ours("qwen2", tied)
+    save(model, checkpoint("qwen2", tied)[0], tmp_path, torch.float32, shard_gb=8e-6)
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path)
+    token_T, position_T = packed([30])
+    with torch.no_grad():
+        logits_TV = model(token_T, position_T, packed_attention([30], "cpu"))
+        torch.testing.assert_close(logits_TV, theirs(token_T[None]).logits[0].float(), atol=1e-4, rtol=1e-4)
+    again = load(Model(Config.read(tmp_path)), tmp_path)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), again.parameters(), strict=True))
+
+
+def test_parameters_and_flops_are_counted(checkpoint, ours):
+    # The oracles: transformers' parameter count and torch's counter of matrix products (which leaves out norms and biases).
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    for family, tied in (("qwen2", True), ("qwen3", True), ("llama", False)):
+        assert ours(family, tied).config.N_total == checkpoint(family, tied)[1].num_parameters()
+    token_T, position_T = packed([64])
+    model = ours()
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        model(token_T, position_T, packed_attention([64], "cpu"))
+    counted = counter.get_total_flops()  # the plain path multiplies the whole square of queries and keys
+    assert counted <= model.config.flops(64, 64 * 64, 64) < 1.02 * counted
+
+
+def write_config(directory, **changes):
+    base = {"model_type": "qwen2", "num_hidden_layers": 1, "hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2,
+            "vocab_size": 11, "rms_norm_eps": 1e-6}  # fmt: skip
+    (directory / "config.json").write_text(json.dumps(base | changes))
+    return directory
+
+
+def test_bad_checkpoints_are_named(tmp_path, checkpoint):
+    with pytest.raises(FileNotFoundError, match=r"config\.json: not found"):
+        Config.read(tmp_path)
+    for changes, message in [
+        ({"model_type": "gpt2"}, "'gpt2' is not supported, only qwen2, qwen3, llama; to add it"),
+        ({"use_sliding_window": True}, "use_sliding_window"),
+        ({"hidden_act": "gelu"}, "hidden_act"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "yarn"),
+        ({"attention_bias": False}, "attention_bias other than True"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            Config.read(write_config(tmp_path, **changes))
+    with pytest.raises(FileNotFoundError, match="no .safetensors"):
+        load(Model(Config.read(write_config(tmp_path))), tmp_path)
+    # The weights of another shape: every misfit is named, with both shapes.
+    with pytest.raises(ValueError, match=r"embed_tokens.*\[97, 32\] in the file, \[11, 8\] in the model"):
+        load(Model(Config.read(tmp_path)), checkpoint()[0])
+    with pytest.raises(FileNotFoundError, match="no such directory, and not a hub name"):
+        locate("models/nowhere")
+
+
+def test_hub_without_network(monkeypatch):
+    # The hub's client is asked and fails; the error must say what else can be done.
+    import huggingface_hub
+
+    def fail(*_, **__):
+        raise OSError("no route")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    with pytest.raises(FileNotFoundError, match=r"hub did not give it .*no route.*--model DIR takes a local checkpoint"):
+        locate("Qwen/Qwen2.5-0.5B")
