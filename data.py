@@ -1,4 +1,4 @@
-"""Problems: from a file, from the hub, or from a generator that needs neither; how they are asked, and in which order.
+r"""Problems: from a file, from the hub, or from a generator that needs neither; how they are asked, and in which order.
 
 The study's recipe: every mathematics problem is one user turn, `PROMPT`, for base and instruct models alike; problems
 come easy to hard and are never shuffled; with a reuse factor tau, a difficulty-stratified subset of total / tau
@@ -6,14 +6,14 @@ problems is seen for tau epochs in order, so that the number of steps is fixed. 
 
     B_t = { problems[(t P + i) mod n] : 0 <= i < P },    a pure function of t: resuming replays and skips nothing.
 
-Deviations: the study drew its subsets at random within classes of difficulty, we take evenly spaced ranks of the
-curriculum (no seed, and every class has its share to within one problem); the remainder of an epoch is not dropped, the
+Deviations: the study samples its subsets class by class of difficulty, we take evenly spaced ranks of the curriculum
+(no seed, and every class has its share to within one problem); the remainder of an epoch is not dropped, the
 batch goes on with the next epoch; problems whose pass rate is unknown come last.
 
 The tiny world (`arithmetic`) is a chain of additions and subtractions of single digits whose running value stays in
 0..9. Every operand has a label, which tells a small model where to look for the next one:
 
-    prompt a6b-4c+1?    solution b6-4=2;c2+1=3;\\boxed{3}    level = number of steps, here 2
+    prompt a6b-4c+1?    solution b6-4=2;c2+1=3;\boxed{3}    level = number of steps, here 2
 
 Labels are consecutive letters from a random first one. A chain is held out when a hash of it *without* its labels says
 so: one in four, decided before anything is drawn. So no problem of the test split, under any labels, is in a training
@@ -88,9 +88,9 @@ def held_out(prompt: str) -> bool:
 
 
 def solve(prompt: str, slip: Callable[[int], int] | None = None, style: str = "full", values: int = 1) -> str:
-    """The working out of a chain and its boxed answer, the last `values` running values.
+    r"""The working out of a chain and its boxed answer, the last `values` running values.
 
-    style: `full` b6-4=2;c2+1=3;\\boxed{3}, `terse` b2;c3;\\boxed{3}, `jump` \\boxed{3}.
+    style: `full` b6-4=2;c2+1=3;\boxed{3}, `terse` b2;c3;\boxed{3}, `jump` \boxed{3}.
     slip: called with the result of each step, returns the digit to write instead; the working goes on from what was
     written. Where that would leave 0..9 the result is 0 or 9, since the world has single digits only.
     """
@@ -151,7 +151,7 @@ class Arithmetic(Sequence):
 
 
 def make_tokenizer():
-    """One token per character of the tiny world, `\\boxed`, and the end of text (padding too): 45 tokens, no bos.
+    r"""One token per character of the tiny world, `\boxed`, and the end of text (padding too): 45 tokens, no bos.
 
     A Qwen2Tokenizer without merges, because AutoTokenizer turns any tokenizer beside a Qwen2 config.json into one. It
     drops characters outside its alphabet in silence: drop_long() refuses problems that it cannot write.
@@ -232,9 +232,9 @@ def read_hub(name: str, split: str) -> list[dict]:
 
 
 def cell(row: dict, column: str):
-    """The value of a possibly nested column, None where there is none. Names may hold dots themselves (qwen2.5)."""
+    """The value of a possibly nested column, None where there is none. A dot may also be part of a name (qwen2.5)."""
     head, _, tail = column.partition(".")
-    if column not in row and tail and isinstance(row.get(head), dict):
+    if tail and isinstance(row.get(head), dict):
         return cell(row[head], tail)
     return row.get(column)
 
@@ -290,11 +290,11 @@ def difficulty(row: dict) -> float | None:
 
 
 def read_answer(value, written: str = "alone") -> str:
-    """The reference as text: 145.0 -> 145, "... #### 72" -> 72, "... \\boxed{x}" -> x; with a unit 9 (apples) -> 9.
+    r"""The reference as text: 145.0 -> 145, "... #### 72" -> 72, "... \boxed{x}" -> x; with a unit 9 (apples) -> 9.
 
     A float of nine decimals or more is a rounded fraction (MAWPS ships 0.6666666667), and answers are compared exactly:
     it is read as the fraction within 1e-9 whose denominator is at most 1000, if there is one. Where backslashes come in
-    pairs only they were escaped twice (one in nine of the study's references: \\\\frac for \\frac) and one of each is
+    pairs only they were escaped twice (one in nine of the study's references: \\frac for \frac) and one of each is
     taken away; a matrix has both kinds and stays as it is. Nothing, nan, inf and working without an answer give "".
     """
     if isinstance(value, float):
@@ -332,7 +332,9 @@ def render(problem: Problem, tokenizer, template: str = "auto") -> list[int]:
     return list(tokenizer(problem.prompt)["input_ids"])
 
 
-def drop_long(problems: Sequence[Problem], tokenizer, limit: int, template: str = "auto"):
+def drop_long(
+    problems: Sequence[Problem], tokenizer, limit: int, template: str = "auto"
+) -> tuple[Sequence[Problem], int]:
     """-> (the problems whose prompts have at most `limit` tokens, how many were dropped).
 
     The endless stream is judged by one problem of each level and comes back whole. Raises ValueError when nothing is
