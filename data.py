@@ -198,7 +198,7 @@ def read_rows(path: Path) -> list[dict]:
         return pyarrow.parquet.read_table(path).to_pylist()
     if path.suffix not in (".jsonl", ".json"):
         raise ValueError(f"{path}: data files end in .jsonl, .json or .parquet, not {path.suffix!r}")
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8-sig")
     # A JSON string may hold separators such as U+2028, so splitlines() would cut rows in two.
     pieces, rows = [text] if path.suffix == ".json" else text.split("\n"), []
     for line, piece in enumerate(pieces, 1):
