@@ -9,76 +9,173 @@ The logits are made for one block of the vocabulary at a time, forward and again
 not of the tokens: each block's weight gradient is then one finished matrix product over all tokens, rounded once, and
 the only sum carried across blocks is the (T, D) gradient of the hidden states, in float32; with blocks of tokens it
 would be the (V, D) gradient of the weight (2 GB at V = 152064, D = 3584), read and written once per block.
+
+On a GPU the products are cuBLAS's and the rest is one kernel per block and direction. By count, at T = 16384, D = 3584,
+V = 152064: one product is 18 TFLOP, 25 ms at 700 TFLOP/s; writing and reading the logits of all blocks in float32 is
+20 GB, 4 to 6 ms. A kernel that fuses both saves those, but must come within 85% of cuBLAS's rate to win, and loses
+more in backward, where it needs three products. float32 logits, because bf16 ones would be off by up to 0.06 at 20.
 """
 
-import torch
+import functools
 
-# Elements of one block of logits. 64 MiB in float32 on a CPU; on a GPU four times that, since smaller blocks pay for
-# reading and writing the float32 sum of the hidden gradient.
+import torch
+from torch.autograd.function import once_differentiable
+
+# Elements of one block of logits: 64 MiB in float32 on a CPU. Four times that on a GPU, where every block also reads
+# and writes the float32 sum of the hidden gradient: 0.5 GB at the sizes above, so 18 GB, 4 to 6 ms, for 38 blocks.
 BLOCK = {"cpu": 2**24, "cuda": 2**26}
 
 
 def _blocks(T, V, device):
-    """Ranges [first, last) that cut V so that a (T, last - first) block stays near the budget."""
-    count = -(-T * V // BLOCK[device.type])
-    size = -(-V // max(count, 1) // 128) * 128  # multiples of 128: whole tiles of a matrix product
+    """Ranges (first, last) that cut V so that the logits of one are about BLOCK elements."""
+    count = max(1, -(-T * V // BLOCK[device.type]))
+    size = -(-V // count // 128) * 128  # whole tiles of a matrix product
     return [(first, min(first + size, V)) for first in range(0, V, size)]
 
 
-def _wide(x):
-    """Float32, or float64 if it is: what sums are kept in."""
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+def _operand(x):
+    """x as the products below take it: unchanged on a GPU, float32 on a CPU, whose bf16 products round to bf16."""
+    return x if x.is_cuda or x.dtype == torch.float64 else x.float()
 
 
-def block_forward_reference(z_TC, first, target_T, state_4T):
-    """Fold one block of logits into the running state of every row.
+def _product(a, b):
+    """a @ b, the sums and the result in at least float32."""
+    return torch.mm(a, b, out_dtype=torch.float32) if a.dtype in (torch.bfloat16, torch.float16) else a @ b
 
-    state: the maximum m, s = sum exp(z - m), w = sum exp(z - m) (z - m), and the target's logit.
+
+def _add_product(total, a, b):
+    """total += a @ b, in place."""
+    if a.dtype in (torch.bfloat16, torch.float16):
+        torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
+    else:
+        total.addmm_(a, b)
+
+
+def forward_reference(z_TC, first, target_T, state_4T, inverse_temperature):
+    """Fold one block of logits (columns first, first + 1, ... of the vocabulary) into the state of every row, in place.
+
+    The state is the maximum m, s = sum exp(z - m), w = sum exp(z - m) (z - m), and the target's z.
     """
     m_T, s_T, w_T, z_target_T = state_4T
+    z_TC = z_TC.mul_(inverse_temperature)
     new_m_T = torch.maximum(m_T, z_TC.amax(1))
-    # The old sums move to the new maximum; at the first block m is -inf, and its sums are 0 and stay so.
+    column_T1, inside_T1 = _target_column(z_TC, first, target_T)
+    z_target_T.copy_(torch.where(inside_T1, z_TC.gather(1, column_T1), z_target_T[:, None])[:, 0])
+    # The old sums move to the new maximum. At the first block m is -inf and they are 0, and 0 they stay.
     shift_T = torch.where(m_T == -torch.inf, 0.0, m_T - new_m_T)
-    scale_T = shift_T.exp()
-    w_T.add_(shift_T * s_T).mul_(scale_T)
-    s_T.mul_(scale_T)
-    column_T1 = (target_T - first)[:, None]
-    inside_T = ((column_T1 >= 0) & (column_T1 < z_TC.shape[1]))[:, 0]
-    found_T = z_TC.gather(1, column_T1.clamp(0, z_TC.shape[1] - 1))[:, 0]
-    z_target_T.copy_(torch.where(inside_T, found_T, z_target_T))
     z_TC -= new_m_T[:, None]
     exp_TC = z_TC.exp()
-    s_T += exp_TC.sum(1)
-    w_T += exp_TC.mul_(z_TC).sum(1)
+    w_T.addcmul_(shift_T, s_T).mul_(shift_T.exp())
+    s_T.mul_(shift_T.exp()).add_(exp_TC.sum(1))
+    w_T.add_(exp_TC.mul_(z_TC).sum(1))
     m_T.copy_(new_m_T)
 
 
-def block_backward_reference(z_TC, first, target_T, lse_T, entropy_T, d_logp_T, d_entropy_T):
-    """Gradient of one block of logits, in place: d_logp ([v = target] - p) - d_entropy p (log p + entropy)."""
-    logp_TC = z_TC.sub_(lse_T[:, None])
+def backward_reference(z_TC, first, target_T, lse_T, entropy_T, d_logp_T, d_entropy_T, inverse_temperature, dtype):
+    """Gradient of one block of hidden @ weight.T, in dtype; overwrites z_TC. d_entropy_T None: its gradient is 0."""
+    logp_TC = z_TC.mul_(inverse_temperature).sub_(lse_T[:, None])
     grad_TC = logp_TC.exp()
     if d_entropy_T is None:
         grad_TC *= -d_logp_T[:, None]
     else:
         bias_T = -d_logp_T - d_entropy_T * entropy_T
         grad_TC *= logp_TC.mul_(-d_entropy_T[:, None]).add_(bias_T[:, None])
+    column_T1, inside_T1 = _target_column(z_TC, first, target_T)
+    return grad_TC.scatter_add_(1, column_T1, d_logp_T[:, None] * inside_T1).mul_(inverse_temperature).to(dtype)
+
+
+def _target_column(z_TC, first, target_T):
+    """Column of each target in this block, and whether it is in it at all."""
     column_T1 = (target_T - first)[:, None]
     inside_T1 = (column_T1 >= 0) & (column_T1 < z_TC.shape[1])
-    grad_TC.scatter_add_(1, column_T1.clamp(0, z_TC.shape[1] - 1), d_logp_T[:, None] * inside_T1)
+    return column_T1.clamp_(0, z_TC.shape[1] - 1), inside_T1
+
+
+@functools.cache
+def load_triton():
+    """Define the kernels, as globals: triton is then imported only where they run, and its interpreter finds `tl`."""
+    global triton, tl, forward_kernel, backward_kernel
+    import triton
+    import triton.language as tl
+
+    @triton.jit
+    def forward_kernel(z_TC, target_T, state_4T, first, T, C, inverse_temperature, BLOCK: tl.constexpr):
+        row = tl.program_id(0)
+        z_C, at = z_TC + row.to(tl.int64) * C, state_4T + row
+        m, s, w = tl.load(at), tl.load(at + T), tl.load(at + 2 * T)
+        for start in range(0, C, BLOCK):
+            column = start + tl.arange(0, BLOCK)
+            z = tl.load(z_C + column, mask=column < C, other=float("-inf")) * inverse_temperature
+            new_m = tl.maximum(m, tl.max(z, 0))
+            shift = tl.where(m == float("-inf"), 0.0, m - new_m)
+            exp = tl.exp(z - new_m)
+            w = (w + shift * s) * tl.exp(shift) + tl.sum(tl.where(column < C, exp * (z - new_m), 0.0), 0)
+            s = s * tl.exp(shift) + tl.sum(exp, 0)
+            m = new_m
+        tl.store(at, m)
+        tl.store(at + T, s)
+        tl.store(at + 2 * T, w)
+        target = tl.load(target_T + row) - first
+        inside = (target >= 0) & (target < C)
+        z_target = tl.load(z_C + target, mask=inside, other=0.0)
+        tl.store(at + 3 * T, z_target * inverse_temperature, mask=inside)
+
+    @triton.jit
+    def backward_kernel(
+        z_TC, grad_TC, target_T, lse_T, entropy_T, d_logp_T, d_entropy_T, first, C, inverse_temperature,
+        ENTROPY: tl.constexpr, BLOCK: tl.constexpr,
+    ):  # fmt: skip
+        row = tl.program_id(0)
+        column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+        at = row.to(tl.int64) * C + column
+        logp = tl.load(z_TC + at, mask=column < C, other=0.0) * inverse_temperature - tl.load(lse_T + row)
+        d_logp = tl.load(d_logp_T + row)
+        slope = d_logp
+        if ENTROPY:
+            slope += tl.load(d_entropy_T + row) * (logp + tl.load(entropy_T + row))
+        chosen = tl.where(first + column == tl.load(target_T + row), d_logp, 0.0)
+        grad = (chosen - tl.exp(logp) * slope) * inverse_temperature
+        tl.store(grad_TC + at, grad.to(grad_TC.dtype.element_ty), mask=column < C)
+
+
+def forward_triton(z_TC, first, target_T, state_4T, inverse_temperature):
+    """`forward_reference` on a GPU: one program per row."""
+    load_triton()
+    T, C = z_TC.shape
+    block = min(4096, triton.next_power_of_2(C))
+    forward_kernel[T,](z_TC, target_T, state_4T, first, T, C, inverse_temperature, BLOCK=block, num_warps=8)
+
+
+def backward_triton(z_TC, first, target_T, lse_T, entropy_T, d_logp_T, d_entropy_T, inverse_temperature, dtype):
+    """`backward_reference` on a GPU: one program per row and 2048 columns."""
+    load_triton()
+    T, C = z_TC.shape
+    grad_TC = z_TC if dtype == z_TC.dtype else torch.empty(T, C, dtype=dtype, device=z_TC.device)
+    block = min(2048, triton.next_power_of_2(C))
+    backward_kernel[T, triton.cdiv(C, block)](
+        z_TC, grad_TC, target_T, lse_T, entropy_T, d_logp_T, d_entropy_T, first, C, inverse_temperature,
+        ENTROPY=d_entropy_T is not None, BLOCK=block, num_warps=4,
+    )  # fmt: skip
     return grad_TC
+
+
+def _rows(x):
+    """The two row functions for the device of x."""
+    return (forward_triton, backward_triton) if x.is_cuda else (forward_reference, backward_reference)
 
 
 class _LogProb(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden_TD, weight_VD, target_T, temperature):
+        operand_TD, target_T = _operand(hidden_TD), target_T.contiguous()
         T, V = len(hidden_TD), len(weight_VD)
-        wide_TD = _wide(hidden_TD)
-        state_4T = wide_TD.new_zeros(4, T)
+        dtype = torch.promote_types(operand_TD.dtype, torch.float32)
+        state_4T = torch.zeros(4, T, dtype=dtype, device=hidden_TD.device)
         state_4T[0] = -torch.inf
-        state_4T[3] = torch.nan  # what a target outside the vocabulary leaves
+        state_4T[3] = torch.nan  # and so it stays for a target outside the vocabulary
         for first, last in _blocks(T, V, hidden_TD.device):
-            z_TC = wide_TD @ _wide(weight_VD[first:last]).T
-            block_forward_reference(z_TC.div_(temperature), first, target_T, state_4T)
+            z_TC = _product(operand_TD, _operand(weight_VD[first:last]).T)
+            _rows(z_TC)[0](z_TC, first, target_T, state_4T, 1 / temperature)
         m_T, s_T, w_T, z_target_T = state_4T
         log_s_T = s_T.log()
         logp_T, entropy_T = z_target_T - m_T - log_s_T, log_s_T - w_T / s_T
@@ -88,31 +185,36 @@ class _LogProb(torch.autograd.Function):
         return logp_T, entropy_T
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, d_logp_T, d_entropy_T):
         hidden_TD, weight_VD, target_T, lse_T, entropy_T = ctx.saved_tensors
-        T, V = len(hidden_TD), len(weight_VD)
-        wide_TD = _wide(hidden_TD)
-        d_logp_T = torch.zeros_like(lse_T) if d_logp_T is None else d_logp_T
-        d_hidden_TD = torch.zeros_like(wide_TD) if ctx.needs_input_grad[0] else None
+        operand_TD = _operand(hidden_TD)
+        d_logp_T = torch.zeros_like(lse_T) if d_logp_T is None else d_logp_T.contiguous()
+        d_entropy_T = None if d_entropy_T is None else d_entropy_T.contiguous()
+        d_hidden_TD = torch.zeros_like(operand_TD, dtype=lse_T.dtype) if ctx.needs_input_grad[0] else None
         d_weight_VD = torch.empty_like(weight_VD) if ctx.needs_input_grad[1] else None
-        for first, last in _blocks(T, V, hidden_TD.device):
-            wide_CD = _wide(weight_VD[first:last])
-            z_TC = (wide_TD @ wide_CD.T).div_(ctx.temperature)
-            grad_TC = block_backward_reference(z_TC, first, target_T, lse_T, entropy_T, d_logp_T, d_entropy_T)
-            grad_TC.div_(ctx.temperature)
+        for first, last in _blocks(len(hidden_TD), len(weight_VD), hidden_TD.device):
+            operand_CD = _operand(weight_VD[first:last])
+            z_TC = _product(operand_TD, operand_CD.T)
+            grad_TC = _rows(z_TC)[1](
+                z_TC, first, target_T, lse_T, entropy_T, d_logp_T, d_entropy_T, 1 / ctx.temperature, operand_TD.dtype
+            )
             if d_hidden_TD is not None:
-                d_hidden_TD.addmm_(grad_TC, wide_CD)
+                _add_product(d_hidden_TD, grad_TC, operand_CD)
             if d_weight_VD is not None:
-                d_weight_VD[first:last] = grad_TC.T @ wide_TD
-        return None if d_hidden_TD is None else d_hidden_TD.to(hidden_TD.dtype), d_weight_VD, None, None
+                d_weight_VD[first:last] = grad_TC.T @ operand_TD
+        return d_hidden_TD if d_hidden_TD is None else d_hidden_TD.to(hidden_TD.dtype), d_weight_VD, None, None
 
 
 def logprob(hidden_TD, weight_VD, target_T, temperature=1.0):
     """(logp_T, entropy_T), float32: log-softmax(hidden @ weight.T / temperature) at the targets; its entropy in nats.
 
-    hidden_TD and weight_VD in one float dtype, target_T int64 in [0, V), temperature > 0. Differentiable in hidden and
-    weight for both outputs. Extra memory: one block of logits (see BLOCK) and the gradients. float64 in, float64 out.
+    hidden_TD and weight_VD in one float dtype, target_T int64 in [0, V) (logp is NaN for others), temperature > 0.
+    Differentiable, once, in hidden and weight for both outputs. Extra memory: one block of logits (see BLOCK), a few of
+    them on a CPU, and the gradients. float64 in, float64 out (on a CPU).
     """
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature}: give a number > 0 (log-probs of greedy tokens use 1)")
+    if hidden_TD.dtype != weight_VD.dtype:
+        raise ValueError(f"hidden is {hidden_TD.dtype}, weight {weight_VD.dtype}: cast one to the other's dtype")
     return _LogProb.apply(hidden_TD, weight_VD, target_T, temperature)

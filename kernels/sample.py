@@ -7,6 +7,7 @@ key (seed, step, problem, sample, position) and of v, a draw depends on nothing 
 the number of ranks, or on where a run was resumed.
 """
 
+import functools
 import operator
 
 import torch
@@ -17,8 +18,8 @@ _FIELDS = (0x6A09E667F3BCC909, 0xBB67AE8584CAA73B, 0x9E3779B97F4A7C15, 0xA54FF53
 # Multipliers of the vocabulary hash: the golden ratio, then those of lowbias32 (C. Wellons, "Prospecting for hash
 # functions"), written as int32.
 _GOLDEN, _MIX1, _MIX2 = 0x9E3779B9 - 2**32, 0x7FEB352D, 0x846CA68B - 2**32
-# Hashes are 31 bits wide. (float32(h) + 0.5) * _UNIT is in [2**-32, 1 - 2**-24] whatever h is; and an addition
-# followed by one product cannot be contracted to a fused multiply-add, so that every device gets the same bits.
+# Hashes are 31 bits wide. (float32(h) + 0.5) * _UNIT is in [_UNIT / 2, 1 - 2**-24] whatever h is; and an addition
+# followed by a product cannot be contracted to a fused multiply-add, so that every device gets the same bits.
 _UNIT = 2.0**-31 * (1 - 2.0**-24)
 
 
@@ -48,7 +49,7 @@ def token_key(seed, step, problem_B, sample_B, position_B):
 
 
 def uniform(key_B, V):
-    """The uniforms of the noise: u_BV float32 in [2**-32, 1 - 2**-24], a hash of (key, vocabulary index).
+    """The uniforms of the noise: u_BV float32, never 0 and never 1, a hash of (key, vocabulary index).
 
     The shifts are arithmetic, which saves a masking pass: x ^ (x >> s) then sends x and ~x to one value in [0, 2**31).
     So the last one yields 31 bits, exactly uniform over keys because the key's upper half is added just before it.
@@ -69,11 +70,99 @@ def sample_reference(logits_BV, temperature, key_B):
     if temperature == 0:
         score_BV = z_BV = logits_BV.float()
     else:
-        z_BV = logits_BV.float() / temperature
+        z_BV = logits_BV.float() * (1 / temperature)
         # log1p keeps all 31 bits of the small uniforms, which are the ones that win.
         score_BV = z_BV - uniform(key_B, z_BV.shape[1]).neg_().log1p_().neg_().log_()
     token_B = score_BV.argmax(1)
     return token_B, z_BV.gather(1, token_B[:, None])[:, 0] - z_BV.logsumexp(1)
+
+
+@functools.cache
+def load_triton():
+    """Define the kernels, as globals: triton is then imported only where they run, and its interpreter finds `tl`."""
+    global triton, tl, uniform_kernel, part_kernel, join_kernel
+    import triton
+    import triton.language as tl
+
+    @triton.jit
+    def uniform_kernel(key, index, GOLDEN: tl.constexpr, MIX1: tl.constexpr, MIX2: tl.constexpr, UNIT: tl.constexpr):
+        hashed = key.to(tl.int32) + index * GOLDEN
+        hashed ^= hashed >> 16
+        hashed *= MIX1
+        hashed ^= hashed >> 15
+        hashed = hashed * MIX2 + (key >> 32).to(tl.int32)
+        hashed ^= hashed >> 16
+        return (hashed.to(tl.float32) + 0.5) * UNIT
+
+    @triton.jit
+    def part_kernel(
+        logits, key, token_BP, stats_4BP, row_stride, V, inverse_temperature,
+        GREEDY: tl.constexpr, BLOCK: tl.constexpr,
+        GOLDEN: tl.constexpr, MIX1: tl.constexpr, MIX2: tl.constexpr, UNIT: tl.constexpr,
+    ):  # fmt: skip
+        """One block of one row: its winner (score, index, z) and its part of the log-sum-exp (maximum, sum)."""
+        row, part = tl.program_id(0), tl.program_id(1)
+        index = part * BLOCK + tl.arange(0, BLOCK)
+        z = tl.load(logits + row.to(tl.int64) * row_stride + index, mask=index < V, other=float("-inf"))
+        z = z.to(tl.float32) * inverse_temperature
+        score = z
+        if not GREEDY:
+            u = uniform_kernel(tl.load(key + row), index, GOLDEN, MIX1, MIX2, UNIT)
+            # -log1p(-u) from log alone: log(w) / (w - 1) is accurate for the w that 1 - u was rounded to.
+            w = 1.0 - u
+            score = z - tl.log(tl.where(w == 1.0, u, u * (tl.log(w) / (w - 1.0))))
+        best = tl.argmax(score, 0)  # the lowest index among equals
+        top = tl.max(z, 0)
+        base = tl.where(top == float("-inf"), 0.0, top)  # a block of -inf: exp(-inf - 0) = 0 and not NaN
+        at = row * tl.num_programs(1) + part
+        stride = tl.num_programs(0) * tl.num_programs(1)
+        tl.store(token_BP + at, part * BLOCK + best)
+        tl.store(stats_4BP + at, tl.max(score, 0))
+        tl.store(stats_4BP + stride + at, tl.sum(tl.where(tl.arange(0, BLOCK) == best, z, 0.0), 0))
+        tl.store(stats_4BP + 2 * stride + at, base)
+        tl.store(stats_4BP + 3 * stride + at, tl.sum(tl.exp(z - base), 0))
+
+    @triton.jit
+    def join_kernel(token_BP, stats_4BP, token_B, logp_B, V, P, PARTS: tl.constexpr):
+        """The winner among the blocks of one row, and its log-probability."""
+        row = tl.program_id(0)
+        part = tl.arange(0, PARTS)
+        at, stride = row * P + part, tl.num_programs(0) * P
+        score = tl.load(stats_4BP + at, mask=part < P, other=float("-inf"))
+        z = tl.load(stats_4BP + stride + at, mask=part < P, other=0.0)
+        top = tl.load(stats_4BP + 2 * stride + at, mask=part < P, other=float("-inf"))
+        total = tl.load(stats_4BP + 3 * stride + at, mask=part < P, other=0.0)
+        winner = part == tl.argmax(score, 0)
+        token = tl.sum(tl.where(winner, tl.load(token_BP + at, mask=part < P, other=0), 0), 0)
+        highest = tl.max(top, 0)
+        lse = highest + tl.log(tl.sum(total * tl.exp(top - highest), 0))
+        # A row of NaN has no winner: its logp is NaN, and its token must still be one that can be embedded.
+        tl.store(token_B + row, tl.minimum(token, V - 1).to(tl.int64))
+        tl.store(logp_B + row, tl.sum(tl.where(winner, z, 0.0), 0) - lse)
+
+
+# Fixed, so that the order of a row's sums depends on V alone and never on the batch. 4096 makes some 40 programs of a
+# row at V = 152k: enough to fill a GPU from a batch of four on.
+_BLOCK = 4096
+
+
+def sample_triton(logits_BV, temperature, key_B):
+    """`sample` on a GPU: each program reads a block of a row once, then one program per row joins the blocks."""
+    load_triton()
+    B, V = logits_BV.shape
+    logits_BV = logits_BV if logits_BV.stride(1) == 1 else logits_BV.contiguous()
+    P = triton.cdiv(V, _BLOCK)
+    token_BP = torch.empty(B, P, dtype=torch.int32, device=logits_BV.device)
+    stats_4BP = torch.empty(4, B, P, dtype=torch.float32, device=logits_BV.device)
+    token_B = torch.empty(B, dtype=torch.int64, device=logits_BV.device)
+    logp_B = torch.empty(B, dtype=torch.float32, device=logits_BV.device)
+    inverse = 1 / temperature if temperature else 1.0
+    part_kernel[B, P](
+        logits_BV, key_B.contiguous(), token_BP, stats_4BP, logits_BV.stride(0), V, inverse,
+        GREEDY=temperature == 0, BLOCK=_BLOCK, GOLDEN=_GOLDEN, MIX1=_MIX1, MIX2=_MIX2, UNIT=_UNIT, num_warps=8,
+    )  # fmt: skip
+    join_kernel[B,](token_BP, stats_4BP, token_B, logp_B, V, P, PARTS=triton.next_power_of_2(P), num_warps=1)
+    return token_B, logp_B
 
 
 def sample(logits_BV, temperature, key_B):
@@ -85,4 +174,4 @@ def sample(logits_BV, temperature, key_B):
     """
     if not temperature >= 0:
         raise ValueError(f"temperature is {temperature}: give a number >= 0 (0 is greedy)")
-    return sample_reference(logits_BV, temperature, key_B)
+    return (sample_triton if logits_BV.is_cuda else sample_reference)(logits_BV, temperature, key_B)
