@@ -15,6 +15,7 @@ import json
 import os
 import time
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -43,8 +44,23 @@ class Completion:
     verdict: Verdict
 
 
+def connect(name: str) -> tuple[torch.device, Path, Config]:
+    """Joins the ranks that torchrun started (or makes the only one) -> (this rank's device, the model's files, its config)."""
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    alone = {} if "RANK" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(minutes=30), **alone)
+    source = locate(name)
+    config = Config.read(source)
+    if config.N < 1_000_000:  # a second thread saves less than it waits: with another program on the cores, 30 times slower
+        torch.set_num_threads(1)
+    return device, source, config
+
+
 def collect(sampler: Sampler, tokenizer, grader: Grader, problems: list[data.Problem], G: int, max_new: int,
-            temperature: float, seed: int, step: int, template: str = "auto") -> list[Completion]:  # fmt: skip
+            temperature: float, seed: int, step: int, template: str = "auto") -> list[Completion]:
     """G graded completions of every problem, in the order of the problems, known to every rank (a collective).
 
     Each rank draws for its share of the problems; an answer goes to the grader as soon as its sequence ends.
@@ -61,7 +77,7 @@ def collect(sampler: Sampler, tokenizer, grader: Grader, problems: list[data.Pro
 
     samples = sampler.generate(prompts, G, max_new, temperature, seed, step, [problems[i].index for i in mine], grade)
     done = [Completion(mine[s.prompt], s.sample, prompts[s.prompt], s.ids, s.logp, s.finished,
-                       text[s.prompt, s.sample], verdict[s.prompt, s.sample].result()) for s in samples]  # fmt: skip
+                       text[s.prompt, s.sample], verdict[s.prompt, s.sample].result()) for s in samples]
     if world > 1:
         parts = [None] * world
         dist.all_gather_object(parts, done)
@@ -70,7 +86,7 @@ def collect(sampler: Sampler, tokenizer, grader: Grader, problems: list[data.Pro
 
 
 def evaluate(sampler: Sampler, tokenizer, grader: Grader, problems: list[data.Problem], n: int, max_new: int,
-             temperature: float, seed: int, template: str = "auto") -> tuple[dict, list[Completion]]:  # fmt: skip
+             temperature: float, seed: int, template: str = "auto") -> tuple[dict, list[Completion]]:
     """-> (the fields of an evaluation line of metrics.jsonl, the completions)."""
     done = collect(sampler, tokenizer, grader, problems, n, max_new, temperature, seed, EVALUATION, template)
     share_P = np.array([c.verdict.score for c in done]).reshape(len(problems), n).mean(1)
@@ -82,7 +98,7 @@ def evaluate(sampler: Sampler, tokenizer, grader: Grader, problems: list[data.Pr
         "samples": len(done), "length": float(np.mean([len(c.ids) for c in done])),
         "truncated": float(np.mean([not c.finished for c in done])),
         "verdicts": {v: verdicts.count(v) for v in sorted(set(verdicts))},
-    }, done  # fmt: skip
+    }, done
 
 
 def show(completions: list[Completion], tokenizer) -> str:
@@ -110,11 +126,11 @@ def draw_curve(run: str | Path) -> Path:
     step, pass1 = [r["step"] for r in held_out], np.array([r["pass1"] for r in held_out])
     spread = 1.96 * np.array([r["pass1_se"] or 0.0 for r in held_out])
     top.plot([r["step"] for r in train], [r["reward"] for r in train], color=orange, lw=1, alpha=0.7,
-             label="reward, training batch")  # fmt: skip
+             label="reward, training batch")
     top.plot(step, pass1, color=blue, lw=2, marker="o", ms=3,
-             label=f"pass@1, {held_out[0]['problems']} held-out problems, 95% interval")  # fmt: skip
+             label=f"pass@1, {held_out[0]['problems']} held-out problems, 95% interval")
     top.fill_between(step, pass1 - spread, pass1 + spread, color=blue, alpha=0.2, lw=0)
-    top.set(ylabel="share of right answers", ylim=(0, 1), title=f"{Path(run).name}: {held_out[0]['source']}")
+    top.set(ylabel="share of right answers", ylim=(0, 1.02), title=f"{Path(run).name}: {held_out[0]['source']}")
     top.legend(loc="lower right", frameon=False)
     bottom.plot([r["step"] for r in train], [r["length"] for r in train], color=orange, lw=1, alpha=0.7)
     bottom.plot(step, [r["length"] for r in held_out], color=blue, lw=2)
@@ -147,35 +163,38 @@ def main() -> None:
         parser.error(f"--n {flags.n}: at least one completion of each problem is needed")
     from transformers import AutoTokenizer
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        source = locate(flags.model)
+        device, source, config = connect(flags.model)
         tokenizer = AutoTokenizer.from_pretrained(source)
         problems = data.load(flags.data, split="test")
         problems = problems[: flags.problems or (500 if isinstance(problems, data.Arithmetic) else None)]
         problems, dropped = data.drop_long(problems, tokenizer, flags.max_prompt, flags.template)
         with torch.device("meta"):
-            model = Model(Config.read(source))
+            model = Model(config)
         model = load(model.to(torch.bfloat16 if device.type == "cuda" else torch.float32).to_empty(device=device), source)
         sampler = Sampler(model, stop_tokens(source, tokenizer), flags.slots, flags.max_prompt + flags.max_new, flags.kv_gb)
-        out = open(flags.out, "x") if flags.out else None  # noqa: SIM115
+        out = open(flags.out, "x") if flags.out else None
     except (FileNotFoundError, FileExistsError, ValueError, ConnectionError, ImportError) as error:
         raise SystemExit(f"evaluate.py: {error}") from error
     start = time.perf_counter()
     with Grader(workers=max(1, (os.cpu_count() or 2) // 2)) as grader:
         result, done = evaluate(sampler, tokenizer, grader, problems, flags.n, flags.max_new, flags.temperature,
-                                flags.seed, flags.template)  # fmt: skip
+                                flags.seed, flags.template)
     seconds = time.perf_counter() - start
+    rank = dist.get_rank()
+    dist.destroy_process_group()
+    if rank:
+        return
     print(show(done[: flags.show * flags.n : flags.n], tokenizer))
     print(f"{flags.model} on {flags.data}: pass@1 {result['pass1']:.4f} +- {result['pass1_se'] or 0:.4f} (standard error over "
-          f"{result['problems']} problems, {flags.n} completions each, temperature {flags.temperature:g})")  # fmt: skip
+          f"{result['problems']} problems, {flags.n} completions each, temperature {flags.temperature:g})")
     print(f"length {result['length']:.1f} tokens, {result['truncated']:.1%} truncated, {dropped} prompts dropped as too long; "
-          f"verdicts {result['verdicts']}; {sum(len(c.ids) for c in done) / seconds:,.0f} tokens/s")  # fmt: skip
+          f"verdicts {result['verdicts']}; {sum(len(c.ids) for c in done) / seconds:,.0f} tokens/s")
     if out:
         with out:
             for c in done:
                 row = {"problem": problems[c.problem].index, "sample": c.sample, "text": c.text, "answer": c.verdict.answer,
-                       "truth": problems[c.problem].answer, "verdict": c.verdict.verdict, "length": len(c.ids)}  # fmt: skip
+                       "truth": problems[c.problem].answer, "verdict": c.verdict.verdict, "length": len(c.ids)}
                 out.write(json.dumps(row) + "\n")
         print(f"completions: {flags.out}")
 

@@ -35,7 +35,7 @@ import time
 from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 
 import torch
@@ -46,8 +46,8 @@ from tqdm import tqdm
 from transformers import AutoTokenizer
 
 import data
-from evaluate import Completion, collect, draw_curve, evaluate, show
-from model import Config, Model, full, load, locate, packed_attention, save, shard
+from evaluate import Completion, collect, connect, draw_curve, evaluate, show
+from model import Config, Model, full, load, packed_attention, save, shard
 from reward import Grader
 from rollout import Sampler, copy_weights, stop_tokens
 
@@ -111,7 +111,7 @@ def parse_flags(argv: list[str]) -> Flags:
 def check(f: Flags, world: int) -> None:
     """ValueError for flags that cannot make a run, saying what to change."""
     for name in ("steps", "prompts", "group", "updates", "reuse", "max_prompt", "max_new", "eval_every", "eval_problems",
-                 "eval_n", "micro_tokens", "slots", "graders"):  # fmt: skip
+                 "eval_n", "micro_tokens", "slots", "graders"):
         if getattr(f, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(f, name)}: must be at least 1")
     if f.group < 2:
@@ -120,12 +120,12 @@ def check(f: Flags, world: int) -> None:
         raise ValueError(f"--temperature {f.temperature}: training samples from the policy, so it must be above 0")
     if f.prompts % f.updates or (f.prompts // f.updates) * f.group < world:
         raise ValueError(f"--prompts {f.prompts} cannot be cut into --updates {f.updates} equal parts that each give all "
-                         f"{world} ranks a sequence; make prompts a multiple of updates")  # fmt: skip
+                         f"{world} ranks a sequence; make prompts a multiple of updates")
     if f.prompts % world:
         raise ValueError(f"--prompts {f.prompts} is not a multiple of the {world} ranks; change it or --nproc_per_node")
     if f.max_prompt + f.max_new > f.micro_tokens:
         raise ValueError(f"--micro-tokens {f.micro_tokens} is less than the longest sequence, --max-prompt {f.max_prompt} + "
-                         f"--max-new {f.max_new}; raise it")  # fmt: skip
+                         f"--max-new {f.max_new}; raise it")
     if f.template not in ("auto", "chat", "plain"):
         raise ValueError(f"--template {f.template}: auto, chat or plain")
 
@@ -144,7 +144,7 @@ def pack(length_B: list[int], ranks: int, budget: int) -> list[list[list[int]]]:
     """
     if max(length_B) > budget or len(length_B) < ranks:
         raise ValueError(f"{len(length_B)} sequences of up to {max(length_B)} tokens do not fit {ranks} ranks with "
-                         f"micro-batches of {budget} tokens")  # fmt: skip
+                         f"micro-batches of {budget} tokens")
     n = -(-sum(length_B) // (ranks * budget))
     while True:
         bins, load = [[] for _ in range(ranks * n)], [0] * (ranks * n)
@@ -186,7 +186,7 @@ def make_batch(sequences: list[tuple[Completion, float]], device) -> Batch:
     integers = (torch.tensor(x, device=device) for x in (token, position, row, target))
     token_T, position_T, row_R, target_R = integers
     return Batch(token_T, position_T, [len(c.prompt) + len(c.ids) for c, _ in sequences], row_R, target_R,
-                 torch.tensor(adv, device=device), torch.tensor(logp, device=device))  # fmt: skip
+                 torch.tensor(adv, device=device), torch.tensor(logp, device=device))
 
 
 def log_probs(model: Model, b: Batch, temperature: float) -> tuple[Tensor, Tensor]:
@@ -287,7 +287,7 @@ def train_step(model: Model, ref: Model | None, optimizer, scheduler, done: list
         "length": sum(len(c.ids) for c in done) / len(done), "truncated": sum(not c.finished for c in done) / len(done),
         "zero_variance": (reward_PG.std(1) == 0).float().mean().item(), "sampler_gap": gap / f.updates,
         "micro_batches": sum(map(len, updates)),
-    }  # fmt: skip
+    }
 
 
 def held_out(f: Flags) -> tuple:
@@ -304,15 +304,14 @@ class Stopped(Exception):
     """The run cannot go on, for a reason that its message explains."""
 
 
-def main(f: Flags, device: torch.device) -> None:
+def main(f: Flags) -> None:
+    device, source, config = connect(f.model)
     rank, world = dist.get_rank(), dist.get_world_size()
     speak = print if rank == 0 else lambda *_: None
     check(f, world)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
 
     # Problems, and where the run is written.
-    source = locate(f.model)
-    config = Config.read(source)
     tokenizer = AutoTokenizer.from_pretrained(source)
     problems, test = held_out(f)
     problems, dropped = data.drop_long(problems, tokenizer, f.max_prompt, f.template)
@@ -329,7 +328,7 @@ def main(f: Flags, device: torch.device) -> None:
         (out / "flags.json").write_text(json.dumps(dataclasses.asdict(f) | {"world": world}, indent=2) + "\n")
     speak(f"{f.model}: {config.N:,} parameters and {config.N_total - config.N:,} in embeddings; {f.data}: "
           f"{'endless' if isinstance(problems, data.Arithmetic) else f'{len(problems):,}'} problems, {len(test)} held out"
-          + (f"; {dropped} + {dropped_test} prompts over {f.max_prompt} tokens dropped" if dropped + dropped_test else ""))  # fmt: skip
+          + (f"; {dropped} + {dropped_test} prompts over {f.max_prompt} tokens dropped" if dropped + dropped_test else ""))
     speak(f"{out}: {f.steps} steps of {f.prompts} prompts x {f.group} samples, on {world} x {device.type} in {dtype}")
 
     # The trained model in float32, sharded; the frozen start, if the loss needs it; the sampler's whole copy.
@@ -340,7 +339,7 @@ def main(f: Flags, device: torch.device) -> None:
     model = load(shard(model, mesh, dtype, f.offload).to_empty(device=home), source)
     ref = load(shard(frozen.to(dtype), mesh, dtype, f.offload).to_empty(device=home), source) if f.kl else None
     sampler = Sampler(drawn.to(dtype).to_empty(device=device), stop_tokens(source, tokenizer), f.slots,
-                      f.max_prompt + f.max_new, f.kv_gb)  # fmt: skip
+                      f.max_prompt + f.max_new, f.kv_gb)
     copy_weights(model, sampler.model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=f.lr, betas=(0.9, 0.999), weight_decay=f.weight_decay, fused=True)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda update: min(1.0, (update + 1) / max(f.warmup, 1)))
@@ -360,16 +359,18 @@ def main(f: Flags, device: torch.device) -> None:
             with open(out / file, "a") as lines:
                 lines.writelines(json.dumps(row) + "\n" for row in rows)
 
-    def progress() -> dict:  # N is the paper's nominal size less what its C = 6ND should not count; tokens: prompts + responses
+    def progress() -> dict:
         return {"D": D, "C": 6 * config.N * tokens, "N": config.N, "N_total": config.N_total}
 
     def measure(step: int) -> tuple[dict, list[Completion]]:
         with phase("evaluation"):
-            result, done = evaluate(sampler, tokenizer, grader, test, f.eval_n, f.max_new, f.eval_temperature, f.seed, f.template)
+            result, done = evaluate(sampler, tokenizer, grader, test, f.eval_n, f.max_new, f.eval_temperature, f.seed,
+                                    f.template)
         flops["evaluation"] += sampling_flops(config, done)
         log("metrics.jsonl", {"kind": "eval", "step": step, **progress(), **result})
-        log("samples.jsonl", *({"step": step, "problem": test[c.problem].index, "prompt": test[c.problem].prompt, "text": c.text,
-                                "truth": test[c.problem].answer, **dataclasses.asdict(c.verdict)} for c in done[: 5 * f.eval_n]))  # fmt: skip
+        log("samples.jsonl", *({"step": step, "problem": test[c.problem].index, "prompt": test[c.problem].prompt,
+                                "text": c.text, "truth": test[c.problem].answer, **dataclasses.asdict(c.verdict)}
+                               for c in done[: 5 * f.eval_n]))
         return result, done[: 3 * f.eval_n : f.eval_n]
 
     with Grader(workers=f.graders, timeout_s=f.grade_seconds) as grader:
@@ -397,12 +398,12 @@ def main(f: Flags, device: torch.device) -> None:
                 result, after = measure(step)
             log("metrics.jsonl", {"kind": "train", "step": step, **progress(), **stats, "tokens": step_tokens,
                                   "verdicts": {v: verdicts.count(v) for v in sorted(set(verdicts))},
-                                  "set_back": sampler.set_back, "flops": dict(flops), "seconds": dict(seconds)})  # fmt: skip
+                                  "set_back": sampler.set_back, "flops": dict(flops), "seconds": dict(seconds)})
             line = {"reward": f"{stats['reward']:.3f}", "pass@1": f"{result['pass1']:.3f}", "length": f"{stats['length']:.1f}"}
             bar.set_postfix(line)
             if not terminal:
                 speak(f"step {step}/{f.steps} " + " ".join(f"{k} {v}" for k, v in line.items())
-                      + f" loss {stats['loss']:.2e} gap {stats['sampler_gap']:.1e} {sum(seconds.values()):.1f} s")  # fmt: skip
+                      + f" loss {stats['loss']:.2e} gap {stats['sampler_gap']:.1e} {sum(seconds.values()):.1f} s")
             failed = failed + 1 if stats["skipped_updates"] == f.updates else 0
             if stats["skipped_updates"]:
                 speak(f"step {step}: {stats['skipped_updates']} updates skipped, the gradient was not finite")
@@ -418,22 +419,13 @@ def main(f: Flags, device: torch.device) -> None:
         print(f'model: python -c "{load_it}; print(m)"')
 
 
-def launch() -> None:
-    f = parse_flags(sys.argv[1:])
-    cuda = torch.cuda.is_available()
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
-    if cuda:
-        torch.cuda.set_device(device)
-    alone = {} if "RANK" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}  # python grpo.py
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(minutes=30), **alone)
+if __name__ == "__main__":
     try:
-        main(f, device)
+        main(parse_flags(sys.argv[1:]))
     except (ValueError, OSError, ImportError, Stopped) as error:
-        print(f"grpo.py: {error}" if dist.get_rank() == 0 else "", end="\n", file=sys.stderr)
+        if int(os.environ.get("RANK", 0)) == 0:
+            print(f"grpo.py: {error}", file=sys.stderr)
         sys.exit(2)
     finally:
-        dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    launch()
+        if dist.is_initialized():
+            dist.destroy_process_group()

@@ -16,6 +16,7 @@ import inspect
 import json
 import math
 import shutil
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,7 +67,7 @@ class Config:
         family = c.get("model_type")
         if family not in FAMILIES:
             raise ValueError(f"{path}: model_type {family!r} is not supported, only {', '.join(FAMILIES)}; to add it, give "
-                             "FAMILIES in model.py its switches and Layer the code that differs, then test it")  # fmt: skip
+                             "FAMILIES in model.py its switches and Layer the code that differs, then test it")
         bias, _ = FAMILIES[family]
         rope = dict(c.get("rope_parameters") or c.get("rope_scaling") or {})  # transformers 5 and 4
         rope_type = rope.get("rope_type", rope.get("type", "default"))
@@ -88,7 +89,7 @@ class Config:
             rope_theta=rope.get("rope_theta", c.get("rope_theta", 10000.0)),
             rope_scaling=rope if rope_type == "llama3" else None,
             max_position=c.get("max_position_embeddings", 1 << 30),
-        )  # fmt: skip
+        )
 
     @property
     def N(self) -> int:
@@ -190,12 +191,12 @@ class Model(nn.Module):
             "embed_tokens": nn.Embedding(config.V, config.D),
             "layers": nn.ModuleList(Layer(config) for _ in range(config.layers)),
             "norm": RMSNorm(config.D, config.eps),
-        })  # fmt: skip
+        })
         if not config.tied:
             self.lm_head = nn.Linear(config.D, config.V, bias=False)
 
     def forward(self, token_T: Tensor, position_T: Tensor, attend, row_R: Tensor | None = None,
-                target_R: Tensor | None = None, temperature: float = 1.0):  # fmt: skip
+                target_R: Tensor | None = None, temperature: float = 1.0):
         """What follows the tokens at row_R (indices into T; None: all of them).
 
         token_T, position_T, row_R, target_R: int64. Without target_R: logits_RV in the compute dtype. With it: (logp_R,
@@ -241,7 +242,7 @@ def packed_attention(length_B: list[int], device: torch.device | str):
             return padded.view(len(length_B), longest, *x.shape[1:]).transpose(1, 2)
 
         o_BHLK = F.scaled_dot_product_attention(spread(q_THK), spread(k_TJK), spread(v_TJK), is_causal=True,
-                                                enable_gqa=q_THK.shape[1] != k_TJK.shape[1])  # fmt: skip
+                                                enable_gqa=q_THK.shape[1] != k_TJK.shape[1])
         o_THK = o_BHLK.transpose(1, 2).reshape(-1, *q_THK.shape[1:])
         return o_THK if even else o_THK[slot_T]
 
@@ -272,7 +273,7 @@ def locate(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]))
     except Exception as error:  # the hub client raises a family of its own, httpx's and OSError
         raise FileNotFoundError(f"--model {name}: no such directory here, and the model hub did not give it "
-                                f"({type(error).__name__}: {error}); --model DIR takes a local checkpoint") from error  # fmt: skip
+                                f"({type(error).__name__}: {error}); --model DIR takes a local checkpoint") from error
 
 
 def load(model: Model, directory: str | Path) -> Model:
@@ -285,12 +286,13 @@ def load(model: Model, directory: str | Path) -> Model:
     stored = reader.read_metadata().state_dict_metadata
     wrong = [f"{n}: missing" for n in state if n not in stored]
     wrong += [f"{n}: {list(stored[n].size)} in the file, {list(p.shape)} in the model" for n, p in state.items()
-              if n in stored and stored[n].size != p.shape]  # fmt: skip
+              if n in stored and stored[n].size != p.shape]
     wrong += [f"{n}: unknown" for n in stored if n not in state and not (model.config.tied and n == "lm_head.weight")
-              and not n.endswith("rotary_emb.inv_freq")]  # fmt: skip
+              and not n.endswith("rotary_emb.inv_freq")]
     if wrong:
         raise ValueError(f"{directory}: {len(wrong)} tensors do not fit its config.json: {'; '.join(wrong[:5])}")
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process without a group is meant
         dcp.load({n: p.data for n, p in state.items()}, storage_reader=reader, no_dist=not dist.is_initialized())
     return model
 

@@ -92,7 +92,7 @@ class Sampler:
     """
 
     def __init__(self, model: Model, stop_ids: Sequence[int], slots: int, max_len: int, kv_gb: float = 4.0, page: int = 16,
-                 prefill_tokens: int = 8192, look_every: int | None = None):  # fmt: skip
+                 prefill_tokens: int = 8192, look_every: int | None = None):
         c, weight = model.config, next(model.parameters())
         self.model, self.device, self.S = model, weight.device, page
         self.slots, self.max_len, self.prefill_tokens = slots, max_len, prefill_tokens
@@ -104,7 +104,7 @@ class Sampler:
         self.N = min(slots * (self.M + 1) + 2, int(kv_gb * 1e9 / page_bytes))
         if self.N < self.M + 2:
             raise ValueError(f"a cache of {kv_gb:g} GB holds {self.N * page:,} tokens, but one sequence of {max_len:,} needs "
-                             f"{(self.M + 2) * page_bytes / 1e9:.2g} GB; raise --kv-gb, or lower --max-prompt or --max-new")  # fmt: skip
+                             f"{(self.M + 2) * page_bytes / 1e9:.2g} GB; raise --kv-gb, or lower --max-prompt or --max-new")
         self.kv = torch.zeros(c.layers, 2, self.N, page, c.J, c.K, dtype=weight.dtype, device=self.device)
         self.stop_ids, self.stop = set(stop_ids), torch.tensor(list(stop_ids), device=self.device)
         # Per slot: the token to feed, tokens in the cache, tokens drawn, the noise's problem and sample, whether it ended.
@@ -114,7 +114,7 @@ class Sampler:
 
     @torch.inference_mode()
     def generate(self, prompts: list[list[int]], G: int, max_new: int, temperature: float, seed: int, step: int = 0,
-                 problems: Sequence[int] | None = None, on_finish: Callable[[Sample], None] | None = None) -> list[Sample]:  # fmt: skip
+                 problems: Sequence[int] | None = None, on_finish: Callable[[Sample], None] | None = None) -> list[Sample]:
         """G completions of every prompt (token ids), of at most max_new tokens, in the order of the prompts.
 
         problems: the number of each prompt that keys its noise (its place in the list if not given). temperature 0 is
@@ -123,8 +123,8 @@ class Sampler:
         """
         longest = max(map(len, prompts), default=0)
         if not all(prompts) or longest + max_new > self.max_len:
-            raise ValueError(f"prompts of 1 to {self.max_len - max_new:,} tokens fit this sampler (max_len {self.max_len:,} less "
-                             f"max_new {max_new:,}); the shortest has {min(map(len, prompts)):,}, the longest {longest:,}")  # fmt: skip
+            raise ValueError(f"prompts of 1 to {self.max_len - max_new:,} tokens fit this sampler (max_len {self.max_len:,} "
+                             f"less max_new {max_new:,}); the shortest has {min(map(len, prompts)):,}, the longest {longest:,}")
         self.pages, self.running = Pages(self.N), []
         self.seed, self.step, self.temperature, self.max_new = seed, step, temperature, max_new
         self.prompts, self.problems = prompts, problems if problems is not None else range(len(prompts))
@@ -231,7 +231,7 @@ class Sampler:
         token_T = torch.tensor([t for g in groups for t in g.prefix], device=self.device)
         position_T = torch.cat([torch.arange(n) for n in length_B]).to(self.device)
         slot_T = torch.cat([(torch.tensor(g.pages)[:, None] * self.S + torch.arange(self.S)).flatten()[: len(g.prefix)]
-                            for g in groups]).to(self.device)  # fmt: skip
+                            for g in groups]).to(self.device)
         causal = packed_attention(length_B, self.device)
 
         def attend(layer, q_THK, k_TJK, v_TJK):
@@ -299,7 +299,7 @@ class Sampler:
             width = max(len(self.running[i].pages) for i in slots)
             rows = [self.running[i].pages + [0] * (width - len(self.running[i].pages)) for i in slots]
             self.table_SM[torch.tensor(list(slots), device=self.device), :width] = torch.tensor(
-                rows, dtype=torch.int32, device=self.device)  # fmt: skip
+                rows, dtype=torch.int32, device=self.device)
 
 
 @torch.no_grad()

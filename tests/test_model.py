@@ -106,7 +106,7 @@ def test_parameters_and_flops_are_counted(checkpoint, ours):
 
 def write_config(directory, **changes):
     base = {"model_type": "qwen2", "num_hidden_layers": 1, "hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2,
-            "vocab_size": 11, "rms_norm_eps": 1e-6}  # fmt: skip
+            "vocab_size": 11, "rms_norm_eps": 1e-6}
     (directory / "config.json").write_text(json.dumps(base | changes))
     return directory
 
@@ -123,7 +123,7 @@ def test_bad_checkpoints_are_named(tmp_path, checkpoint):
     ]:
         with pytest.raises(ValueError, match=message):
             Config.read(write_config(tmp_path, **changes))
-    with pytest.raises(FileNotFoundError, match="no .safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"no \.safetensors"):
         load(Model(Config.read(write_config(tmp_path))), tmp_path)
     # The weights of another shape: every misfit is named, with both shapes.
     with pytest.raises(ValueError, match=r"embed_tokens.*\[97, 32\] in the file, \[11, 8\] in the model"):
