@@ -30,11 +30,11 @@ def decode_reference(q_BHK, kv_2NSJK, pages_BM, length_B):
     both_2X = torch.cat((page_X, page_X + N))
     kv_2BLJK = kv_2NSJK.view(2 * N, S * J * K).index_select(0, both_2X).view(2, B, -1, J, K)
     k_BJLK, v_BJLK = kv_2BLJK.transpose(2, 3)
-    # A length of 0 attends to slot 0 instead, for a softmax without NaN, and is set to zero below.
-    mask_BL = torch.arange(k_BJLK.shape[2], device=length_B.device) < length_B.clamp(min=1)[:, None]
+    mask_BL = torch.arange(k_BJLK.shape[2], device=length_B.device) < length_B[:, None]
     q_BJRK = q_BHK.reshape(B, J, H // J, K)
+    # torch's attention gives zeros, not NaN, for a row whose keys are all masked: a length of 0.
     o_BJRK = F.scaled_dot_product_attention(q_BJRK, k_BJLK, v_BJLK, attn_mask=mask_BL[:, None, None])
-    return o_BJRK.reshape(B, H, K) * (length_B > 0)[:, None, None]
+    return o_BJRK.reshape(B, H, K)
 
 
 @functools.cache
