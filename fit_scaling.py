@@ -1,0 +1,863 @@
+"""Turns finished runs, or any table of points, into the scaling law of RL post-training: intervals, forecasts, figures.
+
+    log10 L(N, X) = -k(N) log10 X + E(N),    k(N) = K_max / (1 + N0 / N)          (arXiv 2509.25300)
+
+L = 1 - pass@1 on held-out problems; X is data D (prompts) or training compute C (FLOPs, 6 x N x tokens); N and N0 are in
+BILLIONS of parameters everywhere in this file and in fit.json (the raw counts of metrics.jsonl are converted when read).
+
+Where we deviate from the paper, and why. It minimises the error of L by an unseeded evolution strategy; we minimise the
+same error exactly, by variable projection, so that two people get the same digits. It searches N0 in 0.1B..100B, which
+means nothing for models of 10k..1M parameters; we search from a hundredth of the smallest size to a hundred times the
+largest (--n0-bounds for another range). It gives no intervals; we do. It refits E on the model it forecasts; we set
+beside that a forecast with everything extrapolated. The rival curve, a sigmoid, is ScaleRL's (arXiv 2510.13786).
+"""
+import argparse
+import csv
+import hashlib
+import json
+import sys
+import warnings
+import zlib
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field, replace
+from itertools import combinations
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from scipy.optimize import least_squares
+from scipy.stats import t as student_t
+
+matplotlib.use("Agg")  # figures go to files; a login node has no display
+import matplotlib.pyplot as plt
+
+LN10 = np.log(10.0)
+AXIS = {"C": "training compute C (FLOPs)", "D": "data D (prompts)", "step": "step"}
+
+
+# ---------------------------------------------------------------- 1. Input
+@dataclass(frozen=True)
+class Curve:
+    """One size's learning curve against one X: S seeds measured at the same T steps; a fit sees their mean L_T."""
+    model_type: str
+    x: str                      # "C" or "D"
+    N: float                    # billions of parameters
+    step_T: np.ndarray
+    X_T: np.ndarray             # mean over seeds
+    L_ST: np.ndarray
+    start: float | None = None  # L before training; X = 0 has no logarithm, so only the sigmoid can use it
+
+    @property
+    def L_T(self):
+        return self.L_ST.mean(0)
+
+    def keep(self, mask_T):
+        return replace(self, step_T=self.step_T[mask_T], X_T=self.X_T[mask_T], L_ST=self.L_ST[:, mask_T])
+
+
+def label(N):
+    """N in billions as people write it: 72B, 0.5B, 3.2M, 84k."""
+    unit, letter = (1, "B") if N >= 0.2 else (1e-3, "M") if N >= 1e-3 else (1e-6, "k") if N >= 1e-6 else (1e-9, "")
+    return f"{N / unit:.3g}{letter}"
+
+
+def warn(text):
+    warnings.warn(text, stacklevel=3)
+
+
+def read_runs(paths, source=None):
+    """Rows (dicts) of the eval lines of metrics.jsonl files, with reuse, group and model from the flags.json beside each.
+
+    Raises ValueError naming file and line for broken input; a torn last line (a killed run) is dropped with a warning.
+    """
+    rows = []
+    for path in map(Path, paths):
+        flags, lines, records = path.with_name("flags.json"), path.read_text().splitlines(), []
+        flags = json.loads(flags.read_text()) if flags.is_file() else warn(f"{path}: no flags.json there, so reuse 1") or {}
+        for i, line in enumerate(lines, 1):
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError as e:
+                if i < len(lines):
+                    raise ValueError(f"{path}:{i}: not JSON ({e}); repair or delete that line") from None
+                warn(f"{path}: the last line is torn (was the run killed?); dropped")
+        N = next((r["N"] for r in records if r.get("kind") == "train" and "N" in r), None)
+        if N is None:
+            raise ValueError(f"{path}: no training line gives N, so the model's size is unknown; leave this run out")
+        evals = [r for r in records if r.get("kind") == "eval"]
+        source = source or next((r.get("source") for r in evals), None)  # one held-out set: losses on two do not mix
+        if others := {str(r.get("source")) for r in evals if r.get("source") != source}:
+            warn(f"{path}: using evaluations on {source}, not on {sorted(others)} (choose with --source)")
+        kind = "instruct" if "instruct" in str(flags.get("model")).lower() else "base"
+        run = {"run": str(path.parent), "N": N / 1e9, "model_type": flags.get("model_type", kind),
+               "reuse": flags.get("reuse", 1), "group": flags.get("group")}
+        by_step = {}  # a resumed run may repeat a step; the last line is the one it went on from
+        for r in (r for r in evals if r.get("source") == source):
+            if lacking := {"step", "D", "C", "loss"} - r.keys():
+                raise ValueError(f"{path}: an eval line lacks {sorted(lacking)}: {r}")
+            by_step[r["step"]] = run | {"step": r["step"], "D": r["D"], "C": r["C"], "L": r["loss"]}
+        rows += by_step.values()
+    return rows
+
+
+def read_csv(path, need=("N", "L")):
+    """Rows (dicts) of a CSV: N in billions, L, and D, C, or X with x_kind; optional run, seed, step, model_type, tau.
+
+    Rows with an empty or NaN number are dropped and counted; ValueError for a missing column or a word for a number.
+    """
+    with open(path, newline="") as f:
+        reader = csv.DictReader(f)
+        found, raw = set(reader.fieldnames or []), list(reader)
+    missing = [c for c in need if c not in found]
+    if "N" in need and not found & {"C", "D"} and not {"X", "x_kind"} <= found:
+        missing.append("C or D (or X with x_kind)")
+    if missing:
+        raise ValueError(f"{path}: missing column {', '.join(missing)}; found {', '.join(sorted(found)) or 'nothing'}")
+    rows, dropped = [], []
+    for i, r in enumerate(raw, 2):
+        if {"X", "x_kind"} <= found:
+            r[r["x_kind"]] = r["X"]
+        try:
+            row = {c: float(r[c]) for c in ("N", "C", "D", "L", "step", "tau") if r.get(c)}
+        except ValueError as e:
+            raise ValueError(f"{path}:{i}: {e}") from None
+        if {*need} <= row.keys() and row.keys() & {"C", "D", "tau"} and np.isfinite([*row.values()]).all():
+            text = {c: r[c] for c in ("model_type", "run", "seed", "kind") if r.get(c)}
+            rows.append(row | text | {"at": f"{path}:{i}"})
+        else:
+            dropped.append(i)
+    if dropped:
+        warn(f"{path}: dropped {len(dropped)} rows with an empty or NaN number (lines {str(dropped[:9])[1:-1]})")
+    return rows
+
+
+def curves_from(rows, clip=(1, np.inf)):
+    """Rows to {(model_type, x): [Curve, ...] by size}. Runs of one size are seeds, averaged at the steps all of them have.
+
+    Raises ValueError naming the row (L outside 0..1; N, or X after step 0, not positive) or the size (too few points).
+    """
+    table, repeats = defaultdict(lambda: defaultdict(lambda: defaultdict(dict))), Counter()
+    for r in rows:
+        at = r.get("at") or f"{r['run']}, step {r['step']}"
+        if not 0 <= r["L"] <= 1:
+            raise ValueError(f"{at}: L = {r['L']:g}; L = 1 - pass@1 lies in 0..1 (from percent, divide by 100)")
+        if not 0 < r["N"] < 1e5:
+            raise ValueError(f"{at}: N = {r['N']:g}; sizes are in billions of parameters (7 for 7B)")
+        for x in {"C", "D"} & r.keys():
+            if r[x] < 0 or (r[x] == 0 and r.get("step") != 0):
+                raise ValueError(f"{at}: {x} = {r[x]:g}; the law takes its logarithm, so after step 0 it is positive")
+            key, step, seed = (r.get("model_type", "base"), x), r.get("step", r[x]), r.get("run", r.get("seed"))
+            repeats[key, r["N"], seed, step] += 1  # rows that repeat a step and name no run are further seeds
+            table[key][r["N"]][seed, repeats[key, r["N"], seed, step]][step] = r[x], r["L"]
+    if not table:
+        raise ValueError("no points: the input holds no evaluation with a loss")
+    out = defaultdict(list)
+    for (kind, x), sizes in sorted(table.items()):
+        if len(sizes) < 2:
+            raise ValueError(f"{kind} models: only one size ({label(*sizes)}); k(N) needs at least two")
+        for N, seeds in sorted(sizes.items()):
+            seeds = list(seeds.values())
+            shared = sorted(set.intersection(*map(set, seeds)))
+            if lost := len(set.union(*map(set, seeds))) - len(shared):
+                warn(f"size {label(N)}: {lost} steps are not in all of its {len(seeds)} seeds; dropped")
+            X_ST, L_ST = np.array([[s[t] for t in shared] for s in seeds]).reshape(len(seeds), -1, 2).transpose(2, 0, 1)
+            c = Curve(kind, x, N, np.array(shared), X_ST.mean(0), L_ST)
+            c = replace(c.keep((c.X_T > 0) & (c.step_T >= clip[0]) & (c.step_T <= clip[1])),
+                        start=float(c.L_T[0]) if len(shared) and c.X_T[0] == 0 else None)
+            if len(set(c.X_T)) < 3:
+                raise ValueError(f"size {label(N)}: {len(set(c.X_T))} points with {x} > 0; at least three are needed")
+            if solved := int((c.L_T == 0).sum()):
+                warn(f"size {label(N)}: L = 0 (all problems solved) at {solved} points. log 0 is infinite: fits of the "
+                     "error of L use these points, fits of log L and R2 leave them out")
+            out[kind, x].append(c)
+    return dict(out)
+
+
+# ---------------------------------------------------------------- 2. The law
+SHAPES = {  # k(N) = K f(N; theta): every shape leaves one number to search
+    "saturating": lambda N, theta: 1 / (1 + np.exp(theta) / N),  # theta = ln N0
+    "power": lambda N, theta: N**theta,
+    "constant": lambda N, theta: np.ones_like(N * theta),
+}
+
+
+def project(shape, weight_Bn, slope_Bn, N_n, theta_range):
+    """Variable projection: min over theta of min over K of sum_n weight_n (K f_n(theta) - slope_n)^2, for B problems.
+
+    The inner minimum is a ratio of sums; the outer a grid of 25 thetas zoomed in twelve times, to 1e-12 of the range, so
+    deterministic. 0 <= K (<= 2 for the saturating shape), as in the paper. Returns K_B, theta_B.
+    """
+    row_B, top = np.arange(len(slope_Bn)), 2.0 if shape == "saturating" else np.inf
+    low_B, high_B = (np.full(len(slope_Bn), float(v)) for v in theta_range)
+    weight_B1n, slope_B1n = weight_Bn[:, None], slope_Bn[:, None]
+    for _ in range(12):
+        theta_BG = np.linspace(low_B, high_B, 25, axis=-1)
+        f_BGn = SHAPES[shape](N_n, theta_BG[..., None])
+        K_BG = np.clip((weight_B1n * slope_B1n * f_BGn).sum(-1) / (weight_B1n * f_BGn**2).sum(-1), 0, top)
+        best_B = (weight_B1n * (K_BG[..., None] * f_BGn - slope_B1n) ** 2).sum(-1).argmin(-1)
+        low_B, high_B = theta_BG[row_B, np.maximum(best_B - 1, 0)], theta_BG[row_B, np.minimum(best_B + 1, 24)]
+    return K_BG[row_B, best_B], theta_BG[row_B, best_B]
+
+
+def solve(shape, x_nT, Y_BnT, w_nT, N_n, theta_range, loss, L_hat=None, tol=1e-11):
+    """Least squares of L ("linear", Y = L) or of log10 L ("log", Y = log10 L), for B data sets on one x = log10 X.
+
+    In log L the law is linear but for theta: centring each size eliminates E(N) and leaves a free slope and its weight
+    Sxx, and the law is the weighted least-squares curve through these slopes. The error of L is a Gaussian GLM with a
+    log link: the same step on the working response log10 L_hat + (L - L_hat) / (L_hat ln 10), with weights L_hat^2, until
+    nothing moves. Returns K_B, theta_B, k_Bn, E_Bn and fitted L_BnT. Shape "free" keeps the slopes as they are.
+    """
+    L_hat, last = np.maximum(Y_BnT, 1e-3) if L_hat is None else L_hat, np.inf
+    for _ in range(300):
+        y, W = Y_BnT, np.broadcast_to(w_nT, Y_BnT.shape)
+        if loss == "linear":
+            y, W = np.log10(L_hat) + (Y_BnT - L_hat) / (L_hat * LN10), w_nT * L_hat**2
+        x0_Bn, y0_Bn = (W * x_nT).sum(-1) / W.sum(-1), (W * y).sum(-1) / W.sum(-1)
+        dx_BnT = x_nT - x0_Bn[..., None]
+        Sxx_Bn = (W * dx_BnT**2).sum(-1)
+        k_Bn = -(W * dx_BnT * y).sum(-1) / Sxx_Bn
+        K_B = theta_B = np.full(len(k_Bn), np.nan)
+        if shape != "free":
+            K_B, theta_B = project(shape, Sxx_Bn, k_Bn, N_n, theta_range)
+            k_Bn = K_B[:, None] * SHAPES[shape](N_n, theta_B[:, None])
+        E_Bn = y0_Bn + k_Bn * x0_Bn
+        L_hat, now = 10 ** (E_Bn[..., None] - k_Bn[..., None] * x_nT), np.concatenate([k_Bn, E_Bn])
+        if loss == "log" or np.abs(now - last).max() < tol:
+            break
+        last = now
+    else:
+        warn(f"the {shape} fit still moves after 300 rounds: these points are far from any power law")
+    return K_B, theta_B, k_Bn, E_Bn, L_hat
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted law. Sizes and N0 in billions; `draws` holds the bootstrap's K, N0 (B,) and k, E (B, n), or is None."""
+    model_type: str
+    x: str
+    protocol: str
+    loss: str
+    shape: str
+    N: np.ndarray
+    K: float      # K_max of the saturating shape
+    theta: float
+    k: np.ndarray
+    E: np.ndarray
+    r2_log: float
+    points: int
+    N0_range: tuple
+    draws: dict | None = field(default=None, repr=False)
+
+    @property
+    def N0(self):
+        return float(np.exp(self.theta))
+
+    def slope(self, N):
+        """k at sizes N (billions), seen or not; not for a table of free slopes."""
+        return self.K * SHAPES[self.shape](np.asarray(N, float), self.theta)
+
+    def predict(self, N, X_T):
+        """L_T at a fitted size, and the bootstrap's (B, T) of it (None without)."""
+        n, x_T, d = int(np.flatnonzero(self.N == N)[0]), np.log10(X_T), self.draws
+        return 10 ** (self.E[n] - self.k[n] * x_T), d and 10 ** (d["E"][:, n, None] - d["k"][:, n, None] * x_T)
+
+    def ci(self, name):
+        """95% interval of K, N0 (2,), k or E (2, n); None without bootstrap."""
+        return self.draws and interval(self.draws[name])
+
+    @property
+    def pinned(self):
+        """Whether the data choose an N0: its interval ends within the search range and spans less than a factor of ten."""
+        low, high = self.ci("N0") if self.draws else (self.N0, self.N0)
+        return bool(self.N0_range[0] * 1.01 < low and high < min(self.N0_range[1] / 1.01, 10 * low) and self.K < 1.99)
+
+    def verdict(self):
+        """What may be said of the saturation, in words."""
+        if self.pinned:
+            return f"K_max {self.K:.4f}{span(self.ci('K'))}, N0 {label(self.N0)}{span(self.ci('N0'), label)}"
+        d = self.draws or {"N0": np.array([self.N0]), "K": np.array([self.K])}
+        low, high = interval(d["N0"])
+        if high < 3 * self.N[0]:
+            return f"N0 is not pinned: all values below {label(high)} fit; k hardly depends on size, {self.k.mean():.4f}"
+        return (f"N0 is not pinned ({label(low)} to {label(high)} fit): no saturation is seen in these sizes. They fix only "
+                f"K_max/N0 = {self.K / self.N0:.3g}{span(interval(d['K'] / d['N0']), '{:.3g}'.format)} per billion")
+
+    def to_json(self):
+        keys = ("x", "model_type", "protocol", "loss", "N0", "r2_log", "points", "N0_range")
+        return {"K_max": self.K, **{c: getattr(self, c) for c in keys}, "K_max_ci": self.ci("K"), "N0_ci": self.ci("N0"),
+                "N0_pinned": self.pinned, "verdict": self.verdict(), "k": by_level(self.N, self.k),
+                "E": by_level(self.N, self.E), "k_ci": self.draws and by_level(self.N, self.ci("k").T)}
+
+
+def interval(draws):
+    return np.percentile(draws, (2.5, 97.5), axis=0)
+
+
+def span(ci, form="{:.4f}".format):
+    return "" if ci is None else f" [{form(ci[0])}, {form(ci[1])}]"
+
+
+def by_level(levels, values):
+    return {f"{v:g}": value for v, value in zip(levels, values, strict=True)}
+
+
+def r_squared(pairs):
+    """R2 of [(truth, estimate), ...] about each pair's own mean."""
+    return 1 - sum(((y - z) ** 2).sum() for y, z in pairs) / max(sum(((y - y.mean()) ** 2).sum() for y, _ in pairs), 1e-300)
+
+
+def fit(points, loss="linear", shape="saturating", protocol="all", bootstrap=0, seed=0, n0_bounds=None):
+    """Fits log10 L = -k(N) log10 X + E(N) to Curves of one model type and X; every size weighs the same. Returns a Fit.
+
+    loss: "linear" (error of L, the paper's) or "log". shape: "saturating", "power", "constant", "free" (a slope per size).
+    n0_bounds: billions. bootstrap: number of redraws. Raises ValueError for fewer than two sizes, or two usable points.
+    """
+    if len(points) < 1 + (shape != "free"):
+        raise ValueError(f"{len(points)} sizes; a {shape} fit needs at least two")
+    N_n, linear, size = np.array([c.N for c in points]), loss == "linear", (len(points), max(len(c.X_T) for c in points))
+    x_nT, w_nT, Y_nT = np.zeros(size), np.zeros(size), np.full(size, float(linear))
+    for n, c in enumerate(points):
+        on = np.flatnonzero((c.L_T > 0) | linear)
+        if len(on) < 2:
+            raise ValueError(f"size {label(c.N)}: {len(on)} points with L > 0; fit the error of L (--loss linear)")
+        x_nT[n, on], w_nT[n, on], Y_nT[n, on] = np.log10(c.X_T[on]), 1 / len(on), c.L_T[on]
+    Y_nT = Y_nT if linear else np.log10(np.where(w_nT > 0, Y_nT, 1))
+    N0_range = tuple(map(float, n0_bounds or (N_n[0] / 100, N_n[-1] * 100)))
+    theta_range = {"saturating": np.log(N0_range), "power": (-1, 4)}.get(shape, (0, 0))
+    K, theta, k_n, E_n, L_hat_nT = (v[0] for v in solve(shape, x_nT, Y_nT[None], w_nT, N_n, theta_range, loss))
+    seen, draws = (w_nT > 0) & ((Y_nT > 0) | (not linear)), None
+    r2 = r_squared([(np.log10(Y_nT[seen]) if linear else Y_nT[seen], np.log10(L_hat_nT[seen]))])
+    if bootstrap:
+        c, centre_nT = points[0], L_hat_nT if linear else np.log10(L_hat_nT)
+        rng = np.random.default_rng([seed, zlib.crc32(f"{c.model_type} {c.x} {protocol} {loss}".encode())])
+        Y_BnT = redraw(points, x_nT, Y_nT, centre_nT, w_nT, linear, bootstrap, rng)
+        many = solve(shape, x_nT, Y_BnT, w_nT, N_n, theta_range, loss, np.broadcast_to(L_hat_nT, Y_BnT.shape), 1e-6)
+        draws = {"K": many[0], "N0": np.exp(many[1]), "k": many[2], "E": many[3]}
+    return Fit(points[0].model_type, points[0].x, protocol, loss, shape, N_n, float(K), float(theta), k_n, E_n, float(r2),
+               int((w_nT > 0).sum()), N0_range, draws)
+
+
+# ---------------------------------------------------------------- 3. Uncertainty, and alternatives
+def redraw(points, x_nT, Y_nT, Y_hat_nT, w_nT, linear, B, rng):
+    """B data sets (B, n, T) as they might have been: the fitted law + resampled seeds + blocks of residuals, scaled.
+
+    A tenth of a curve is a block: neighbouring steps keep their correlation and misfit stays where it is; each block of each
+    size is multiplied by a standard normal (a wild bootstrap). A fit leans on points of high leverage (the first steps are
+    half of log X), which makes their residuals too small; (I - H)^(-1/2) in each block undoes it (CR2, Bell and McCaffrey
+    2002): without it 95% intervals held the truth in 83% of synthetic draws. Of S > 1 seeds whole curves are resampled,
+    widened by sqrt(S / (S - 1)) for what so few hide, and the blocks carry what the seeds' scatter leaves unexplained.
+    """
+    Y_BnT = np.repeat(Y_hat_nT[None], B, 0)
+    for n, c in enumerate(points):
+        on = np.flatnonzero(w_nT[n])
+        T, S, e_T = len(on), len(c.L_ST), (Y_nT - Y_hat_nT)[n, on]
+        if S > 1:
+            apart_ST = (c.L_ST - c.L_T)[:, on] / (1 if linear else LN10 * c.L_T[on])
+            Y_BnT[:, n, on] += rng.multinomial(S, np.full(S, 1 / S), B) @ apart_ST / np.sqrt(S * (S - 1))
+            explained = (apart_ST**2).sum(0).mean() / (S * (S - 1)) / max((e_T**2).mean(), 1e-300)
+            e_T = e_T * np.sqrt(max(0.0, 1 - explained))
+        q_T2 = np.linalg.qr(np.stack([np.ones(T), x_nT[n, on]], 1) * (Y_hat_nT[n, on, None] if linear else 1))[0]
+        block = max(1, round(T / 10))
+        for b in (slice(s, s + block) for s in range(0, T, block)):
+            U, s, _ = np.linalg.svd(q_T2[b], full_matrices=False)
+            e_T[b] += U @ ((np.maximum(1 - s**2, 0.02) ** -0.5 - 1) * (U.T @ e_T[b]))
+        Y_BnT[:, n, on] += e_T * np.repeat(rng.standard_normal((B, -(-T // block))), block, 1)[:, :T]
+    return Y_BnT
+
+
+def select(curves, protocol, first=0.24, upto=None):
+    """The Curves a protocol fits. inter: sizes up to `upto` billions (all but the largest); intra: the first steps of each.
+
+    first: a number of steps, or below 1 a share of the longest curve (0.24: the paper's 25 of 105). all: everything.
+    """
+    if protocol == "inter":
+        return [c for c in curves if c.N <= (upto or curves[-2].N)]
+    last = np.inf if protocol == "all" else first if first >= 1 else first * max(c.step_T[-1] for c in curves)
+    return [c.keep(c.step_T <= last) for c in curves]
+
+
+def stability(curves, loss, **options):
+    """K_max and N0 without each size and on either half of the steps: what an interval that trusts the law cannot see."""
+    parts = {f"without {label(c.N)}": [o for o in curves if o is not c] for c in curves if len(curves) > 2}
+    if min(len(c.X_T) for c in curves) >= 6:
+        parts["first half of steps"] = [c.keep(np.arange(len(c.X_T)) < len(c.X_T) / 2) for c in curves]
+        parts["second half of steps"] = [c.keep(np.arange(len(c.X_T)) >= len(c.X_T) / 2) for c in curves]
+    return [{"x": f.x, "model_type": f.model_type, "fitted_to": part, "K_max": f.K, "N0": f.N0}
+            for part, some in parts.items() for f in [fit(some, loss, **options)]]
+
+
+def sigmoid(p, X_T, start):
+    """ScaleRL's pass rate R0 + (A - R0) / (1 + (X_mid / X)^B) (arXiv 2510.13786), as a loss; p = A, B, log10 X_mid."""
+    return start - (p[0] - (1 - start)) / (1 + 10 ** (p[1] * (p[2] - np.log10(X_T))))
+
+
+def floored(p, X_T, start):
+    """L = L_inf + 10^E X^-k; p = L_inf, E, k."""
+    return p[0] + 10 ** (p[1] - p[2] * np.log10(X_T))
+
+
+def learn(name, curves, loss):
+    """One model of the table of alternatives: predict(n, X_T) -> L_T, its number of free parameters, their values."""
+    if name not in ("sigmoid", "floor"):
+        f = fit(curves, loss, name)
+        values = {"saturating": {"K_max": f.K, "N0": f.N0}, "power": {"a": f.K, "b": f.theta}, "constant": {"k": f.K}}
+        values = values.get(name) or by_level(f.N, f.k)
+        return lambda n, X: f.predict(f.N[n], X)[0], len(f.N) + len(values), values
+    found = []
+    for c in curves:
+        on, x, L, start = (c.L_T > 0) | (loss == "linear"), np.log10(c.X_T), c.L_T, c.L_T[0] if c.start is None else c.start
+        if name == "sigmoid":  # A between the measured start and 1
+            curve, low, high = sigmoid, [1 - start, 0.05, x[0] - 2], [1 + 1e-9, 10, x[-1] + 6]
+            guesses = [[1 - L[-1] / 2, b, m] for b in (0.5, 1.5) for m in (x.mean(), x[-1])]
+        else:
+            curve, low, high = floored, [0, -99, 0], [L.min() + 1e-9, 99, 5]
+            guesses = [[part * L.min(), np.log10(L[0]) + k * x[0], k] for part in (0.1, 0.9) for k in (0.1, 0.5)]
+
+        def errors(p, L=L[on], X=c.X_T[on], curve=curve, start=start):
+            L_hat = curve(p, X, start)
+            return L_hat - L if loss == "linear" else np.log10(np.maximum(L_hat, 1e-6) / L)
+        tries = [least_squares(errors, np.clip(g, low, high), bounds=(low, high), x_scale=(0.1, 1, 1)) for g in guesses]
+        found.append((curve, min(tries, key=lambda r: r.cost).x, start))
+    names = ("A", "B", "log10_X_mid") if name == "sigmoid" else ("L_inf", "E", "k")
+    values = by_level([c.N for c in curves], [dict(zip(names, map(float, p), strict=True)) for _, p, _ in found])
+    return lambda n, X: found[n][0](found[n][1], X, found[n][2]), 3 * len(curves), values
+
+
+def alternatives(curves, loss, first):
+    """The law and its rivals on the same points (dicts). The sigmoid starts at step 0, or at the first point without one.
+
+    aicc: neighbouring steps are not independent; n points count as n_eff = n (1 - rho) / (1 + rho), rho being the lag-1
+    correlation of the free slopes' residuals. held_out: mean absolute error of L after the first steps. next_size: that of the
+    largest size, its slope extrapolated from the others, E refitted; only shapes of k(N) say anything of an unseen size.
+    """
+    early, rows = select(curves, "intra", first), []
+    for name in ("free", *SHAPES, "floor", "sigmoid"):
+        predict, count, values = learn(name, curves, loss)
+        pairs = [(c.L_T[c.L_T > 0], predict(n, c.X_T)[c.L_T > 0]) for n, c in enumerate(curves)]
+        errors = [np.log10(L / h) if loss == "log" else L - h for L, h in pairs]
+        if name == "free":
+            rho = max(0.0, sum(e[1:] @ e[:-1] for e in errors) / max(sum(e @ e for e in errors), 1e-300))
+            n_eff = sum(map(len, errors)) * (1 - rho) / (1 + rho)
+        p, mse = count + 1, np.mean([(e**2).mean() for e in errors])
+        aicc = n_eff * np.log(mse) + 2 * p + 2 * p * (p + 1) / (n_eff - p - 1) if n_eff > p + 1 and mse > 0 else None
+        row = {"x": curves[0].x, "model_type": curves[0].model_type, "loss": loss, "name": name, "parameters": count,
+               "r2_log": r_squared([np.log10(np.concatenate(pairs, 1))]), "aicc": aicc, "n_eff": n_eff}
+        if all(3 <= len(e.X_T) < len(c.X_T) for e, c in zip(early, curves, strict=True)):
+            ahead, pairs = learn(name, early, loss)[0], zip(curves, early, strict=True)
+            misses = [np.abs(ahead(n, c.X_T) - c.L_T)[len(e.X_T):] for n, (c, e) in enumerate(pairs)]
+            row["held_out"] = np.concatenate(misses).mean()
+        if name in SHAPES and len(curves) > 2:
+            k = fit(curves[:-1], loss, name).slope(curves[-1].N)
+            row["next_size"] = np.abs(refit_E(k, curves[-1], loss) - curves[-1].L_T).mean()
+        rows.append(row | {"values": values})
+    return rows
+
+
+# ---------------------------------------------------------------- 4. Forecasts, scored
+def refit_E(k, curve, loss):
+    """L_T of a line of given slope whose E is fitted on the curve itself, as the paper forecasts a new size: not blind."""
+    p_T, on = curve.X_T**-k, curve.L_T > 0
+    return p_T * (curve.L_T @ p_T / (p_T @ p_T) if loss == "linear" else 10 ** np.log10(curve.L_T[on] / p_T[on]).mean())
+
+
+def freeze(f, train, N):
+    """Forecast of an unseen size by a law fitted to others: predict(X_T) -> L_T, draws (B, T) or None. No loss of it is read.
+
+    k(N) is the law's. E(N) follows a trend, that the loss at a size's first step falls linearly with its slope:
+    E = a + b k + k log10 X_first. The X of a run are known before it is made (512 prompts a step, 6 N tokens).
+    """
+    x1_n = np.log10([c.X_T[0] for c in train])
+
+    def line(k_Bn, E_Bn, k_B, x_T):
+        u_Bn, dk_Bn = E_Bn - k_Bn * x1_n, k_Bn - k_Bn.mean(-1, keepdims=True)
+        b_B = (dk_Bn * u_Bn).sum(-1) / (dk_Bn**2).sum(-1)
+        return 10 ** ((u_Bn.mean(-1) + b_B * (k_B - k_Bn.mean(-1)))[:, None] - k_B[:, None] * (x_T - x_T[0]))
+
+    def predict(X_T):
+        d, x_T = f.draws, np.log10(X_T)
+        one = line(f.k[None], f.E[None], f.slope([N]), x_T)[0]
+        return one, d and line(d["k"], d["E"], d["K"] / (1 + d["N0"] / N), x_T)
+    return predict
+
+
+def forecast(curves, loss, first=0.24, upto=None, **options):
+    """Inter- and intra-model forecasts beside naive rivals: dicts with R2 (within sizes) and mean absolute error of L on
+    points not seen, and the last of them with the forecast line's 95% interval. N is None where sizes are pooled."""
+    rows, train, target = [], select(curves, "inter", upto=upto), curves[-1]
+
+    def score(protocol, variant, N, pairs, drawn=None):
+        (L, L_hat), x, kind = pairs[-1], target.x, target.model_type
+        rows.append({"x": x, "model_type": kind, "protocol": protocol, "loss": loss, "N": N, "variant": variant,
+                     "points": sum(len(y) for y, _ in pairs), "r2": r_squared(pairs),
+                     "mae": np.abs(np.concatenate([y - z for y, z in pairs])).mean()} | ({} if N is None else {
+                         "last_L": L[-1], "forecast": L_hat[-1], "forecast_ci": drawn and interval(drawn[0][:, -1])}))
+    if 1 < len(train) < len(curves):
+        f, big = fit(train, loss, protocol="inter", **options), train[-1]
+        name, own, x_T = label(big.N), fit([big], loss, "free"), np.log10(target.X_T)
+        blind, many = freeze(f, train, target.N)(target.X_T)
+        for variant, L_hat in {
+                "law, everything extrapolated": blind,
+                f"naive: losses of {name} carried over": np.interp(x_T, np.log10(big.X_T), big.L_T),
+                f"naive: line of {name}": own.predict(big.N, target.X_T)[0],
+                "law, slope only (E refitted on the target)": refit_E(f.slope(target.N), target, loss),
+                "naive: constant (refitted on the target)": refit_E(0.0, target, loss),
+                f"naive: slope of {name} (E refitted on the target)": refit_E(own.k[0], target, loss)}.items():
+            score("inter", variant, target.N, [(target.L_T, L_hat)], [many] if L_hat is blind and f.draws else None)
+    early = select(curves, "intra", first)
+    rest = [c.keep(c.step_T > e.step_T.max(initial=0)) for c, e in zip(curves, early, strict=True)]
+    if min(len(e.X_T) for e in early) >= 3 and min(len(r.X_T) for r in rest) >= 2:
+        f, free = fit(early, loss, protocol="intra", **options), fit(early, loss, "free")
+        for variant, guess in {"law": lambda e, X: f.predict(e.N, X),
+                               "naive: last value carried forward": lambda e, X: (np.full(len(X), e.L_T[-1]), None),
+                               "naive: a line per size": lambda e, X: (free.predict(e.N, X)[0], None)}.items():
+            guesses = [guess(e, r.X_T) for e, r in zip(early, rest, strict=True)]
+            pairs = [(r.L_T, g[0]) for r, g in zip(rest, guesses, strict=True)]
+            score("intra", variant, None, pairs)
+            for e, pair, g in zip(early, pairs, guesses, strict=True):
+                score("intra", variant, e.N, [pair], None if g[1] is None else [g[1]])
+    return rows
+
+
+# ---------------------------------------------------------------- 5. Reuse and group size
+def loss_at(runs, at):
+    """Loss at X = at of {run: [(X, L), ...]}: each run's line in log X through its points within a factor of two.
+
+    The 95% half-width is a t interval's, of the runs' mean, or of the line of a single run. None without four points near.
+    """
+    means, se, dof = [], np.nan, 1
+    for points in runs.values():
+        x, L = np.array([(np.log(X / at), L) for X, L in points if at / 2 <= X <= at * 2]).reshape(-1, 2).T
+        if len(set(x)) >= 4 and x.min() < 0.1 and x.max() > -0.1:
+            A = np.stack([np.ones_like(x), x], 1)
+            p, dof = np.linalg.lstsq(A, L, rcond=None)[0], len(x) - 2
+            se = np.sqrt(((L - A @ p) ** 2).sum() / dof * np.linalg.inv(A.T @ A)[0, 0])
+            means.append(p[0])
+    if len(means) > 1:
+        se, dof = np.std(means, ddof=1) / np.sqrt(len(means)), len(means) - 1
+    return {"L": np.mean(means), "half": student_t.ppf(0.975, dof) * se, "runs": len(means)} if means else None
+
+
+def sweep(rows, by, x, margin=0.01):
+    """Loss against `by` ("reuse" or "group") at a quarter, half and all of the shared range of x ("step", "D", "C").
+
+    For reuse also the largest tau whose loss is within `margin` of tau = 1, by the estimates and surely (the 95% upper end
+    of the difference). Returns a list of dicts, one per size and place; none where a size has one level only.
+    """
+    table, out = defaultdict(lambda: defaultdict(lambda: defaultdict(list))), []
+    for r in rows:
+        if r.get(x, 0) > 0 and r.get(by) is not None and r.get("kind") != "curve":  # a smoothed curve has no scatter
+            table[r.get("model_type", "base"), r.get("N", 0.0)][r[by]][r.get("run")].append((r[x], r["L"]))
+    for (kind, N), levels in sorted(table.items()):
+        end = min(max(X for run in runs.values() for X, _ in run) for runs in levels.values())
+        for at in (end / 4, end / 2, end) if len(levels) > 1 else ():
+            at = round(at) if x == "step" else at
+            found = {v: got for v in sorted(levels) if (got := loss_at(levels[v], at))}
+            entry = {"by": by, "x": x, "at": at, "model_type": kind, "N": N, "levels": by_level(found, found.values())}
+            if by == "reuse" and 1 in found:
+                gap = {v: (g["L"] - found[1]["L"], np.hypot(g["half"], found[1]["half"])) for v, g in found.items()}
+                entry |= {"margin": margin, "largest_within": max(v for v, (d, _) in gap.items() if v == 1 or d <= margin),
+                          "largest_surely": max(v for v, (d, h) in gap.items() if v == 1 or d + h <= margin)}
+            out.append(entry)
+    return out
+
+
+# ---------------------------------------------------------------- 6. The planner's questions
+def outside(curve, X, factor):
+    """By how much X lies outside a size's points, where that is more than the factor allowed; else None."""
+    ratio = max(X / curve.X_T[-1], curve.X_T[0] / X)
+    return float(ratio) if ratio > factor else None
+
+
+def best_size(f, curves, X, factor=3.0, beyond=False):
+    """Which fitted size reaches the lowest loss at X, and where two sizes cross. ValueError if no size was seen near X."""
+    L_n, L_Bn = (10 ** (E - k * np.log10(X)) for E, k in ((f.E, f.k), (f.draws["E"], f.draws["k"])))
+    far = [outside(c, X, factor) for c in curves]
+    asked = np.array([beyond or r is None for r in far])
+    if not asked.any():
+        raise ValueError(f"{f.x} = {X:g} lies {min(far):.3g} times outside the nearest size's points; {factor:g} is allowed. "
+                         "Raise --factor, or pass --beyond to trust the law out there")
+    won_B = np.where(asked, L_Bn, np.inf).argmin(1)
+    rows = [{"N": c.N, "L": L_n[n], "ci": interval(L_Bn[:, n]), "outside": far[n],
+             "best_in": float((won_B == n).mean()) if asked[n] else None} for n, c in enumerate(curves)]
+    crossings = []
+    for i, j in combinations(range(len(curves)), 2):
+        with np.errstate(all="ignore"):  # parallel lines cross nowhere
+            x, x_B = (np.clip((E[..., j] - E[..., i]) / (k[..., j] - k[..., i]), -99, 99)
+                      for E, k in ((f.E, f.k), (f.draws["E"], f.draws["k"])))
+        if not (outside(curves[i], 10**x, factor) or outside(curves[j], 10**x, factor)):
+            L = 10 ** (f.E[i] - f.k[i] * x)
+            crossings.append({"sizes": [f.N[i], f.N[j]], "X": 10**x, "ci": 10 ** interval(x_B), "L": L})
+    best = f.N[np.where(asked, L_n, np.inf).argmin()]
+    return {"x": f.x, "model_type": f.model_type, "X": X, "best": best, "sizes": rows, "crossings": crossings}
+
+
+def needed(f, curves, L, factor=3.0, beyond=False):
+    """The X at which each fitted size reaches loss L; none is given where it lies too far outside the size's points."""
+    X_n, X_Bn = (10 ** np.clip((E - np.log10(L)) / np.maximum(k, 1e-9), -99, 99)
+                 for E, k in ((f.E, f.k), (f.draws["E"], f.draws["k"])))
+    rows = [{"N": c.N, "outside": outside(c, X_n[n], factor), "X": X_n[n], "ci": interval(X_Bn[:, n])}
+            for n, c in enumerate(curves)]
+    rows = [r if beyond or not r["outside"] else {"N": r["N"], "outside": r["outside"]} for r in rows]
+    return {"x": f.x, "model_type": f.model_type, "L": L, "sizes": rows}
+
+
+# ---------------------------------------------------------------- 7. Tables and figures
+def table(title, rows, columns):
+    """Prints chosen keys of dicts in columns, with the interval that stands under KEY_ci; sizes as people write them."""
+    def cell(r, c):
+        if (v := r.get(c)) is None:
+            return "all" if c == "N" and c in r else "-"
+        text = label(v) if c in ("N", "N0") else v if isinstance(v, str) else f"{v:.4g}"
+        return text + span(r.get(c + "_ci"), "{:.4g}".format)
+    cells = [columns, *([cell(r, c) for c in columns] for r in rows)]
+    width = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    print(f"\n{title}", *("  " + "  ".join(map(str.ljust, row, width)).rstrip() for row in cells), sep="\n")
+
+
+def report(result):
+    """The terminal's tables, from the object that fit.json holds."""
+    which = ["model_type", "x"]
+    table("The law (95% intervals in brackets)", result["fits"], [*which, "protocol", "loss", "r2_log", "verdict"])
+    both = [{**{c: f[c] for c in which}, "N": float(N), "law": f["k"][N], "free": f["free"]["k"][N],
+             "law_ci": f["k_ci"] and f["k_ci"][N], "free_ci": f["free"]["k_ci"] and f["free"]["k_ci"][N]}
+            for f in result["fits"] if "free" in f for N in f["k"]]
+    pooled = [r for r in result["forecasts"] if r["protocol"] == "inter" or r["N"] is None]
+    for title, rows, columns in (
+            ("k: a free slope per size, and the law's (all sizes and steps)", both, ["N", "free", "law"]),
+            ("How far the law moves when fitted to a part, which no interval above knows of", result["stability"],
+             ["fitted_to", "K_max", "N0"]),
+            ("Rivals on the same points (smaller AICc is better; held_out, next_size: mean |error| of L)",
+             result["alternatives"], ["name", "parameters", "r2_log", "aicc", "held_out", "next_size"]),
+            ("Forecasts of points not seen (R2 within sizes; single sizes are in fit.json)", pooled,
+             ["protocol", "N", "variant", "r2", "mae", "last_L", "forecast"])):
+        if rows:
+            table(title, rows, [*which, *columns])
+    for e in result["reuse"] + result["group"]:
+        rows = [{e["by"]: level, "95% +-": g["half"], **g} for level, g in e["levels"].items()]
+        table(f"{label(e['N']) if e['N'] else ''} at {AXIS[e['x']]} {e['at']:.4g}", rows, [e["by"], "L", "95% +-", "runs"])
+        if "margin" in e:
+            print(f"  within {e['margin']:g} of tau = 1: up to tau = {e['largest_within']:g}; surely {e['largest_surely']:g}")
+    for p in result["plans"]:
+        rows = [{**r, "L_ci": r.get("ci"), "X_ci": r.get("ci"), "note": r["outside"] and
+                 f"{r['outside']:.3g} times outside its points"} for r in p["sizes"]]
+        title = f"the lowest loss is {label(p['best'])}'s" if "best" in p else f"needed for L = {p['L']:g}"
+        table(f"{p['x']}" + (f" = {p['X']:.4g}: " if "best" in p else " ") + title, rows,
+              ["N", *(["L", "best_in"] if "best" in p else ["X"]), "note"])
+        for c in p.get("crossings", []):
+            where = f"{p['x']} = {c['X']:.3g}{span(c['ci'], '{:.3g}'.format)}, L = {c['L']:.3f}"
+            print(f"  {' and '.join(map(label, c['sizes']))} cross at {where}")
+    if result["plans"]:
+        print("  Assumed: one straight line per size, the same recipe and data, C = 6 N x tokens of training only.")
+
+
+plt.rcParams.update({"axes.grid": True, "grid.alpha": 0.25, "axes.spines.top": False, "axes.spines.right": False,
+                     "axes.titlesize": 10, "savefig.bbox": "tight", "savefig.dpi": 130})
+
+
+def coloured(items):
+    """Items with colours, light to dark: viridis without its yellow end, which cannot be read on white."""
+    return zip(items, plt.get_cmap("viridis")(np.linspace(0.75, 0.0, len(items))), strict=True)
+
+
+def save(figure, out, name):
+    figure.savefig(out / f"{name}.png")
+    figure.savefig(out / f"{name}.pdf", metadata={"CreationDate": None})  # same points, same file
+    plt.close(figure)
+
+
+def draw_loss(curves, first, upto, loss, out, name):
+    """Loss against X, log-log: solid where the law was fitted, dashed where it forecasts (left a size, right later steps)."""
+    figure, axes = plt.subplots(1, 2, figsize=(11.2, 4.8), sharey=True)
+    log_L = np.log10(np.concatenate([c.L_T[c.L_T > 0] for c in curves]))
+    for axis, protocol in zip(axes, ("inter", "intra"), strict=True):
+        part = {c.N: c for c in select(curves, protocol, first, upto) if len(c.X_T) > 2}
+        f, bottom = fit([*part.values()], loss) if len(part) > 1 else None, -np.inf
+        for c, colour in reversed([*coloured(curves)]):
+            axis.plot(c.X_T, c.L_T, ".", ms=4, alpha=0.4, color=colour, mew=0)
+            line, seen = np.maximum(c.L_T[-5:], 10**log_L.min()), len(part[c.N].X_T) if c.N in part else 1
+            if f:
+                line = f.predict(c.N, c.X_T)[0] if c.N in part else refit_E(f.slope(c.N), c, loss)
+                axis.plot(c.X_T[:seen], line[:seen], color=colour, lw=1.7)
+                axis.plot(c.X_T[seen - 1:], line[seen - 1:], "--", color=colour, lw=1.7)
+            bottom = max(np.log10(line[-1]), bottom + 0.04 * np.ptp(log_L))  # labels keep their distance, upwards
+            axis.text(c.X_T[-1] * 1.2, 10**bottom, label(c.N), color=colour, fontsize=9, va="center", fontweight="bold")
+        axis.set(xscale="log", yscale="log", xlabel=AXIS[curves[0].x], xmargin=0.1, title=(
+            f"fit to the first {max(len(c.X_T) for c in part.values())} points; dashed: later ones" if protocol == "intra" else
+            f"fit to {label(min(part))}-{label(max(part))}; dashed: a size not fitted (its E refitted)"))
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter(lambda v, _: f"{v:.1g}" if log_L.min() > -0.8 or f"{v:.0e}"[0] in "25" else "")
+    axes[0].set_ylabel("held-out loss L = 1 - pass@1")
+    save(figure, out, name)
+
+
+def draw_k(fits, free, out):
+    """k(N) of the fits to all sizes and without the largest, with 95% bands and K_max, beside each size's own slope."""
+    figure, axes = plt.subplots(1, len(free), figsize=(5.6 * len(free), 4.4), sharey=True, squeeze=False)
+    for axis, own in zip(axes[0], free, strict=True):
+        N = np.geomspace(own.N[0] / 1.6, own.N[-1] * 6, 200)
+        mine = [f for f in fits if (f.model_type, f.x) == (own.model_type, own.x) and f.protocol != "intra"]
+        for f, colour, dash in zip(mine, ("#0072B2", "#D55E00"), ("-", "--"), strict=False):
+            axis.plot(N, f.slope(N), dash, color=colour, lw=1.8)
+            if f.draws:
+                band = interval(f.draws["K"][:, None] / (1 + f.draws["N0"][:, None] / N))
+                axis.fill_between(N, *band, color=colour, alpha=0.15, lw=0)
+            if f.pinned:
+                axis.axhline(f.K, color=colour, lw=0.9, ls=":")
+            text = f"{label(f.N[0])}-{label(f.N[-1])}: $K_{{max}}$ " + (f"= {f.K:.3f}" if f.pinned else "not pinned")
+            axis.text(N[0], f.K if f.pinned else f.slope(N[-1]), text, color=colour, fontsize=9,
+                      va="bottom" if f.K == max(g.K for g in mine) else "top")
+        error = own.draws and np.abs(own.ci("k") - own.k)
+        axis.errorbar(own.N, own.k, error, fmt="o", ms=5, color="black", lw=1.1, capsize=2, zorder=3)
+        axis.set(xscale="log", xlabel="model size N (parameters)", title=f"slope against {AXIS[own.x]}, {own.model_type}")
+        axis.set_xticks(own.N, map(label, own.N))
+        axis.minorticks_off()
+        axis.text(0.98, 0.04, "dots: a free slope per size\nlines: the law\nboth with 95% intervals", ha="right", fontsize=9,
+                  transform=axis.transAxes, color="0.3")
+    axes[0][0].set(ylabel="k(N), decades of L per decade of X", ylim=(0, None))
+    save(figure, out, "k")
+
+
+def draw_residuals(sets, fits, out):
+    """L minus the law fitted to everything, step by step: what one line per size does not describe."""
+    wide = max(map(len, sets))
+    figure, axes = plt.subplots(len(sets), wide, figsize=(1.6 * wide + 1, 1.9 * len(sets) + 0.3), sharey=True,
+                                squeeze=False, layout="constrained")
+    for row, curves, f in zip(axes, sets, [f for f in fits if f.protocol == "all"], strict=True):
+        for axis, (c, colour) in zip(row, coloured(curves), strict=False):
+            axis.axhline(0, color="0.6", lw=0.8)
+            axis.plot(c.step_T, c.L_T - f.predict(c.N, c.X_T)[0], color=colour, lw=1)
+            axis.set_title(label(c.N), color=colour, fontweight="bold")
+        row[0].set_ylabel(f"L minus law in {f.x}")
+    figure.supxlabel("step", fontsize=10)
+    save(figure, out, "residuals")
+
+
+def draw_sweep(entries, out, name):
+    """Loss against reuse or group size with 95% intervals, a panel per fixed coordinate and size."""
+    keys = sorted({(e["x"], e["model_type"], e["N"]) for e in entries})
+    figure, axes = plt.subplots(1, len(keys), figsize=(5.4 * len(keys), 4.2), sharey=True, squeeze=False)
+    for axis, key in zip(axes[0], keys, strict=True):
+        here = [e for e in entries if (e["x"], e["model_type"], e["N"]) == key]
+        levels = sorted({v for e in here for v in e["levels"]}, key=float)  # evenly spaced: 20 and 25 must both be read
+        for shift, (e, colour) in zip((-0.06, 0, 0.06), coloured(here), strict=True):
+            at, got = [levels.index(v) + shift for v in e["levels"]], [*e["levels"].values()]
+            axis.errorbar(at, [g["L"] for g in got], [g["half"] for g in got], fmt="o-", ms=4, lw=1.3, capsize=2, color=colour)
+            axis.text(at[-1] + 0.2, got[-1]["L"], f"{e['x']} {e['at']:.3g}", color=colour, va="center")
+        axis.set(xticks=range(len(levels)), xticklabels=levels, xlim=(-0.3, len(levels) + 0.1), xlabel={
+            "reuse": "reuse factor tau (times each problem is seen)", "group": "group size G (responses per prompt)"}[name],
+            title=f"at fixed {AXIS[key[0]]}" + (f", {label(key[2])}" if key[2] else ""))
+    axes[0][0].set_ylabel("held-out loss L = 1 - pass@1")
+    save(figure, out, name)
+
+
+# ---------------------------------------------------------------- The command
+def flags(argv):
+    p = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    p.add_argument("runs", nargs="*", help="metrics.jsonl files of finished runs")
+    p.add_argument("--points", help="a CSV instead: N (billions), L, and C, D or X with x_kind; optional run, seed, step")
+    p.add_argument("--reuse-points", help="a CSV of a reuse sweep: tau, step, L; optional N, run, model_type")
+    p.add_argument("--out", type=Path, required=True, help="directory for fit.json and the figures")
+    p.add_argument("--source", help="which evaluation set of the runs (default: the first seen)")
+    p.add_argument("--x", choices=["C", "D"], help="only this X (default: both)")
+    p.add_argument("--protocol", choices=["all", "inter", "intra"], help="only this fit, and nothing but fits")
+    p.add_argument("--loss", choices=["linear", "log"], help="only the error of L, or of log L (default: fits both, rest L)")
+    p.add_argument("--first", type=float, default=0.24, help="steps intra fits; below 1 a share (default 0.24: 25 of 105)")
+    p.add_argument("--upto", type=float, help="largest size inter fits, billions (default: all but the largest)")
+    p.add_argument("--clip-steps", type=between, default="1:", metavar="A:B", help="use steps A to B only")
+    p.add_argument("--n0-bounds", type=between, metavar="A:B",
+                   help="search range of N0, billions (paper: 0.1:100; default: by the sizes)")
+    p.add_argument("--bootstrap", type=int, default=1000, help="redraws behind the 95%% intervals; 0 for none")
+    p.add_argument("--seed", type=int, default=0, help="of the redraws")
+    p.add_argument("--margin", type=float, default=0.01, help="loss that reuse may cost")
+    p.add_argument("--budget", type=amount("C"), metavar="C=1e20", help="which size reaches the lowest loss with this compute")
+    p.add_argument("--data", type=amount("D"), metavar="D=50000", help="the same with this many prompts")
+    p.add_argument("--target", type=amount("L"), metavar="L=0.4", help="what compute and data each size needs")
+    p.add_argument("--factor", type=float, default=3.0, help="how far outside a size's points the planner answers")
+    p.add_argument("--beyond", action="store_true", help="let the planner answer at any distance")
+    a = p.parse_args(argv)
+    if bool(a.runs) == bool(a.points):
+        p.error("give metrics.jsonl files or --points FILE")
+    if (a.budget or a.data or a.target) and (a.protocol or not a.bootstrap):
+        p.error("the planner needs the intervals and the fit to everything: drop --protocol and --bootstrap 0")
+    return a
+
+
+def amount(name):
+    """Type of a flag that reads NAME=NUMBER, or the number alone."""
+    def parse(text):
+        head, _, value = text.rpartition("=")
+        if head not in ("", name) or not float(value) > 0:
+            raise argparse.ArgumentTypeError(f"{text!r} was given where {name}=NUMBER was expected, a positive one")
+        return float(value)
+    return parse
+
+
+def between(text):
+    low, _, high = text.partition(":")
+    return float(low or 0), float(high or "inf")
+
+
+def main(argv=None):
+    a = flags(argv)
+    bounds, loss = {"n0_bounds": a.n0_bounds}, a.loss or "linear"
+    options, far = bounds | {"bootstrap": a.bootstrap, "seed": a.seed}, (a.factor, a.beyond)
+    rows = read_csv(a.points) if a.points else read_runs(a.runs, a.source)
+    settings = Counter((r.get("reuse", 1), r.get("group")) for r in rows)
+    reuse, group = study = min(settings, key=lambda s: (s[0], -settings[s]), default=(1, None))
+    if len(settings) > 1:
+        warn(f"the law is fitted to the runs with reuse {reuse:g} and group {group}; the others serve the sweeps only")
+    sets = curves_from([r for r in rows if (r.get("reuse", 1), r.get("group")) == study], a.clip_steps)
+    sets = [curves for (_, x), curves in sets.items() if a.x in (None, x)]
+    result = {c: [] for c in ("fits", "stability", "alternatives", "forecasts", "reuse", "group", "plans")}
+    fits, free = [], []
+    for curves in sets:
+        for protocol in [a.protocol] if a.protocol else ["all", "inter", "intra"]:
+            part = select(curves, protocol, a.first, a.upto)
+            if len(part) < 2 or min(len(c.X_T) for c in part) < 3:
+                warn(f"{curves[0].x}, {protocol}: no fit, for want of two sizes of three points each (--first, --upto)")
+                continue
+            both = [fit(part, error, protocol=protocol, **options) for error in ([a.loss] if a.loss else ["linear", "log"])]
+            fits.append(both[0])
+            result["fits"] += [f.to_json() for f in both]
+        if a.protocol:
+            continue
+        law = next(f for f in fits if (f.model_type, f.x, f.protocol) == (curves[0].model_type, curves[0].x, "all"))
+        free.append(fit(curves, loss, "free", **options))
+        json_of_law = next(f for f in result["fits"] if (f["model_type"], f["x"]) == (law.model_type, law.x))
+        json_of_law["free"] = {c: v for c, v in free[-1].to_json().items() if c in ("k", "k_ci", "E")}
+        if asked := {"C": a.budget, "D": a.data}[law.x]:
+            result["plans"].append(best_size(law, curves, asked, *far))
+        if a.target:
+            result["plans"].append(needed(law, curves, a.target, *far))
+        result["stability"] += stability(curves, loss, **bounds)
+        result["alternatives"] += alternatives(curves, loss, a.first)
+        result["forecasts"] += forecast(curves, loss, a.first, a.upto, **options)
+    if not a.protocol:
+        tau = [r for r in rows if r.get("group") == group]
+        if a.reuse_points:
+            tau = [r | {"reuse": r["tau"]} for r in read_csv(a.reuse_points, ("tau", "step", "L"))]
+        result["reuse"] = sweep(tau, "reuse", "step", a.margin)
+        result["group"] = [e for x in "DC" for e in sweep([r for r in rows if r.get("reuse") == reuse], "group", x)]
+    a.out.mkdir(parents=True, exist_ok=True)
+    inputs = {str(p): hashlib.sha256(Path(p).read_bytes()).hexdigest() for p in (*a.runs, a.points, a.reuse_points) if p}
+    head = {"version": 1, "seed": a.seed, "bootstrap": a.bootstrap, "unit_of_N": "1e9 parameters", "inputs": inputs}
+    (a.out / "fit.json").write_text(json.dumps(head | result, indent=1, default=lambda v: v.tolist()) + "\n")
+    report(result)
+    if not a.protocol:
+        for curves in sets:
+            kind = f"_{curves[0].model_type}" if len({c[0].model_type for c in sets}) > 1 else ""
+            draw_loss(curves, a.first, a.upto, loss, a.out, f"loss_{curves[0].x}{kind}")
+        draw_k(fits, free, a.out)
+        draw_residuals(sets, fits, a.out)
+        for name in ("reuse", "group"):
+            if result[name]:
+                draw_sweep(result[name], a.out, name)
+    print(f"\nwrote {a.out}/fit.json" + ("" if a.protocol else " and the figures beside it"))
+
+
+if __name__ == "__main__":
+    warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
+    try:
+        main()
+    except (ValueError, OSError) as e:
+        sys.exit(f"fit_scaling: {e}")
