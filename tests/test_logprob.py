@@ -7,6 +7,7 @@ imported, so the test of that name starts a process of its own.
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -54,13 +55,26 @@ def check_accuracy(device, sizes=((5, 16, 700), (64, 48, 32), (3, 32, 5000), (2,
     for T, D, V in sizes:
         for temperature in (1.0, 0.6):
             for entropy in (True, False):
-                # Logits up to 60: a sum that is not taken from the maximum, or is not moved with it, overflows.
                 found = errors(*inputs(T, D, V, torch.float32, device, scale=10.0), temperature, entropy)
-                bounds = (5e-5, 5e-5, 1e-5, 1e-5)  # 60 / temperature in float32 has an ulp of 4e-6 to 8e-6
+                bounds = (5e-5, 5e-5, 1e-5, 1e-5)  # logits up to 60 / temperature: an ulp of 4e-6 to 8e-6
                 assert all(x < y for x, y in zip(found, bounds, strict=True)), (T, D, V, temperature, entropy, found)
         # The bars for bf16 inputs: log-probs 2e-3, gradients 1%. Fails with logits or sums rounded to bf16.
         found = errors(*inputs(T, D, V, torch.bfloat16, device, scale=10.0), 1.0)
         assert all(x < y for x, y in zip(found, (2e-3, 2e-3, 1e-2, 1e-2), strict=True)), (T, D, V, found)
+
+    # Logits that rise or fall by 300 along the vocabulary: sums that do not follow the maximum overflow.
+    hidden_TD = torch.tensor([[1.0], [-1.0]], device=device, requires_grad=True)
+    weight_VD = torch.linspace(-150, 150, 9000, device=device)[:, None].requires_grad_()
+    target_T = torch.tensor([8999, 4500], device=device)
+    found = errors(hidden_TD, weight_VD, target_T, 1.0)
+    assert all(x < y for x, y in zip(found, (2e-4, 2e-4, 1e-4, 1e-4), strict=True)), found
+    # The gradient of a plain sum is an expanded scalar: one element in memory. Fails without contiguous().
+    hidden_TD, weight_VD, target_T = inputs(6, 8, 600, torch.float32, device)
+    wide_TD = hidden_TD.detach().double().requires_grad_()
+    for chosen in (lambda logp_T, entropy_T: logp_T.sum(), lambda logp_T, entropy_T: entropy_T.sum()):
+        found = torch.autograd.grad(chosen(*logprob(hidden_TD, weight_VD, target_T)), hidden_TD)[0]
+        exact = torch.autograd.grad(chosen(*naive(wide_TD, weight_VD.detach().double(), target_T)), wide_TD)[0]
+        torch.testing.assert_close(found.double(), exact, rtol=1e-4, atol=1e-6)
 
 
 @pytest.fixture(params=[2**24, 700], ids=["one block", "many blocks"])
@@ -104,12 +118,6 @@ def test_what_is_not_needed_is_not_computed(blocks):
     assert torch.equal(weight_VD.grad, expected[3])
     with torch.no_grad():
         assert not logprob(hidden_TD, weight_VD, target_T)[0].requires_grad
-    # The entropy alone; and a gradient that is an expanded scalar, as that of a plain sum is.
-    entropy_T = logprob(hidden_TD, weight_VD, target_T)[1]
-    wide_TD = hidden_TD.detach().double().requires_grad_()
-    exact = torch.autograd.grad(naive(wide_TD, weight_VD.detach().double(), target_T)[1].sum(), wide_TD)[0]
-    found = torch.autograd.grad(entropy_T.sum(), hidden_TD)[0]
-    torch.testing.assert_close(found.double(), exact, rtol=1e-4, atol=1e-6)
 
 
 def test_no_tokens_and_bad_input():
@@ -128,22 +136,26 @@ def test_no_tokens_and_bad_input():
 
 def extra_memory(T, D, V):
     """Bytes by which forward and backward raise this (fresh) process's peak memory above the inputs."""
-    import resource
+
+    def peak():  # not ru_maxrss, which a child process inherits from its parent
+        return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
 
     hidden_TD, weight_VD, target_T = inputs(T, D, V)
     small = inputs(8, D, 64)  # what the first call of everything costs
     sum(x.sum() for x in logprob(*small)).backward()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    hidden_TD.sum(), weight_VD.sum()  # a system may have put untouched pages aside: they would come back as extra
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
+    before = peak()
     logp_T, entropy_T = logprob(hidden_TD, weight_VD, target_T)
     (logp_T.sum() + entropy_T.sum()).backward()
     assert hidden_TD.grad.isfinite().all() and weight_VD.grad.isfinite().all()
-    unit = 1 if sys.platform == "darwin" else 1024
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit
+    return peak() - before
 
 
 # The same vocabulary with few columns in the default run. One (T, V) tensor in float32 is 0.31 GB there, and 2.5 GB in
 # the slow one, whose weight gradient alone is 0.54 GB. Fails when any such tensor is made.
 @pytest.mark.parametrize(("T", "D", "limit"), [(512, 8, 0.3e9), pytest.param(4096, 896, 1.5e9, marks=pytest.mark.slow)])
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_peak_memory(T, D, limit):
     code = f"from tests.test_logprob import extra_memory; print(extra_memory({T}, {D}, 151_936))"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
