@@ -148,13 +148,16 @@ def extra_memory(T, D, V):
     before = peak()
     logp_T, entropy_T = logprob(hidden_TD, weight_VD, target_T)
     (logp_T.sum() + entropy_T.sum()).backward()
+    extra = peak() - before
     assert hidden_TD.grad.isfinite().all() and weight_VD.grad.isfinite().all()
-    return peak() - before
+    return extra
 
 
 # The same vocabulary with few columns in the default run. One (T, V) tensor in float32 is 0.31 GB there, and 2.5 GB in
 # the slow one, whose weight gradient alone is 0.54 GB. Fails when any such tensor is made.
-@pytest.mark.parametrize(("T", "D", "limit"), [(512, 8, 0.3e9), pytest.param(4096, 896, 1.5e9, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("T", "D", "limit"), [(512, 8, 0.15e9), pytest.param(4096, 896, 0.9e9, marks=pytest.mark.slow)]
+)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_peak_memory(T, D, limit):
     code = f"from tests.test_logprob import extra_memory; print(extra_memory({T}, {D}, 151_936))"
