@@ -5,10 +5,10 @@
 
     d logp_t / d z_tv = [v = target_t] - p_tv,   d entropy_t / d z_tv = -p_tv (log p_tv + entropy_t)
 
-The logits are made for one block of the vocabulary at a time, forward and again backward. Blocks of the vocabulary,
-not of the tokens: each block's weight gradient is then one finished matrix product over all tokens, rounded once, and
-the only sum carried across blocks is the (T, D) gradient of the hidden states, in float32; with blocks of tokens it
-would be the (V, D) gradient of the weight (2 GB at V = 152064, D = 3584), read and written once per block.
+The logits are made for one block of the vocabulary (C columns) at a time, forward and again backward. Blocks of the
+vocabulary, not of the tokens: each block's weight gradient is then one finished matrix product over all tokens, rounded
+once, and the only sum carried across blocks is the (T, D) gradient of the hidden states, in float32; with blocks of
+tokens it would be the (V, D) gradient of the weight (2 GB at V = 152064, D = 3584), read and written once per block.
 
 On a GPU the products are cuBLAS's and the rest is one kernel per block and direction. By count, at T = 16384, D = 3584,
 V = 152064: one product is 18 TFLOP, 25 ms at 700 TFLOP/s; writing and reading the logits of all blocks in float32 is
@@ -203,7 +203,7 @@ class _LogProb(torch.autograd.Function):
             if d_hidden_TD is not None:
                 _add_product(d_hidden_TD, grad_TC, operand_CD)
             if d_weight_VD is not None:
-                d_weight_VD[first:last] = grad_TC.T @ operand_TD
+                d_weight_VD[first:last] = _product(grad_TC.T, operand_TD)
         return d_hidden_TD if d_hidden_TD is None else d_hidden_TD.to(hidden_TD.dtype), d_weight_VD, None, None
 
 

@@ -3,7 +3,8 @@
     o_h = sum_n softmax_n(q_h . k_n / sqrt(K)) v_n,   n < length,   k_n, v_n at page pages[n // S], offset n % S
 
 The cache of one layer is kv_2NSJK: N pages of S slots (S a power of two), keys first, then values. It must hold finite
-numbers everywhere (allocate it with zeros): slots beyond a length are multiplied by a probability of 0.
+numbers everywhere (allocate it with zeros): slots beyond a length are multiplied by a probability of 0. A sequence has
+up to M pages and L = M S keys; R = H / J query heads share a key-value head.
 """
 
 import functools
@@ -25,10 +26,9 @@ def write_kv_reference(kv_2NSJK, k_TJK, v_TJK, slot_T):
 def decode_reference(q_BHK, kv_2NSJK, pages_BM, length_B):
     """`decode` in torch: the pages are gathered once, query heads of one group are rows of one attention."""
     B, H, K = q_BHK.shape
-    _, N, S, J, _ = kv_2NSJK.shape
-    page_X = pages_BM.reshape(-1).clamp(min=0)  # entries beyond a length may hold anything below N
-    both_2X = torch.cat((page_X, page_X + N))
-    kv_2BLJK = kv_2NSJK.view(2 * N, S * J * K).index_select(0, both_2X).view(2, B, -1, J, K)
+    N, J = kv_2NSJK.shape[1], kv_2NSJK.shape[3]
+    pages = pages_BM.flatten().clamp(min=0)  # entries beyond a length may hold anything below N
+    kv_2BLJK = kv_2NSJK.view(2 * N, -1).index_select(0, torch.cat((pages, pages + N))).view(2, B, -1, J, K)
     k_BJLK, v_BJLK = kv_2BLJK.transpose(2, 3)
     mask_BL = torch.arange(k_BJLK.shape[2], device=length_B.device) < length_B[:, None]
     q_BJRK = q_BHK.reshape(B, J, H // J, K)
@@ -121,9 +121,9 @@ def load_triton():
 _CHUNK, _PARTS = 256, 16
 
 
-def _rows_contiguous(x_XJK):
-    """x with the last two dimensions contiguous, as slices of a fused q/k/v projection are."""
-    return x_XJK if x_XJK.stride()[1:] == (x_XJK.shape[2], 1) else x_XJK.contiguous()
+def _rows_contiguous(x):
+    """x with its last two of three dimensions contiguous, as in slices of a fused q/k/v projection."""
+    return x if x.stride()[1:] == (x.shape[2], 1) else x.contiguous()
 
 
 def write_kv_triton(kv_2NSJK, k_TJK, v_TJK, slot_T):
@@ -173,7 +173,8 @@ def decode(q_BHK, kv_2NSJK, pages_BM, length_B):
     """o_BHK: one query per sequence over its first length_B keys, found through pages_BM (both int32).
 
     Heads are grouped: H is a multiple of J, query head h reads key-value head h // (H / J). Softmax in float32, o in
-    the dtype of q. A length of 0 gives zeros. Entries of pages_BM beyond a length do not matter (any value below N).
+    the dtype of q. A length of 0 gives zeros. Entries of pages_BM beyond a length do not matter (any value below N), but on a CPU
+    they are gathered: keep the table as narrow as the longest length allows.
     """
     if q_BHK.shape[1] % kv_2NSJK.shape[3]:
         raise ValueError(f"{q_BHK.shape[1]} query heads on {kv_2NSJK.shape[3]} key-value heads: give a multiple")

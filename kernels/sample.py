@@ -54,7 +54,7 @@ def uniform(key_B, V):
     The shifts are arithmetic, which saves a masking pass: x ^ (x >> s) then sends x and ~x to one value in [0, 2**31).
     So the last one yields 31 bits, exactly uniform over keys because the key's upper half is added just before it.
     """
-    low_B1, high_B1 = key_B.contiguous().view(torch.int32).view(-1, 2, 1).unbind(1)
+    low_B1, high_B1 = key_B.contiguous().view(torch.int32).view(len(key_B), 2, 1).unbind(1)
     hash_BV = low_B1 + torch.arange(V, dtype=torch.int32, device=key_B.device) * _GOLDEN
     hash_BV ^= hash_BV >> 16
     hash_BV *= _MIX1
