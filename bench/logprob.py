@@ -125,7 +125,8 @@ def peak_memory(reset=False):
 def record(claim, arguments, rows, ceilings):
     """Append one line to results/CLAIM.jsonl: what was measured, of which commit, where, with which versions."""
     commit = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, text=True).strip()
-    if subprocess.check_output(["git", "status", "--porcelain", "kernels", "bench"], cwd=ROOT, text=True).strip():
+    measured = ["kernels", "bench/logprob.py", "bench/kernels.py"]
+    if subprocess.check_output(["git", "status", "--porcelain", *measured], cwd=ROOT, text=True).strip():
         commit += "+changes"
     versions = {"python": platform.python_version()}
     for name in ("torch", "triton", "liger-kernel", "cut-cross-entropy"):
@@ -141,7 +142,7 @@ def record(claim, arguments, rows, ceilings):
         device = f"{name[1] if name else platform.processor()}, {torch.get_num_threads()} thread(s)"
     line = dict(
         claim=claim, date=date.today().isoformat(), commit=commit, device=device,
-        versions=versions, flags=vars(arguments), ceilings=ceilings, rows=rows,
+        versions=versions, flags={k: v for k, v in vars(arguments).items() if k != "memory_of"}, ceilings=ceilings, rows=rows,
     )  # fmt: skip
     path = ROOT / "results" / f"{claim}.jsonl"
     path.parent.mkdir(exist_ok=True)
