@@ -140,9 +140,10 @@ def record(claim, arguments, rows, ceilings):
         cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
         name = re.search(r"model name\s*: (.*)", cpuinfo)
         device = f"{name[1] if name else platform.processor()}, {torch.get_num_threads()} thread(s)"
+    flags = {name: value for name, value in vars(arguments).items() if name != "memory_of"}
     line = dict(
         claim=claim, date=date.today().isoformat(), commit=commit, device=device,
-        versions=versions, flags={k: v for k, v in vars(arguments).items() if k != "memory_of"}, ceilings=ceilings, rows=rows,
+        versions=versions, flags=flags, ceilings=ceilings, rows=rows,
     )  # fmt: skip
     path = ROOT / "results" / f"{claim}.jsonl"
     path.parent.mkdir(exist_ok=True)

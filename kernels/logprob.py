@@ -58,7 +58,7 @@ def forward_reference(z_TC, first, target_T, state_4T, inverse_temperature):
     The state is the maximum m, s = sum exp(z - m), w = sum exp(z - m) (z - m), and the target's z.
     """
     m_T, s_T, w_T, z_target_T = state_4T
-    z_TC = z_TC.mul_(inverse_temperature)
+    z_TC *= inverse_temperature
     new_m_T = torch.maximum(m_T, z_TC.amax(1))
     column_T1, inside_T1 = _target_column(z_TC, first, target_T)
     z_target_T.copy_(torch.where(inside_T1, z_TC.gather(1, column_T1), z_target_T[:, None])[:, 0])

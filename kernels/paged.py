@@ -173,8 +173,8 @@ def decode(q_BHK, kv_2NSJK, pages_BM, length_B):
     """o_BHK: one query per sequence over its first length_B keys, found through pages_BM (both int32).
 
     Heads are grouped: H is a multiple of J, query head h reads key-value head h // (H / J). Softmax in float32, o in
-    the dtype of q. A length of 0 gives zeros. Entries of pages_BM beyond a length do not matter (any value below N), but
-    a CPU gathers them: keep the table as narrow as the longest length allows.
+    the dtype of q. A length of 0 gives zeros. Entries of pages_BM beyond a length do not matter (any value below N);
+    but a CPU gathers them: keep the table as narrow as the longest length allows.
     """
     if q_BHK.shape[1] % kv_2NSJK.shape[3]:
         raise ValueError(f"{q_BHK.shape[1]} query heads on {kv_2NSJK.shape[3]} key-value heads: give a multiple")

@@ -119,7 +119,7 @@ def load_triton():
         tl.store(token_BP + at, part * BLOCK + best)
         tl.store(stats_4BP + at, tl.max(score, 0))
         tl.store(stats_4BP + stride + at, tl.sum(tl.where(tl.arange(0, BLOCK) == best, z, 0.0), 0))
-        tl.store(stats_4BP + 2 * stride + at, base)
+        tl.store(stats_4BP + 2 * stride + at, top)
         tl.store(stats_4BP + 3 * stride + at, tl.sum(tl.exp(z - base), 0))
 
     @triton.jit
