@@ -106,30 +106,32 @@ class Sampler:
             raise ValueError(f"a cache of {kv_gb:g} GB holds {self.N * page:,} tokens, but one sequence of {max_len:,} needs "
                              f"{(self.M + 2) * page_bytes / 1e9:.2g} GB; raise --kv-gb, or lower --max-prompt or --max-new")
         self.kv = torch.zeros(c.layers, 2, self.N, page, c.J, c.K, dtype=weight.dtype, device=self.device)
-        self.stop_ids, self.stop = set(stop_ids), torch.tensor(list(stop_ids), device=self.device)
-        # Per slot: the token to feed, tokens in the cache, tokens drawn, the noise's problem and sample, whether it ended.
-        self.state = torch.zeros(6, slots, dtype=torch.int64, device=self.device)
+        self.stop_ids, self.stop = set(stop_ids), torch.tensor(list(stop_ids), dtype=torch.int64, device=self.device)
+        # Per slot: the token to feed, tokens in the cache, tokens drawn, most of them, the noise's problem and sample, done.
+        self.state = torch.zeros(7, slots, dtype=torch.int64, device=self.device)
         self.table_SM = torch.zeros(slots, self.M, dtype=torch.int32, device=self.device)
         self.set_back = 0  # sequences set back for want of pages, over the sampler's life
 
     @torch.inference_mode()
-    def generate(self, prompts: list[list[int]], G: int, max_new: int, temperature: float, seed: int, step: int = 0,
+    def generate(self, prompts: list[list[int]], G: int, max_new: int | list[int], temperature: float, seed: int, step: int = 0,
                  problems: Sequence[int] | None = None, on_finish: Callable[[Sample], None] | None = None) -> list[Sample]:
-        """G completions of every prompt (token ids), of at most max_new tokens, in the order of the prompts.
+        """G completions of every prompt (token ids), of at most max_new tokens (one limit, or one for each prompt), in
+        the order of the prompts.
 
         problems: the number of each prompt that keys its noise (its place in the list if not given). temperature 0 is
         greedy. on_finish is called with every sample as soon as it is complete. ValueError for a prompt that is empty
         or too long for the cache.
         """
-        longest = max(map(len, prompts), default=0)
-        if not all(prompts) or longest + max_new > self.max_len:
-            raise ValueError(f"prompts of 1 to {self.max_len - max_new:,} tokens fit this sampler (max_len {self.max_len:,} "
-                             f"less max_new {max_new:,}); the shortest has {min(map(len, prompts)):,}, the longest {longest:,}")
+        limits = [max_new] * len(prompts) if isinstance(max_new, int) else max_new
+        for p, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
+            if not prompt or limit < 1 or len(prompt) + limit > self.max_len:
+                raise ValueError(f"prompt {p} has {len(prompt):,} tokens and may draw {limit:,}: both must be at least 1, and "
+                                 f"together at most this sampler's {self.max_len:,}")
         self.pages, self.running = Pages(self.N), []
-        self.seed, self.step, self.temperature, self.max_new = seed, step, temperature, max_new
+        self.seed, self.step, self.temperature, self.limits, self.max_new = seed, step, temperature, limits, max(limits, default=0)
         self.prompts, self.problems = prompts, problems if problems is not None else range(len(prompts))
-        self.id_SL = torch.zeros(self.slots, max_new + 1, dtype=torch.int64, device=self.device)  # the last column: waste
-        self.logp_SL = torch.zeros(self.slots, max_new + 1, device=self.device)
+        self.id_SL = torch.zeros(self.slots, self.max_new + 1, dtype=torch.int64, device=self.device)  # last column: waste
+        self.logp_SL = torch.zeros(self.slots, self.max_new + 1, device=self.device)
         samples = [[Sample(p, g) for g in range(G)] for p in range(len(prompts))]
         self.waiting = deque(Group(prompts[p], deque(group)) for p, group in enumerate(samples))
         while self.waiting or self.running:
@@ -147,7 +149,7 @@ class Sampler:
         if not self.running:
             return
         B = len(self.running)
-        _, length_B, drawn_B, _, _, done_B = self.state[:, :B].tolist()
+        _, length_B, drawn_B, _, _, _, done_B = self.state[:, :B].tolist()
         keep = []
         for b, slot in enumerate(self.running):
             slot.length = length_B[b]
@@ -252,7 +254,7 @@ class Sampler:
                 target.append(page)
             self.pages.share(shared)
             self.running.append(Slot(s, [*shared, page], len(group.prefix)))
-            rows.append([0, len(group.prefix), len(s.ids), self.problems[s.prompt], s.sample, 0])
+            rows.append([0, len(group.prefix), len(s.ids), self.limits[s.prompt], self.problems[s.prompt], s.sample, 0])
         if source:
             self.kv[:, :, target] = self.kv[:, :, source]
         b = slice(first, len(self.running))
@@ -267,7 +269,7 @@ class Sampler:
     def _decode(self) -> None:
         """One token for every running sequence."""
         b = slice(0, len(self.running))
-        token_B, length_B, _, _, _, done_B = self.state[:, b]
+        token_B, length_B, _, _, _, _, done_B = self.state[:, b]
         live_B = 1 - done_B
         width = max(len(slot.pages) for slot in self.running)
         page_B = self.table_SM[b].gather(1, (length_B // self.S)[:, None]).squeeze(1)
@@ -284,14 +286,14 @@ class Sampler:
 
     def _draw(self, b: slice, logits_BV: Tensor) -> None:
         """Draws a token for every live row of the slots b, records it, and marks the rows that end with it."""
-        token_B, _, drawn_B, problem_B, sample_B, done_B = self.state[:, b]
+        token_B, _, drawn_B, limit_B, problem_B, sample_B, done_B = self.state[:, b]
         drawn, logp_B = sample(logits_BV, self.temperature, token_key(self.seed, self.step, problem_B, sample_B, drawn_B))
         column_B1 = torch.where(done_B.bool(), self.max_new, drawn_B)[:, None]
         self.id_SL[b].scatter_(1, column_B1, drawn[:, None])
         self.logp_SL[b].scatter_(1, column_B1, logp_B[:, None])
         token_B.copy_(drawn)
         drawn_B += 1 - done_B
-        done_B |= torch.isin(drawn, self.stop) | (drawn_B >= self.max_new)
+        done_B |= torch.isin(drawn, self.stop) | (drawn_B >= limit_B)
 
     def _write_tables(self, slots) -> None:
         """Copies the page lists of the given slots to the device."""

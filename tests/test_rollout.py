@@ -104,10 +104,18 @@ def test_weights_are_copied_in_place(ours):
 def test_what_cannot_fit_is_refused_with_the_sizes(ours, tmp_path):
     with pytest.raises(ValueError, match=r"cache of 1e-05 GB holds 32 tokens, but one sequence of 64 needs .*; raise --kv-gb"):
         draw(ours(), kv_gb=1e-5)
-    with pytest.raises(ValueError, match=r"prompts of 1 to 40 tokens fit .* the shortest has 1, the longest 50"):
+    with pytest.raises(ValueError, match=r"prompt 1 has 50 tokens and may draw 24: .* together at most this sampler's 64"):
         draw(ours(), [[1], [2] * 50])
-    with pytest.raises(ValueError, match="the shortest has 0"):
+    with pytest.raises(ValueError, match="prompt 1 has 0 tokens"):
         draw(ours(), [[1], []])
+
+
+def test_every_prompt_can_have_its_own_limit(ours):
+    # Caught: the largest limit used for all; a longer limit must only add tokens.
+    model = ours()
+    limited, _ = draw(model, max_new=[1, 5, 24, 9, 3])
+    for s, full in zip(limited, draw(model)[0], strict=True):
+        assert s.ids == full.ids[: [1, 5, 24, 9, 3][s.prompt]] and s.finished == (s.ids[-1] == END)
 
 
 def test_stop_tokens_come_from_every_source(tmp_path):
