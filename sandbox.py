@@ -2,11 +2,10 @@
 
     run("print(1 / 0)")  ->  Result(passed=False, reason="ZeroDivisionError: division by zero")
 
-What holds it: it sees a read-only interpreter and an empty /tmp in memory, and nothing else of this machine: no file, process,
-network, /proc or /dev; no capability; and it has limits (`Limits`). Everything ends with its first process. Three ways are tried:
-bubblewrap; as root, plain namespaces and a user of its own (root is exempt from the limit on processes); otherwise a user
-namespace. A way is used only after `probe` has tried to break out of it, here and now, and could not. If none holds, nothing
-is run.
+What holds it: it sees a read-only interpreter and an empty /tmp in memory, and no other file, process, network, /proc or /dev;
+it has no capability, and limits (`Limits`); it ends with its first process. Three ways are tried: bubblewrap; as root, plain
+namespaces and a user of its own (root is exempt from the limit on processes); else a user namespace. A way is used only after
+`probe` has tried to break out of it, here and now, and could not. If none holds, nothing is run.
 
 What does not hold it: a hole in the kernel. On a machine where that matters, put the whole evaluation into a virtual one.
 """
@@ -26,7 +25,7 @@ from functools import cache
 from pathlib import Path
 
 
-class Refused(RuntimeError):
+class Refused(OSError):
     """No way to contain a program works here; the message says what was tried, and what came of it."""
 
 
@@ -85,7 +84,8 @@ def execute(way: str, program: str, limits: Limits) -> tuple[bool, Result]:
     begun, ended = secrets.token_hex(16), secrets.token_hex(16)
     # Having ended well is not proof: sys.exit() does that before any test has run. The last line must have been reached.
     text = (f"import os\nos.chdir('/tmp')\nprint({begun!r}, flush=True)\n"
-            f"exec(compile({program!r}, 'program', 'exec'), {{'__name__': '__main__'}})\nprint('\\n' + {ended!r}, flush=True)\n")
+            f"exec(compile({program!r}, 'program', 'exec'), {{'__name__': '__main__'}})\n"
+            f"print('\\n' + {ended!r}, flush=True)\n")
     # A file takes what it writes: the limit on files holds for it, and a pipe would have none.
     with tempfile.TemporaryFile() as written:
         process = subprocess.Popen(command(way, limits), stdin=subprocess.PIPE, stdout=written, stderr=subprocess.STDOUT,
@@ -181,7 +181,7 @@ def holding(limits: Limits) -> str:
         tried[way] = failed
     raise Refused("programs of a model are not run, for nothing here contains them: "
                   + "; ".join(f"{way}: {failed}" for way, failed in tried.items())
-                  + ". Install bubblewrap, allow user namespaces (a container may need --privileged), or leave this benchmark out")
+                  + ". Install bubblewrap, allow user namespaces (a container may need --privileged), or leave programs out")
 
 
 def run(program: str, limits: Limits = Limits()) -> Result:
