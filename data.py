@@ -30,6 +30,7 @@ import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
 
@@ -331,6 +332,7 @@ def read_answer(value, written: str = "alone") -> str:
 # ---- From problems to a run ---------------------------------------------------------------------------------------
 
 
+@lru_cache(4096)  # a run evaluates the same problems again and again
 def render(problem: Problem, tokenizer, template: str = "auto") -> list[int]:
     """Token ids of the prompt, special tokens included once.
 

@@ -33,7 +33,7 @@ class Refused(OSError):
 class Limits:
     seconds: float = 10.0  # by the clock
     memory_mb: int = 512  # address space of one process, so that all of them have at most processes * memory_mb
-    processes: int = 8  # threads count
+    processes: int = 8  # threads count, and up to three processes that hold the program
     file_mb: int = 16  # a file, the output, and all of /tmp
 
 
@@ -66,7 +66,7 @@ def command(way: str, limits: Limits) -> list[str]:
     drop = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups"]
     inner = ["setpriv", "--no-new-privs", "--inh-caps=-all", "--bounding-set=-all"]
     # `timeout` is for the case that this process dies before it can end the program.
-    inner = ["timeout", "-s", "KILL", f"{limits.seconds + 5:g}", *(drop if way == "root" else []), *inner,
+    inner = ["timeout", "-s", "KILL", f"{limits.seconds + 1:g}", *(drop if way == "root" else []), *inner,
              "prlimit", f"--as={limits.memory_mb << 20}", f"--nproc={limits.processes}", f"--fsize={limits.file_mb << 20}",
              f"--cpu={int(limits.seconds) + 1}", "--nofile=64", "--core=0", python, "-s", "-S", "-B", "-"]
     drop = drop if os.geteuid() == 0 and way != "root" else []
@@ -137,18 +137,18 @@ def fork():
             os.kill(child, 9)
             os.waitpid(child, 0)
 attempt("read a file outside", lambda: open(outside))
-attempt("write into /usr", lambda: write("/usr/grpo-ladder-probe"))
+attempt("write into /usr", lambda: (write("/usr/grpo-ladder-probe"), os.remove("/usr/grpo-ladder-probe")))
 attempt("connect to this machine", lambda: socket.create_connection(("127.0.0.1", port), 1))
 attempt("send to the network", lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).connect(("192.0.2.1", 9)))
 attempt("allocate more memory", lambda: bytearray(memory + 1))
 attempt("write a larger file", lambda: pathlib.Path("large").write_bytes(bytes(size + 1)))
 attempt("start more processes", fork)
-attempt("become root", lambda: os.setuid(0) if os.getuid() else os.chroot("/tmp"))
 try:
     write(outside)  # into a directory of the same name at most: the outside is looked at from outside
 except OSError:
     pass
 open("allowed", "w").write("a file in the current directory must work")
+attempt("become root", lambda: os.setuid(0) if os.getuid() else os.chroot("/tmp"))
 print(json.dumps(leaks))
 """
 
