@@ -9,6 +9,9 @@
 Standard errors are over problems: n completions of one problem are not independent, so they are averaged first (Miller 2024,
 arXiv 2411.00640). Every evaluation of a run draws with the same noise, so that the difference between two of them is the
 model's doing and not the draw's. The study evaluates at temperature 0.7, one completion each, and that is the default here.
+
+--out holds the settings in its first line, then a line for each completion as soon as it is graded, so that the same command
+draws only what is missing. All ranks append to it: on several machines that needs a file system on which appends are atomic.
 """
 
 import argparse
@@ -115,7 +118,7 @@ def collect(sampler: Sampler, tokenizer, grader: Grader, problems: list[data.Pro
         waiting.append((s, text, submit(grader, pool, problems[mine[s.prompt]], text)))
         settle(wait=False)
 
-    with ThreadPoolExecutor(max(1, (os.cpu_count() or 2) // 2)) as pool:
+    with ThreadPoolExecutor(max(1, (os.cpu_count() or 2) // (2 * world))) as pool:  # for programs, which have little time
         sampler.generate(prompts, G, max_new, temperature, seed, step, [problems[i].index for i in mine], grade)
         settle(wait=True)
     if world > 1:

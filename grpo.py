@@ -81,7 +81,7 @@ class Flags:
     weight_decay: float = 0.1  # AdamW's
     clip_grad: float = 1.0  # the gradient's norm is clipped to this
     # evaluation
-    eval: list[str] = dataclasses.field(default_factory=lambda: [":1:1"])  # NAME:n:temperature, repeated; no NAME: of --data
+    eval: list[str] = dataclasses.field(default_factory=[":1:1"].copy)  # NAME:n:temperature, repeated; no NAME: part of --data
     eval_every: int = 10  # steps between evaluations; step 0 and the last are always evaluated
     eval_problems: int = 500  # at most so many problems of each --eval
     # the machine
@@ -103,11 +103,11 @@ def parse_flags(argv: list[str]) -> Flags:
     notes = dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(Flags), re.M))
     for field in dataclasses.fields(Flags):
         kind = {"action": argparse.BooleanOptionalAction} if field.type is bool else {"type": field.type}
-        if field.type == list[str]:  # given at all, it replaces the default; given again, it adds
-            kind = {"action": "append"}
-        default = None if "action" in kind and kind["action"] == "append" else field.default
-        parser.add_argument(f"--{field.name.replace('_', '-')}", default=default, help=notes[field.name], **kind)
-    return Flags(**{name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None})
+        kind["default"] = field.default
+        if field.type == list[str]:  # left out, it has the default of Flags; given, it replaces that; given again, it adds
+            kind = {"action": "append", "default": argparse.SUPPRESS}
+        parser.add_argument(f"--{field.name.replace('_', '-')}", help=notes[field.name], **kind)
+    return Flags(**vars(parser.parse_args(argv)))
 
 
 def check(f: Flags, world: int) -> None:

@@ -164,20 +164,20 @@ def compare(a: str, b: str, shown: int = 20) -> str:
     from scipy.stats import binomtest, t
 
     (settings_a, rows_a), (settings_b, rows_b) = read_rows(a), read_rows(b)
-    lines = [f"{k}: {settings_a.get(k)} (A), {settings_b.get(k)} (B)" for k in ("model", "max_new", "template", "seed")
+    lines = [f"{k}: {settings_a.get(k)} (A), {settings_b.get(k)} (B)" for k in ("model", "eval", "max_new", "template", "seed")
              if settings_a.get(k) != settings_b.get(k)]
     shares = []
     for rows in (rows_a, rows_b):
         scores = defaultdict(list)
         for (source, problem, _), r in sorted(rows.items()):
-            scores[source, problem, r["truth"], r["prompt"]].append(r["score"])
-        shares.append({key: (np.mean(s), len(s)) for key, s in scores.items()})
+            scores[Path(source).name, problem, r["truth"], r["prompt"]].append(r["score"])
+        shares.append({key: np.mean(s) for key, s in scores.items()})
     common = sorted(shares[0].keys() & shares[1].keys())
     if not common:
         raise ValueError(f"{a} and {b} have no problem in common; evaluate both with the same --eval")
     for source in sorted({key[0] for key in common}):
         keys = [key for key in common if key[0] == source]
-        A, B = (np.array([side[key][0] for key in keys]) for side in shares)
+        A, B = (np.array([side[key] for key in keys]) for side in shares)
         mean, se = mean_se(B - A)
         half = float(t.ppf(0.975, len(keys) - 1)) * se if len(keys) > 1 else float("nan")
         won, lost = ([key[1] for key, d in zip(keys, B - A, strict=True) if sign * d > 0] for sign in (1, -1))

@@ -61,7 +61,7 @@ def command(way: str, limits: Limits) -> list[str]:
     """The command that runs the program on its input: `way` is bubblewrap, root or user."""
     python, home = os.path.realpath(sys._base_executable), os.path.realpath(sys.base_prefix)
     seen = [d for d in ("/usr", "/lib", "/lib64", "/bin") if os.path.isdir(d)]
-    seen += [d for d in (home,) if not d.startswith("/usr/")]
+    seen += [home] if not f"{home}/".startswith("/usr/") else []
     uid = random.SystemRandom().randrange(20_000, 60_000)  # one for each run: the limit on processes counts by user
     drop = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups"]
     inner = ["setpriv", "--no-new-privs", "--inh-caps=-all", "--bounding-set=-all"]
@@ -96,11 +96,9 @@ def execute(way: str, program: str, limits: Limits) -> tuple[bool, Result]:
         except subprocess.TimeoutExpired:
             late = True
         finally:
-            try:
+            if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)  # with process 1 of its namespace, everything in it
-            except ProcessLookupError:
-                pass
-            process.wait()
+                process.wait()
         size = written.seek(0, os.SEEK_END)
         written.seek(0)
         started = written.read(len(begun)) == begun.encode()
@@ -159,7 +157,10 @@ def probe(way: str, limits: Limits) -> str:
         outside = Path(directory) / "outside"
         outside.write_text("unchanged")
         values = limits.memory_mb << 20, limits.processes, limits.file_mb << 20, server.getsockname()[1], str(outside)
-        started, result = execute(way, PROBE.replace("{values}", repr(values)), limits)
+        try:
+            started, result = execute(way, PROBE.replace("{values}", repr(values)), limits)
+        except OSError as error:  # a command is missing
+            return str(error)
         if not started:
             return " ".join(result.output.split())[:300] or result.reason
         leaks = json.loads(result.output) if result.passed else [result.reason]

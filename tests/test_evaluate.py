@@ -201,6 +201,23 @@ def test_humaneval_runs(contained):
         assert grade_code(f"```python\ndef {name}(*a):\n    return 'no'\n```", p.prompt, p.answer).verdict == "wrong", p.index
 
 
+def test_kinds_are_read_from_rows():
+    # Caught: a table or tests read as mathematics; a prompt that is a printed list asked as it stands.
+    def rows(prompt, truth, source):
+        return [{"prompt": prompt, "reward_model": {"ground_truth": truth}, "data_source": source}]
+
+    table = {"header": ["Position", "Job"], "rows": [["1", "cook"]]}
+    turns = [{"role": "user", "content": "Q"}]
+    (grid,) = data.to_problems(rows(turns, table, "logic__zebra"), "file")
+    (code,) = data.to_problems(rows([{"role": "user", "content": str([{"content": "Q", "role": "user"}])}],
+                                    json.dumps({"functional": f"\n{TESTS}\n"}), "codegen__humaneval"), "file")
+    (choice,) = data.to_problems(rows(turns, "C", "stem__supergpqa"), "file")
+    (math,) = data.to_problems(rows(turns, "C", "math__math"), "file")
+    assert [p.kind for p in (grid, code, choice, math)] == ["grid", "code", "choice", "math"]
+    assert {p.prompt for p in (grid, code, choice, math)} == {"Q"}
+    assert json.loads(grid.answer) == table and code.answer == TESTS and choice.answer == math.answer == "C"
+
+
 # ---- Sources, files, comparison -----------------------------------------------------------------------------------
 
 
@@ -223,6 +240,21 @@ def test_programs_are_refused_where_nothing_contains_them(monkeypatch):
     with pytest.raises(sandbox.Refused, match="nothing here contains them"):
         check_source(Source("a"), [data.Problem(0, "", "", kind="code")])
     sandbox.holding.cache_clear()
+
+
+def test_a_run_evaluates_every_source_it_is_given(tmp_path):
+    # Caught: the default kept beside what was given; problems of a held-out part trained on.
+    from grpo import Flags, held_out, parse_flags
+
+    assert parse_flags([]).eval == [":1:1"] and parse_flags(["--eval", "a", "--eval", "b:2"]).eval == ["a", "b:2"]
+    path = tmp_path / "sums.jsonl"
+    path.write_text("".join(json.dumps({"question": f"{i} + 1?", "answer": i + 1}) + "\n" for i in range(20)))
+    f = Flags(data=str(path), eval=["arithmetic:test:2:0.5", ":4:1"], eval_problems=3)
+    problems, ((first, test), (second, part)) = held_out(f)
+    assert (first, second) == (Source("arithmetic:test", 2, 0.5), Source("", 4, 1.0)) and len(test) == len(part) == 3
+    assert len(problems) == 17 and not {p.index for p in problems} & {p.index for p in part}
+    with pytest.raises(ValueError, match="--eval names a source twice"):
+        held_out(Flags(data=str(path), eval=[str(path), f"{path}:4"]))
 
 
 def line(problem, sample, score, source="s"):

@@ -20,11 +20,7 @@ WAYS = [way for way in ("bubblewrap", "root", "user") if sys.platform == "linux"
 @pytest.fixture(params=WAYS, scope="module")
 def inside(request):
     """inside(program) runs it by one of the ways; skipped where that way does not hold."""
-    try:
-        failed = probe(request.param, SMALL)
-    except OSError as error:
-        failed = str(error)
-    if failed:
+    if failed := probe(request.param, SMALL):
         pytest.skip(f"{request.param} does not hold here: {failed}")
     return lambda program, limits=SMALL: execute(request.param, program, limits)[1]
 
