@@ -191,7 +191,7 @@ def draw_curve(run: str | Path) -> Path:
         top.fill_between(step, pass1 - spread, pass1 + spread, color=color, alpha=0.2, lw=0)
         bottom.plot(step, [r["length"] for r in rows], color=color, lw=2)
     top.set(ylabel="share of right answers", ylim=(0, 1.02), title=Path(run).name)
-    top.legend(loc="lower right", frameon=False)
+    top.legend(loc="best", frameon=False)
     bottom.set(ylabel="response length, tokens", xlabel="step", ylim=(0, None))
     for axis in (top, bottom):
         axis.spines[["top", "right"]].set_visible(False)

@@ -92,10 +92,11 @@ def summarise(problems: list[Problem], rows: list[dict], n: int, ks: Iterable[in
         share_P = np.array([cells(r["answer"], r["truth"]) for r in rows]).reshape(len(problems), n).mean(1)
         result["cells"], result["cells_se"] = mean_se(share_P)
     bins = defaultdict(list)
-    for name, share in zip(difficulty_bins(problems), score_PG.mean(1), strict=True):
+    named = zip(problems, difficulty_bins(problems), score_PG.mean(1), strict=True)
+    for _, name, share in sorted(named, key=lambda x: np.inf if x[0].difficulty is None else x[0].difficulty):
         bins[name].append(share)
     if len(bins) > 1:
-        result["difficulty"] = {b: {"problems": len(bins[b]), "pass1": mean_se(bins[b])} for b in sorted(bins)}
+        result["difficulty"] = {name: {"problems": len(x), "pass1": mean_se(x)} for name, x in bins.items()}
     return result
 
 

@@ -90,6 +90,8 @@ def test_summary_by_hand():
     assert result["truncated"] == 0.625 and result["length"] == 10.5 and result["verdicts"] == {"right": 3, "wrong": 5}
     assert {b: (x["problems"], x["pass1"][0]) for b, x in result["difficulty"].items()} == {"level 1": (2, 0.75),
                                                                                            "level 2": (2, 0.0)}
+    hard = [data.Problem(i, "?", "1", float(d)) for i, d in enumerate((10, 9, 1))]
+    assert list(summarise(hard, graded(hard, [[1.0]] * 3), 1)["difficulty"]) == ["level 1", "level 9", "level 10"]
     text = report({"source": "s", "n": 2, "temperature": 0.7} | result)
     assert "pass@1 0.3750 ± 0.2394" in text and "maj@2  0.5000" in text and "level 2, 2 problems" in text
 
