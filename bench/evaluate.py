@@ -37,6 +37,8 @@ def main() -> None:
     parser.add_argument("--problems", type=int, default=1319, help="only the first so many")
     parser.add_argument("--results", type=Path, default=ROOT / "results" / "evaluate.jsonl", help="a line is appended to it")
     flags = parser.parse_args()
+    describe = ["git", "describe", "--always", "--dirty"]  # before the run, of the code that it loads
+    commit = subprocess.run(describe, cwd=ROOT, capture_output=True, text=True).stdout.strip()
     device, directory, config = connect(flags.model)
     tokenizer = AutoTokenizer.from_pretrained(directory)
     model = Model(config).to(torch.bfloat16 if device.type == "cuda" else torch.float32).to(device)
@@ -63,7 +65,6 @@ def main() -> None:
     assert max(len(c.ids) for c in done) == 1, "the model did not stop at once"
     share = 1 - inside[0] / total
     prompt_tokens = sum(len(c.prompt) for c in done)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
     line = {"claim": "evaluation outside the model", "model": Path(flags.model).name, "parameters": config.N_total,
             "eval": Path(flags.eval).name,
