@@ -21,6 +21,7 @@ stream or in a pretraining corpus. Of the 90 chains of level 1, 63 are for train
 letters.
 """
 
+import ast
 import itertools
 import json
 import math
@@ -29,6 +30,7 @@ import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
 
@@ -61,6 +63,7 @@ class Problem:
     answer: str  # the reference
     difficulty: float | None = None  # higher is harder: 1 - pass rate of Qwen2.5-7B, or the level of a chain
     source: str = ""  # the benchmark it belongs to
+    kind: str = "math"  # what the answer is: math; choice, a letter; grid, a table as JSON; code, tests to pass
 
 
 # ---- The tiny world -----------------------------------------------------------------------------------------------
@@ -255,8 +258,8 @@ def to_problems(rows: list[dict], source: str) -> list[Problem]:
     problems = []
     for index, row in enumerate(rows):
         try:
-            prompt, truth = ask(row, questions), read_answer(cell(row, answer), written)
-            problems.append(Problem(index, prompt, truth, difficulty(row), row.get("data_source") or source))
+            prompt, (kind, truth) = ask(row, questions), read_truth(cell(row, answer), written, str(row.get("data_source")))
+            problems.append(Problem(index, prompt, truth, difficulty(row), row.get("data_source") or source, kind))
         except (TypeError, ValueError) as error:
             raise ValueError(f"{source}, row {index} (counted from 0): {error}") from error
     for field, column in (("prompt", " + ".join(questions)), ("answer", answer)):
@@ -277,6 +280,8 @@ def ask(row: dict, questions: tuple[str, ...]) -> str:
         case None:
             return ""
         case str(text) | [{"role": "user", "content": str(text)}]:
+            if text.startswith("[{'content':"):  # HumanEval of the study: the turns were turned into text once more
+                return ask({"prompt": ast.literal_eval(text)}, questions)
             return text
         case other:
             raise ValueError(f"a prompt is a text or a single turn of the user, not {str(other)[:80]}")
@@ -287,6 +292,15 @@ def difficulty(row: dict) -> float | None:
     rate = next((rate for column in PASS_RATES if (rate := cell(row, column)) is not None), None)
     value = row.get("difficulty") if rate is None else 1.0 - float(rate)
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def read_truth(value, written: str, source: str) -> tuple[str, str]:
+    """-> (kind, reference): the study's puzzles have a table, its programs the tests to pass, its SuperGPQA a letter."""
+    if isinstance(value, dict) and {"header", "rows"} <= value.keys():
+        return "grid", json.dumps({"header": value["header"], "rows": value["rows"]})
+    if isinstance(value, str) and value.startswith('{"functional":'):
+        return "code", json.loads(value)["functional"].strip()
+    return "choice" if "supergpqa" in source.lower() else "math", read_answer(value, written)
 
 
 def read_answer(value, written: str = "alone") -> str:
@@ -318,6 +332,7 @@ def read_answer(value, written: str = "alone") -> str:
 # ---- From problems to a run ---------------------------------------------------------------------------------------
 
 
+@lru_cache(4096)  # a run evaluates the same problems again and again
 def render(problem: Problem, tokenizer, template: str = "auto") -> list[int]:
     """Token ids of the prompt, special tokens included once.
 

@@ -33,6 +33,7 @@ import shlex
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -46,7 +47,7 @@ from tqdm import tqdm
 from transformers import AutoTokenizer
 
 import data
-from evaluate import Completion, collect, connect, draw_curve, evaluate, show
+from evaluate import Completion, Source, check_source, collect, connect, draw_curve, evaluate, row, show
 from model import Config, Model, full, load, packed_attention, save, shard
 from reward import Grader
 from rollout import Sampler, copy_weights, stop_tokens
@@ -57,7 +58,6 @@ class Flags:
     # what is trained, on what
     model: str = "models/tiny"  # hub name, or directory in Hugging Face layout
     data: str = "arithmetic"  # arithmetic, a .jsonl/.json/.parquet file, or a hub name with an optional :split
-    eval_data: str = ""  # held-out problems, likewise; "" is the test split of arithmetic, else a part of --data
     out: str = ""  # the run's directory, which must not exist; "" makes one under runs/
     template: str = "auto"  # prompts as chat turns or plain text: auto (chat if the tokenizer has a template), chat, plain
     seed: int = 0  # keys the noise of every sampled token, and the stream of arithmetic problems
@@ -81,10 +81,9 @@ class Flags:
     weight_decay: float = 0.1  # AdamW's
     clip_grad: float = 1.0  # the gradient's norm is clipped to this
     # evaluation
+    eval: list[str] = dataclasses.field(default_factory=[":1:1"].copy)  # NAME:n:temperature, repeated; no NAME: part of --data
     eval_every: int = 10  # steps between evaluations; step 0 and the last are always evaluated
-    eval_problems: int = 500  # held-out problems
-    eval_n: int = 1  # completions of each
-    eval_temperature: float = 1.0  # the paper evaluates at 0.7
+    eval_problems: int = 500  # at most so many problems of each --eval
     # the machine
     micro_tokens: int = 16384  # tokens of a micro-batch on one rank, prompts included
     slots: int = 256  # sequences decoded together on one rank
@@ -104,14 +103,17 @@ def parse_flags(argv: list[str]) -> Flags:
     notes = dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(Flags), re.M))
     for field in dataclasses.fields(Flags):
         kind = {"action": argparse.BooleanOptionalAction} if field.type is bool else {"type": field.type}
-        parser.add_argument(f"--{field.name.replace('_', '-')}", default=field.default, help=notes[field.name], **kind)
+        kind["default"] = field.default
+        if field.type == list[str]:  # left out, it has the default of Flags; given, it replaces that; given again, it adds
+            kind = {"action": "append", "default": argparse.SUPPRESS}
+        parser.add_argument(f"--{field.name.replace('_', '-')}", help=notes[field.name], **kind)
     return Flags(**vars(parser.parse_args(argv)))
 
 
 def check(f: Flags, world: int) -> None:
     """ValueError for flags that cannot make a run, saying what to change."""
     for name in ("steps", "prompts", "group", "updates", "reuse", "max_prompt", "max_new", "eval_every", "eval_problems",
-                 "eval_n", "micro_tokens", "slots", "graders"):
+                 "micro_tokens", "slots", "graders"):
         if getattr(f, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(f, name)}: must be at least 1")
     if f.group < 2:
@@ -290,14 +292,23 @@ def train_step(model: Model, ref: Model | None, optimizer, scheduler, done: list
     }
 
 
-def held_out(f: Flags) -> tuple:
-    """-> (training problems in their order, held-out problems). A file without --eval-data gives up every n-th problem."""
-    problems = data.load(f.data, seed=f.seed)
-    if f.eval_data or isinstance(problems, data.Arithmetic):
-        return problems, data.load(f.eval_data or f.data, split="test", seed=f.seed)[: f.eval_problems]
-    n = max(1, min(f.eval_problems, len(problems) // 5))
-    chosen = {(2 * i + 1) * len(problems) // (2 * n) for i in range(n)}
-    return [p for i, p in enumerate(problems) if i not in chosen], [problems[i] for i in sorted(chosen)]
+def held_out(f: Flags) -> tuple[Sequence[data.Problem], list[tuple[Source, list[data.Problem]]]]:
+    """-> (training problems in their order, the problems of each --eval). One without a NAME takes the test split of the tiny
+    world, and of a file every n-th problem, which then is not trained on."""
+    problems, tests = data.load(f.data, seed=f.seed), []
+    for source in map(Source.read, f.eval):
+        if source.name or isinstance(problems, data.Arithmetic):
+            test = data.load(source.name or f.data, split="test", seed=f.seed)[: f.eval_problems]
+        else:
+            n = max(1, min(f.eval_problems, len(problems) // 5))
+            chosen = {(2 * i + 1) * len(problems) // (2 * n) for i in range(n)}
+            test = [problems[i] for i in sorted(chosen)]
+            problems = [p for i, p in enumerate(problems) if i not in chosen]
+        check_source(source, test)
+        tests.append((source, test))
+    if len({source.name for source, _ in tests}) < len(tests):
+        raise ValueError(f"--eval names a source twice: {' '.join(f.eval)}; give each once, with its largest n")
+    return problems, tests
 
 
 class Stopped(Exception):
@@ -313,9 +324,10 @@ def main(f: Flags) -> None:
 
     # Problems, and where the run is written.
     tokenizer = AutoTokenizer.from_pretrained(source)
-    problems, test = held_out(f)
+    problems, tests = held_out(f)
     problems, dropped = data.drop_long(problems, tokenizer, f.max_prompt, f.template)
-    test, dropped_test = data.drop_long(test, tokenizer, f.max_prompt, f.template)
+    tests = [(source, *data.drop_long(test, tokenizer, f.max_prompt, f.template)) for source, test in tests]
+    held, dropped_test = sum(len(test) for _, test, _ in tests), sum(n for _, _, n in tests)
     problems = data.order(problems, f.reuse, f.steps * f.prompts)
     name = [f.out or f"runs/{Path(f.data).stem.replace('/', '-')}-seed{f.seed}-{datetime.now():%m%d-%H%M%S}"]
     dist.broadcast_object_list(name)
@@ -327,7 +339,7 @@ def main(f: Flags) -> None:
         out.mkdir(parents=True)
         (out / "flags.json").write_text(json.dumps(dataclasses.asdict(f) | {"world": world}, indent=2) + "\n")
     speak(f"{f.model}: {config.N:,} parameters and {config.N_total - config.N:,} in embeddings; {f.data}: "
-          f"{'endless' if isinstance(problems, data.Arithmetic) else f'{len(problems):,}'} problems, {len(test)} held out"
+          f"{'endless' if isinstance(problems, data.Arithmetic) else f'{len(problems):,}'} problems, {held} held out"
           + (f"; {dropped} + {dropped_test} prompts over {f.max_prompt} tokens dropped" if dropped + dropped_test else ""))
     speak(f"{out}: {f.steps} steps of {f.prompts} prompts x {f.group} samples, on {world} x {device.type} in {dtype}")
 
@@ -363,19 +375,20 @@ def main(f: Flags) -> None:
         return {"D": D, "C": 6 * config.N * tokens, "N": config.N, "N_total": config.N_total}
 
     def measure(step: int) -> tuple[dict, list[Completion]]:
-        with phase("evaluation"):
-            result, done = evaluate(sampler, tokenizer, grader, test, f.eval_n, f.max_new, f.eval_temperature, f.seed,
-                                    f.template)
-        flops["evaluation"] += sampling_flops(config, done)
-        log("metrics.jsonl", {"kind": "eval", "step": step, **progress(), **result})
-        log("samples.jsonl", *({"step": step, "problem": test[c.problem].index, "prompt": test[c.problem].prompt,
-                                "text": c.text, "truth": test[c.problem].answer, **dataclasses.asdict(c.verdict)}
-                               for c in done[: 5 * f.eval_n]))
-        return result, done[: 3 * f.eval_n : f.eval_n]
+        """-> (the first source's fields, three of its completions)."""
+        measured = []
+        for source, test, _ in tests:
+            with phase("evaluation"):
+                result, done = evaluate(sampler, tokenizer, grader, test, source, f.max_new, f.seed, f.template)
+            flops["evaluation"] += sampling_flops(config, done)
+            log("metrics.jsonl", {"kind": "eval", "step": step, **progress(), **result})
+            log("samples.jsonl", *({"step": step, **row(c, test[c.problem], result["source"])} for c in done[: 5 * source.n]))
+            measured.append((result, done[: 3 * source.n : source.n]))
+        return measured[0]
 
     with Grader(workers=f.graders, timeout_s=f.grade_seconds) as grader:
         result, before = measure(0)
-        speak(f"step 0: pass@1 {result['pass1']:.3f} on {len(test)} held-out problems")
+        speak(f"step 0: pass@1 {result['pass1']:.3f} on {result['problems']} problems of {result['source']}")
         terminal = rank == 0 and sys.stderr.isatty()
         bar = tqdm(range(1, f.steps + 1), unit="step", disable=not terminal, dynamic_ncols=True)
         for step in bar:

@@ -141,7 +141,8 @@ def test_recipes_are_read_and_valid(recipe):
 def test_paper_recipe_holds_the_papers_numbers():
     f = parse_flags(["@" + str(Path(__file__).parent.parent / "recipes" / "paper.args")])
     assert (f.prompts, f.group, f.updates, f.lr, f.kl, f.weight_decay, f.warmup) == (512, 8, 4, 1e-6, 0.001, 0.1, 0)
-    assert (f.max_prompt, f.max_new, f.eval_temperature, f.eval_every, f.steps) == (2048, 4096, 0.7, 1, 105)
+    assert (f.max_prompt, f.max_new, f.eval_every, f.steps) == (2048, 4096, 1, 105)
+    assert f.eval == ["Artemis0430/GURU-MATH-CL:test:1:0.7"]
 
 
 def rows(directory, kind):
