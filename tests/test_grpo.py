@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from evaluate import Completion
-from grpo import Flags, advantages, check, grpo_loss, log_probs, make_batch, pack, parse_flags, sampling_flops, sequence_flops
+from grpo import Flags, advantages, check, grpo_loss, log_probs, make_batch, pack, parse_flags
+from ledger import sampling_flops, sequence_flops
 from reward import Verdict
 
 TINY = ["--prompts", "8", "--group", "4", "--eval-problems", "20", "--max-prompt", "32", "--max-new", "32"]

@@ -1,0 +1,1 @@
+def peak_flops(device): return 0.0
