@@ -98,7 +98,10 @@ class Checkpoints:
                 self._prune()
         except (CheckpointException, Exception) as error:  # the former is none of the latter
             causes = [e for e, _ in error.failures.values()] if isinstance(error, CheckpointException) else [error]
-            self.ledger.error = f"{target} could not be written: {causes[0]}"
+            # Of a full disk torch's writer says only that it stands at an unexpected position.
+            short = "a write was cut short, as by a full disk or a quota: " if "unexpected pos" in str(causes[0]) else ""
+            free = shutil.disk_usage(self.run).free / 1e9
+            self.ledger.error = f"{target} could not be written ({free:.1f} GB are free there): {short}{causes[0]}"
 
     def _prune(self) -> None:
         kept = whole(self.run)
