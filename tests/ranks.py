@@ -65,11 +65,11 @@ def grouped(function, folder, *arguments):
 
 
 def run(n, function, *arguments):
-    """What function(*arguments) returns on each of n ranks joined by gloo; AssertionError with the traceback of one that fails."""
+    """What function(*arguments) returns on each of n ranks joined by gloo; AssertionError with a failing rank's traceback."""
     with tempfile.TemporaryDirectory() as folder:
         codes = wait(start(n, grouped, function, folder, *arguments, output=f"{folder}/output"))
-        failed = Path(folder) / "failed"
-        assert codes == [0] * n, failed.read_text() if failed.exists() else f"{codes} {Path(folder, 'output').read_text()[-3000:]}"
+        failed = Path(folder) / ("failed" if Path(folder, "failed").exists() else "output")
+        assert codes == [0] * n, f"exit codes {codes}: {failed.read_text()[-3000:]}"
         return [pickle.loads((Path(folder) / str(r)).read_bytes()) for r in range(n)]
 
 
