@@ -149,8 +149,8 @@ def check(f: Flags, world: int) -> None:
         raise ValueError(f"--replicas {f.replicas} does not divide the {world} ranks; give the number of nodes, or 1")
     if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         # Restarted workers would find the addresses of the dead ones in torchrun's store (pytorch issue 135712), and hang.
-        raise ValueError("--max-restarts needs a store per start: TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun --standalone ...; "
-                         "with several nodes --rdzv_backend c10d instead of --standalone")
+        raise ValueError("--max-restarts needs a fresh store for every start: TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun "
+                         "--standalone ..., or --rdzv_backend c10d in place of --standalone")
     if f.timeout <= 0:
         raise ValueError(f"--timeout {f.timeout}: minutes, more than 0")
     if f.wandb and find_spec("wandb") is None:

@@ -75,7 +75,8 @@ def read_gpus(text: str, peak_tflops: float = 0.0) -> tuple[int, str, GPU]:
     if not match or not int(match[1]) or not (size or match[2] in GPUS):
         raise ValueError(f"--gpus {text}: a number, x, and one of {', '.join(GPUS)}, or a memory such as 48GB")
     if size and not peak_tflops:
-        raise ValueError(f"--gpus {text}: a GPU that is not in the table needs --peak-tflops, and has no known bandwidth")
+        raise ValueError(f"--gpus {text}: a GPU that is not in the table needs --peak-tflops (its memory is taken to be as "
+                         "fast as an A100's)")
     gpu = GPUS["A100"] if size else GPUS[match[2]]
     memory = float(size[1]) if size else gpu.memory
     return int(match[1]), match[2], GPU(memory, peak_tflops * 1e12 or gpu.flops, gpu.bandwidth)
@@ -172,7 +173,7 @@ def remedy(f, c: Config, world: int, room: float) -> str:
             if total(replace(f, **changes), c, world) <= room:
                 return f"it would with {' '.join(flags)}"
     if (copy := 2 * c.N_total / 1e9) > 0.9 * room:
-        return f"no flag helps: each GPU samples from a whole copy of the model, {copy:.0f} GB; take larger GPUs or a smaller --model"
+        return f"no flag helps: each GPU samples from a whole copy of the model, {copy:.0f} GB; take larger GPUs"
     more = next((n for n in (world * 2**i for i in range(1, 6)) if total(f, c, n) <= room), None)
     return f"no flag helps; {more} such GPUs would" if more else "no flag helps; take larger GPUs or a smaller --model"
 
@@ -195,8 +196,8 @@ def table(f, c: Config, world: int, name: str, gpu: GPU) -> str:
     stays, comes = memory(f, c, world)
     moment = max(comes, key=comes.get)
     need, room = total(f, c, world), gpu.memory - CONTEXT
-    rows = [f"{f.model}: {c.N / 1e9:.3g}e9 parameters and {(c.N_total - c.N) / 1e9:.3g}e9 in embeddings, on {world} x {name}, "
-            f"{f.replicas} of {world // f.replicas}-way shards" + (", offloaded" if f.offload else ""), "",
+    rows = [f"{f.model}: {c.N:,} parameters and {c.N_total - c.N:,} in embeddings, on {world} x {name}; copies of the model: "
+            f"{f.replicas}, each in {world // f.replicas} shards" + (", offloaded" if f.offload else ""), "",
             f"memory of a GPU{'GB':>21}"]
     rows += [f"  {part:24}{size:10.2f}" for part, size in stays.items()]
     rows += [f"  {moment:24}{comes[moment]:10.2f}   the largest of: " + ", ".join(f"{k} {v:.2f}" for k, v in comes.items())]
@@ -210,16 +211,17 @@ def table(f, c: Config, world: int, name: str, gpu: GPU) -> str:
     flops = step_flops(f, c, prompt, new)
     seconds = seen[0] if seen else step_seconds(f, c, world, gpu, flops, prompt, new)
     rows += ["", f"a step of {f.prompts} x {f.group} sequences of {prompt} + {new} tokens"
-             + (f", as measured in {f.resume}" if seen else ", the longest possible"), f"{'PFLOP':>36}{'seconds':>12}"]
-    rows += [f"  {p:24}{flops.get(p, 0) / 1e15:10.3g}{seconds[p]:12.1f}" for p in seconds if seconds[p] >= 0.05 or flops.get(p)]
+             + (f", as measured in {f.resume}" if seen else ", the longest possible"), f"{'FLOP':>36}{'seconds':>12}"]
+    rows += [f"  {p:24}{flops.get(p, 0):10.2e}{seconds[p]:12.1f}" for p in seconds if seconds[p] >= 0.05 or flops.get(p)]
     step = sum(seconds.values())
     C = 6 * c.N * f.prompts * f.group * (prompt + new)
-    rows += [f"  {'together':24}{sum(flops.values()) / 1e15:10.3g}{step:12.1f}",
+    rows += [f"  {'together':24}{sum(flops.values()):10.2e}{step:12.1f}",
              f"{f.steps} steps: {f.steps * step / 3600:.3g} hours, {f.steps * step / 3600 * world:.3g} GPU-hours, "
              f"{f.steps * sum(flops.values()):.3g} FLOPs, of which C = 6ND counts {f.steps * C:.3g}"]
     if not seen:
-        rows += [f"rates assumed: {gpu.flops / 1e12:g} TFLOP/s a GPU, of which training gets {MFU['train']:.0%} and other forwards "
-                 f"{MFU['old']:.0%}; decoding {BANDWIDTH:.0%} of {gpu.bandwidth / 1e12:g} TB/s. --plan --resume RUN takes a run's."]
+        rows += [f"rates assumed: {gpu.flops / 1e12:g} TFLOP/s a GPU, of which training gets {MFU['train']:.0%} and other "
+                 f"forwards {MFU['old']:.0%}; decoding {BANDWIDTH:.0%} of {gpu.bandwidth / 1e12:g} TB/s.",
+                 "--plan --resume RUN takes those of a run."]
     return "\n".join(rows)
 
 
