@@ -11,7 +11,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["grpo"])  # imported once, by the server that every process here is a fork of
+# Imported once, by the server that every process here is a fork of; the others are what grpo imports as it goes.
+context.set_forkserver_preload(["grpo", "torch._dynamo", "matplotlib.pyplot"])
 
 
 def begin(rank, world, port, output, function, arguments):
