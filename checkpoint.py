@@ -56,7 +56,6 @@ class Checkpoints:
 
     def __init__(self, run: Path, keep: int, ledger: Ledger):
         self.run, self.keep, self.ledger, self.thread = run, keep, ledger, None
-        self.saved = max((read_state(p)["step"] for p in whole(run)), default=0)  # or being saved
         # A group of its own: the writing thread must not mix its collectives with those of the loop.
         self.group = dist.new_group(backend="gloo")
 
@@ -65,12 +64,12 @@ class Checkpoints:
 
         Returns when everything may change again; a failure is found in ledger.error.
         """
-        if self.saved == self.ledger.step:
+        if self.ledger.saved == self.ledger.step:
             return
         with self.ledger.phase("checkpoint"):
             self._wait()
-            self.saved = self.ledger.step
-            target = self.run / "checkpoints" / f"step-{self.saved:06d}"
+            self.ledger.saved = self.ledger.step
+            target = self.run / "checkpoints" / f"step-{self.ledger.step:06d}"
             partial = target.with_suffix(".partial")
             weights, moments = get_state_dict(model, optimizer)
             tensors = {"model": weights, "optimizer": moments}
@@ -181,11 +180,11 @@ def find_run(flags: dict, free: set[str], fresh: Path, resume: str) -> Path:
 
 
 def take_lock(run: Path):
-    """Holds RUN/lock until this process ends, however it ends: the kernel gives it back."""
+    """Holds RUN/lock until this process ends, however it ends: the kernel takes it back."""
     lock = open(run / "lock", "a+")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except BlockingIOError as error:
         lock.seek(0)
         raise BlockingIOError(f"{run} is in use by {lock.read().strip()}; wait for it, or give another --out") from error
     lock.truncate(0)

@@ -317,7 +317,7 @@ def main(f: Flags) -> None:
     device, source, config = connect(f.model)
     _set_pg_timeout(timedelta(minutes=f.timeout + 5))  # later than a phase's own limit, which says more
     rank, world = dist.get_rank(), dist.get_world_size()
-    speak = print if rank == 0 else lambda *_: None
+    speak = (lambda text: print(text, flush=True)) if rank == 0 else lambda _: None
     check(f, world)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
 

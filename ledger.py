@@ -97,6 +97,7 @@ class Ledger:
         self.peak = f.peak_tflops * 1e12 or peak_flops(device)  # FLOP/s of one device, 0 if unknown
         self.seconds, self.flops = defaultdict(float), defaultdict(int)  # by phase, since the last line
         self.stop, self.error, self.set_back, self.spoken, self.tick = "", "", 0, False, time.perf_counter()
+        self.saved = 0  # the step of the newest checkpoint, whole or being written
         # `step` is the last whole one, `measured` the last evaluated one and pass1 what that gave; `failed` counts steps.
         self.step, self.measured, self.pass1, self.D, self.tokens, self.failed, self.hours = 0, -1, None, 0, 0, 0, 0.0
         if f.wandb and self.rank == 0:
@@ -114,6 +115,7 @@ class Ledger:
     def restore(self, state: dict) -> None:
         for name in KEPT:
             setattr(self, name, state[name])
+        self.saved = self.step
 
     @contextmanager
     def phase(self, name: str):
@@ -193,8 +195,12 @@ class Ledger:
 
     def _log(self, file: str, *rows: dict) -> None:
         if self.rank == 0:
-            with open(self.out / file, "a") as lines:
-                lines.writelines(json.dumps(row) + "\n" for row in rows)
+            try:
+                with open(self.out / file, "a") as lines:
+                    lines.writelines(json.dumps(row) + "\n" for row in rows)
+            except OSError as error:
+                raise Stopped(f"{self.out / file} could not be written: {error}; the checkpoints are whole, and --resume {self.out} "
+                              "cuts off half a line") from error
             if self.f.wandb and file == "metrics.jsonl":
                 for row in rows:
                     self.wandb.log({f"{row['kind']}/{k}": v for k, v in row.items() if k != "kind"}, step=row["step"])

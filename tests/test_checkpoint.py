@@ -20,7 +20,7 @@ class FakeLedger:
     """As much of a Ledger as a checkpoint needs."""
 
     def __init__(self, source, step=0):
-        self.step, self.measured, self.pass1, self.error, self.stop = step, -1, None, "", ""
+        self.step, self.measured, self.pass1, self.error, self.stop, self.saved = step, -1, None, "", "", 0
         self.source = str(source)
 
     def phase(self, name):

@@ -265,6 +265,26 @@ def test_a_second_signal_and_a_phase_that_lasts_too_long_end_the_run_at_once(tmp
         assert len(said) == 2 and place in said[1]
 
 
+def signalled():
+    """-> (whether a child lives on that is signalled as torchrun signals a worker's children, the signals counted)."""
+    from ledger import Signals
+
+    with Signals() as signals:
+        child = subprocess.Popen(["sleep", "30"])
+        for pid in (child.pid, os.getpid()):
+            os.kill(pid, signal.SIGTERM)
+        until(lambda: signals.count, 5)
+        time.sleep(0.1)
+        lives = child.poll() is None
+    child.kill()
+    return lives, signals.count, signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_signal_spares_the_graders():
+    # Caught: children that inherit an open mask: a grader that dies in the middle of an answer turns it into a wrong one.
+    assert ranks.run(1, signalled) == [(True, 1, True)]
+
+
 def test_a_full_disk_ends_the_run_with_the_last_checkpoint_whole(tmp_path):
     # Files of this process may not grow beyond 100 kB any more, once its first checkpoint is there.
     run, output = tmp_path / "run", tmp_path / "output"
