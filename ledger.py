@@ -199,8 +199,8 @@ class Ledger:
                 with open(self.out / file, "a") as lines:
                     lines.writelines(json.dumps(row) + "\n" for row in rows)
             except OSError as error:
-                raise Stopped(f"{self.out / file} could not be written: {error}; the checkpoints are whole. When there is room: "
-                              f"--resume {self.out}") from error
+                raise Stopped(f"{self.out / file} could not be written: {error}; the checkpoints are whole. When there is "
+                              f"room: --resume {self.out}") from error
             if self.f.wandb and file == "metrics.jsonl":
                 for row in rows:
                     self.wandb.log({f"{row['kind']}/{k}": v for k, v in row.items() if k != "kind"}, step=row["step"])
