@@ -337,6 +337,21 @@ def test_wandb_gets_every_line(tmp_path):
         process.kill()
 
 
+def mistaken():
+    from ledger import explain
+
+    if os.environ["RANK"] == "1":
+        explain(lambda: int("one"))
+
+
+def test_an_error_of_another_rank_is_said_when_the_first_does_not_fail(tmp_path):
+    # Caught: rank 0 alone reporting what users can mend, so that a full /tmp on one node ends a run without a word.
+    started = ranks.start(2, mistaken, output=tmp_path / "output")
+    assert ranks.wait(started) == [0, 2]
+    said = (tmp_path / "output").read_text()
+    assert "invalid literal for int() with base 10: 'one'" in said and "Traceback" not in said
+
+
 # ---- Under torchrun -----------------------------------------------------------------------------------------------
 
 
