@@ -344,7 +344,7 @@ def redraw(points, x_nT, Y_nT, Y_hat_nT, w_nT, linear, B, rng):
     A tenth of a curve is a block: neighbouring steps keep their correlation and misfit stays where it is; each block of each
     size is multiplied by a standard normal (a wild bootstrap). A fit leans on points of high leverage (the first steps are
     half of log X), which makes their residuals too small; (I - H)^(-1/2) in each block undoes it (CR2, Bell and McCaffrey
-    2002): without it 95% intervals held the truth in 83% of synthetic draws. Of S > 1 seeds whole curves are resampled,
+    2002): without it 95% intervals held the truth in 87% of synthetic draws. Of S > 1 seeds whole curves are resampled,
     widened by sqrt(S / (S - 1)) for what so few hide, and the blocks carry what the seeds' scatter leaves unexplained.
     """
     Y_BnT = np.repeat(Y_hat_nT[None], B, 0)
@@ -520,9 +520,10 @@ def forecast(curves, loss, first=0.24, upto=None, **options):
 
 # ---------------------------------------------------------------- 5. Reuse and group size
 def loss_at(runs, at):
-    """Loss at X = at of {run: [(X, L), ...]}: each run's line in log X through its points within a factor of two.
+    """L at X = at of {run: [(X, L), ...]}, its 95% half-width and the number of runs; None without four points near.
 
-    The 95% half-width is a t interval's, of the runs' mean, or of the line of a single run. None without four points near.
+    Each run's line in log X through its points within a factor of two, read at `at`; a t interval of the runs' mean, or of
+    the line when there is one run.
     """
     means, se, dof = [], np.nan, 1
     for points in runs.values():
@@ -534,31 +535,44 @@ def loss_at(runs, at):
             means.append(p[0])
     if len(means) > 1:
         se, dof = np.std(means, ddof=1) / np.sqrt(len(means)), len(means) - 1
-    return {"L": np.mean(means), "half": student_t.ppf(0.975, dof) * se, "runs": len(means)} if means else None
+    return (np.mean(means), student_t.ppf(0.975, dof) * se, len(means)) if means else None
 
 
-def sweep(rows, by, x, margin=0.01):
-    """Loss against `by` ("reuse" or "group") at a quarter, half and all of the shared range of x ("step", "D", "C").
+def sweep(rows, by, x):
+    """Loss against `by` ("reuse" or "group") at a quarter, half and all of the shared range of x ("step", "D", "C"), per size.
 
-    For reuse also the largest tau whose loss is within `margin` of tau = 1, by the estimates and surely (the 95% upper end
-    of the difference). Returns a list of dicts, one per size and place; none where a size has one level only.
+    Returns dicts, one per size, place and level; `above_1` is the loss above that of level 1 there.
     """
     table, out = defaultdict(lambda: defaultdict(lambda: defaultdict(list))), []
     for r in rows:
         if r.get(x, 0) > 0 and r.get(by) is not None and r.get("kind") != "curve":  # a smoothed curve has no scatter
-            table[r.get("model_type", "base"), r.get("N", 0.0)][r[by]][r.get("run")].append((r[x], r["L"]))
-    for (kind, N), levels in sorted(table.items()):
+            table[r.get("model_type", "base"), r.get("N")][r[by]][r.get("run")].append((r[x], r["L"]))
+    for (kind, N), levels in table.items():
         end = min(max(X for run in runs.values() for X, _ in run) for runs in levels.values())
         for at in (end / 4, end / 2, end) if len(levels) > 1 else ():
             at = round(at) if x == "step" else at
-            found = {v: got for v in sorted(levels) if (got := loss_at(levels[v], at))}
-            entry = {"by": by, "x": x, "at": at, "model_type": kind, "N": N, "levels": by_level(found, found.values())}
-            if by == "reuse" and 1 in found:
-                gap = {v: (g["L"] - found[1]["L"], np.hypot(g["half"], found[1]["half"])) for v, g in found.items()}
-                entry |= {"margin": margin, "largest_within": max(v for v, (d, _) in gap.items() if v == 1 or d <= margin),
-                          "largest_surely": max(v for v, (d, h) in gap.items() if v == 1 or d + h <= margin)}
-            out.append(entry)
+            found = {level: got for level in sorted(levels) if (got := loss_at(levels[level], at))}
+            for level, (L, half, runs) in found.items():
+                row = {"model_type": kind, "N": N, "x": x, "at": at, by: level, "L": L, "L_ci": [L - half, L + half]}
+                row["runs"] = runs
+                if 1 in found and level != 1:
+                    d, h = L - found[1][0], np.hypot(half, found[1][1])
+                    row |= {"above_1": d, "above_1_ci": [d - h, d + h]}
+                out.append(row)
     return out
+
+
+def limits(rows, margin):
+    """Of a reuse sweep: the largest tau whose loss is within `margin` of tau = 1, by estimate and surely (95% upper end)."""
+    out = defaultdict(lambda: {"largest_within": 1, "surely": 1, "margin": margin})
+    for r in rows:
+        entry = out[r["model_type"], r["N"], r["at"]]
+        entry |= {c: r[c] for c in ("model_type", "N", "x", "at")}
+        if "above_1" in r and r["above_1"] <= margin:
+            entry["largest_within"] = r["reuse"]
+        if "above_1" in r and r["above_1_ci"][1] <= margin:
+            entry["surely"] = r["reuse"]
+    return [*out.values()]
 
 
 # ---------------------------------------------------------------- 6. The planner's questions
@@ -569,84 +583,76 @@ def outside(curve, X, factor):
 
 
 def best_size(f, curves, X, factor=3.0, beyond=False):
-    """Which fitted size reaches the lowest loss at X, and where two sizes cross. ValueError if no size was seen near X."""
+    """L of each fitted size at X and in which share of the draws it is the lowest. ValueError if no size was seen near X."""
     L_n, L_Bn = (10 ** (E - k * np.log10(X)) for E, k in ((f.E, f.k), (f.draws["E"], f.draws["k"])))
-    far = [outside(c, X, factor) for c in curves]
-    asked = np.array([beyond or r is None for r in far])
-    if not asked.any():
-        raise ValueError(f"{f.x} = {X:g} lies {min(far):.3g} times outside the nearest size's points; {factor:g} is allowed. "
+    far_n = [outside(c, X, factor) for c in curves]
+    asked_n = np.array([beyond or far is None for far in far_n])
+    if not asked_n.any():
+        raise ValueError(f"{f.x} = {X:g} lies {min(far_n):.3g} times outside the nearest size's points; {factor:g} is allowed. "
                          "Raise --factor, or pass --beyond to trust the law out there")
-    won_B = np.where(asked, L_Bn, np.inf).argmin(1)
-    rows = [{"N": c.N, "L": L_n[n], "ci": interval(L_Bn[:, n]), "outside": far[n],
-             "best_in": float((won_B == n).mean()) if asked[n] else None} for n, c in enumerate(curves)]
-    crossings = []
+    best_B = np.where(asked_n, L_Bn, np.inf).argmin(1)
+    return [{"model_type": f.model_type, "x": f.x, "X": X, "N": N, "L": L_n[n], "L_ci": interval(L_Bn[:, n]),
+             "outside": far_n[n], "best_in": (best_B == n).mean() if asked_n[n] else None} for n, N in enumerate(f.N)]
+
+
+def crossings(f, curves, factor=3.0):
+    """Where two sizes' lines meet, within the allowed factor of both sizes' points."""
+    out = []
     for i, j in combinations(range(len(curves)), 2):
         with np.errstate(all="ignore"):  # parallel lines cross nowhere
             x, x_B = (np.clip((E[..., j] - E[..., i]) / (k[..., j] - k[..., i]), -99, 99)
                       for E, k in ((f.E, f.k), (f.draws["E"], f.draws["k"])))
         if not (outside(curves[i], 10**x, factor) or outside(curves[j], 10**x, factor)):
-            L = 10 ** (f.E[i] - f.k[i] * x)
-            crossings.append({"sizes": [f.N[i], f.N[j]], "X": 10**x, "ci": 10 ** interval(x_B), "L": L})
-    best = f.N[np.where(asked, L_n, np.inf).argmin()]
-    return {"x": f.x, "model_type": f.model_type, "X": X, "best": best, "sizes": rows, "crossings": crossings}
+            out.append({"model_type": f.model_type, "x": f.x, "sizes": f"{label(f.N[i])} and {label(f.N[j])}", "X": 10**x,
+                        "X_ci": 10 ** interval(x_B), "L": 10 ** (f.E[i] - f.k[i] * x)})
+    return out
 
 
 def needed(f, curves, L, factor=3.0, beyond=False):
     """The X at which each fitted size reaches loss L; none is given where it lies too far outside the size's points."""
     X_n, X_Bn = (10 ** np.clip((E - np.log10(L)) / np.maximum(k, 1e-9), -99, 99)
                  for E, k in ((f.E, f.k), (f.draws["E"], f.draws["k"])))
-    rows = [{"N": c.N, "outside": outside(c, X_n[n], factor), "X": X_n[n], "ci": interval(X_Bn[:, n])}
-            for n, c in enumerate(curves)]
-    rows = [r if beyond or not r["outside"] else {"N": r["N"], "outside": r["outside"]} for r in rows]
-    return {"x": f.x, "model_type": f.model_type, "L": L, "sizes": rows}
+    rows = []
+    for n, c in enumerate(curves):
+        far = outside(c, X_n[n], factor)
+        rows.append({"model_type": f.model_type, "x": f.x, "L": L, "N": c.N, "outside": far} | (
+            {} if far and not beyond else {"X": X_n[n], "X_ci": interval(X_Bn[:, n])}))
+    return rows
 
 
 # ---------------------------------------------------------------- 7. Tables and figures
-def table(title, rows, columns):
-    """Prints chosen keys of dicts in columns, with the interval that stands under KEY_ci; sizes as people write them."""
-    def cell(r, c):
-        if (v := r.get(c)) is None:
-            return "all" if c == "N" and c in r else "-"
-        text = label(v) if c in ("N", "N0") else v if isinstance(v, str) else f"{v:.4g}"
-        return text + span(r.get(c + "_ci"), "{:.4g}".format)
-    cells = [columns, *([cell(r, c) for c in columns] for r in rows)]
-    width = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    print(f"\n{title}", *("  " + "  ".join(map(str.ljust, row, width)).rstrip() for row in cells), sep="\n")
+TABLES = {  # the lists of fit.json: title and columns on the terminal
+    "fits": ("The law (95% intervals in brackets)", "model_type x protocol loss r2_log verdict"),
+    "slopes": ("k: a free slope per size, and the law's (all sizes and steps)", "model_type x N free law"),
+    "stability": ("The law fitted to a part: what no interval above knows of", "model_type x fitted_to K_max N0"),
+    "alternatives": ("Rivals on the same points (smaller AICc is better; held_out, next_size: mean |error| of L)",
+                     "model_type x name parameters r2_log aicc held_out next_size"),
+    "forecasts": ("Forecasts of points not seen (R2 within sizes; single sizes' intra-model ones are in fit.json)",
+                  "model_type x protocol N variant r2 mae last_L forecast"),
+    "reuse": ("Loss against the reuse factor tau", "model_type N x at reuse L above_1 runs"),
+    "reuse_limits": ("The largest tau that costs no more than a margin", "model_type N x at margin largest_within surely"),
+    "group": ("Loss against group size", "model_type N x at group L runs"),
+    "best": ("The loss of each size (outside: how many times beyond its points, so not compared)",
+             "model_type x X N L best_in outside"),
+    "crossings": ("Where two sizes cross", "model_type sizes x X L"),
+    "needed": ("What a loss needs (outside: how many times beyond the size's points)", "model_type x L N X outside"),
+}
 
 
 def report(result):
-    """The terminal's tables, from the object that fit.json holds."""
-    which = ["model_type", "x"]
-    table("The law (95% intervals in brackets)", result["fits"], [*which, "protocol", "loss", "r2_log", "verdict"])
-    both = [{**{c: f[c] for c in which}, "N": float(N), "law": f["k"][N], "free": f["free"]["k"][N],
-             "law_ci": f["k_ci"] and f["k_ci"][N], "free_ci": f["free"]["k_ci"] and f["free"]["k_ci"][N]}
-            for f in result["fits"] if "free" in f for N in f["k"]]
-    pooled = [r for r in result["forecasts"] if r["protocol"] == "inter" or r["N"] is None]
-    for title, rows, columns in (
-            ("k: a free slope per size, and the law's (all sizes and steps)", both, ["N", "free", "law"]),
-            ("How far the law moves when fitted to a part, which no interval above knows of", result["stability"],
-             ["fitted_to", "K_max", "N0"]),
-            ("Rivals on the same points (smaller AICc is better; held_out, next_size: mean |error| of L)",
-             result["alternatives"], ["name", "parameters", "r2_log", "aicc", "held_out", "next_size"]),
-            ("Forecasts of points not seen (R2 within sizes; single sizes are in fit.json)", pooled,
-             ["protocol", "N", "variant", "r2", "mae", "last_L", "forecast"])):
+    """Prints the lists of fit.json, with the interval that stands under KEY_ci; sizes as people write them."""
+    def cell(r, c):
+        if (v := r.get(c)) is None:
+            return "-"
+        text = label(v) if c in ("N", "N0") else v if isinstance(v, str) else f"{v:.4g}"
+        return text + span(r.get(c + "_ci"), "{:.4g}".format)
+    for name, (title, columns) in TABLES.items():
+        rows = [r for r in result[name] if name != "forecasts" or r["protocol"] == "inter" or r["N"] is None]
+        cells = [columns.split(), *([cell(r, c) for c in columns.split()] for r in rows)]
+        width = [max(map(len, column)) for column in zip(*cells, strict=True)]
         if rows:
-            table(title, rows, [*which, *columns])
-    for e in result["reuse"] + result["group"]:
-        rows = [{e["by"]: level, "95% +-": g["half"], **g} for level, g in e["levels"].items()]
-        table(f"{label(e['N']) if e['N'] else ''} at {AXIS[e['x']]} {e['at']:.4g}", rows, [e["by"], "L", "95% +-", "runs"])
-        if "margin" in e:
-            print(f"  within {e['margin']:g} of tau = 1: up to tau = {e['largest_within']:g}; surely {e['largest_surely']:g}")
-    for p in result["plans"]:
-        rows = [{**r, "L_ci": r.get("ci"), "X_ci": r.get("ci"), "note": r["outside"] and
-                 f"{r['outside']:.3g} times outside its points"} for r in p["sizes"]]
-        title = f"the lowest loss is {label(p['best'])}'s" if "best" in p else f"needed for L = {p['L']:g}"
-        table(f"{p['x']}" + (f" = {p['X']:.4g}: " if "best" in p else " ") + title, rows,
-              ["N", *(["L", "best_in"] if "best" in p else ["X"]), "note"])
-        for c in p.get("crossings", []):
-            where = f"{p['x']} = {c['X']:.3g}{span(c['ci'], '{:.3g}'.format)}, L = {c['L']:.3f}"
-            print(f"  {' and '.join(map(label, c['sizes']))} cross at {where}")
-    if result["plans"]:
+            print(f"\n{title}", *("  " + "  ".join(map(str.ljust, row, width)).rstrip() for row in cells), sep="\n")
+    if result["best"] or result["needed"]:
         print("  Assumed: one straight line per size, the same recipe and data, C = 6 N x tokens of training only.")
 
 
@@ -704,8 +710,9 @@ def draw_k(fits, free, out):
             if f.pinned:
                 axis.axhline(f.K, color=colour, lw=0.9, ls=":")
             text = f"{label(f.N[0])}-{label(f.N[-1])}: $K_{{max}}$ " + (f"= {f.K:.3f}" if f.pinned else "not pinned")
-            axis.text(N[0], f.K if f.pinned else f.slope(N[-1]), text, color=colour, fontsize=9,
-                      va="bottom" if f.K == max(g.K for g in mine) else "top")
+            above = f.K == max(g.K for g in mine)
+            axis.annotate(text, (N[0], f.K if f.pinned else f.slope(N[-1])), (0, 3 if above else -3), color=colour, fontsize=9,
+                          textcoords="offset points", va="bottom" if above else "top")
         error = own.draws and np.abs(own.ci("k") - own.k)
         axis.errorbar(own.N, own.k, error, fmt="o", ms=5, color="black", lw=1.1, capsize=2, zorder=3)
         axis.set(xscale="log", xlabel="model size N (parameters)", title=f"slope against {AXIS[own.x]}, {own.model_type}")
@@ -732,20 +739,22 @@ def draw_residuals(sets, fits, out):
     save(figure, out, "residuals")
 
 
-def draw_sweep(entries, out, name):
+def draw_sweep(rows, out, name):
     """Loss against reuse or group size with 95% intervals, a panel per fixed coordinate and size."""
-    keys = sorted({(e["x"], e["model_type"], e["N"]) for e in entries})
-    figure, axes = plt.subplots(1, len(keys), figsize=(5.4 * len(keys), 4.2), sharey=True, squeeze=False)
-    for axis, key in zip(axes[0], keys, strict=True):
-        here = [e for e in entries if (e["x"], e["model_type"], e["N"]) == key]
-        levels = sorted({v for e in here for v in e["levels"]}, key=float)  # evenly spaced: 20 and 25 must both be read
-        for shift, (e, colour) in zip((-0.06, 0, 0.06), coloured(here), strict=True):
-            at, got = [levels.index(v) + shift for v in e["levels"]], [*e["levels"].values()]
-            axis.errorbar(at, [g["L"] for g in got], [g["half"] for g in got], fmt="o-", ms=4, lw=1.3, capsize=2, color=colour)
-            axis.text(at[-1] + 0.2, got[-1]["L"], f"{e['x']} {e['at']:.3g}", color=colour, va="center")
-        axis.set(xticks=range(len(levels)), xticklabels=levels, xlim=(-0.3, len(levels) + 0.1), xlabel={
-            "reuse": "reuse factor tau (times each problem is seen)", "group": "group size G (responses per prompt)"}[name],
-            title=f"at fixed {AXIS[key[0]]}" + (f", {label(key[2])}" if key[2] else ""))
+    panels = list(dict.fromkeys((r["model_type"], r["N"], r["x"]) for r in rows))
+    figure, axes = plt.subplots(1, len(panels), figsize=(5.4 * len(panels), 4.2), sharey=True, squeeze=False)
+    for axis, (kind, N, x) in zip(axes[0], panels, strict=True):
+        here = [r for r in rows if (r["model_type"], r["N"], r["x"]) == (kind, N, x)]
+        levels = sorted({r[name] for r in here})  # evenly spaced on the axis: 20 and 25 must both be legible
+        for i, (at, colour) in enumerate(coloured(sorted({r["at"] for r in here}))):
+            line = [r for r in here if r["at"] == at]
+            place, L = [levels.index(r[name]) + 0.06 * (i - 1) for r in line], [r["L"] for r in line]
+            half = [r["L_ci"][1] - r["L"] for r in line]
+            axis.errorbar(place, L, half, fmt="o-", ms=4, lw=1.3, capsize=2, color=colour)
+            axis.text(place[-1] + 0.2, L[-1], f"{x} {at:.3g}", color=colour, va="center")
+        axis.set(xlim=(-0.3, len(levels) + 0.1), title=f"at fixed {AXIS[x]}, {kind}" + (f" {label(N)}" if N else ""), xlabel={
+            "reuse": "reuse factor tau (times each problem is seen)", "group": "group size G (responses per prompt)"}[name])
+        axis.set_xticks(range(len(levels)), [f"{v:g}" for v in levels])
     axes[0][0].set_ylabel("held-out loss L = 1 - pass@1")
     save(figure, out, name)
 
@@ -800,7 +809,7 @@ def between(text):
 def main(argv=None):
     a = flags(argv)
     bounds, loss = {"n0_bounds": a.n0_bounds}, a.loss or "linear"
-    options, far = bounds | {"bootstrap": a.bootstrap, "seed": a.seed}, (a.factor, a.beyond)
+    options = bounds | {"bootstrap": a.bootstrap, "seed": a.seed}
     rows = read_csv(a.points) if a.points else read_runs(a.runs, a.source)
     settings = Counter((r.get("reuse", 1), r.get("group")) for r in rows)
     reuse, group = study = min(settings, key=lambda s: (s[0], -settings[s]), default=(1, None))
@@ -808,8 +817,7 @@ def main(argv=None):
         warn(f"the law is fitted to the runs with reuse {reuse:g} and group {group}; the others serve the sweeps only")
     sets = curves_from([r for r in rows if (r.get("reuse", 1), r.get("group")) == study], a.clip_steps)
     sets = [curves for (_, x), curves in sets.items() if a.x in (None, x)]
-    result = {c: [] for c in ("fits", "stability", "alternatives", "forecasts", "reuse", "group", "plans")}
-    fits, free = [], []
+    result, fits, free = {name: [] for name in TABLES}, [], []
     for curves in sets:
         for protocol in [a.protocol] if a.protocol else ["all", "inter", "intra"]:
             part = select(curves, protocol, a.first, a.upto)
@@ -823,12 +831,14 @@ def main(argv=None):
             continue
         law = next(f for f in fits if (f.model_type, f.x, f.protocol) == (curves[0].model_type, curves[0].x, "all"))
         free.append(fit(curves, loss, "free", **options))
-        json_of_law = next(f for f in result["fits"] if (f["model_type"], f["x"]) == (law.model_type, law.x))
-        json_of_law["free"] = {c: v for c, v in free[-1].to_json().items() if c in ("k", "k_ci", "E")}
+        (k, k_ci), (own, own_ci) = ([f.k, f.ci("k").T if f.draws else [None] * len(f.k)] for f in (law, free[-1]))
+        result["slopes"] += [{"model_type": law.model_type, "x": law.x, "N": N, "law": k[n], "law_ci": k_ci[n], "free": own[n],
+                              "free_ci": own_ci[n]} for n, N in enumerate(law.N)]
         if asked := {"C": a.budget, "D": a.data}[law.x]:
-            result["plans"].append(best_size(law, curves, asked, *far))
+            result["best"] += best_size(law, curves, asked, a.factor, a.beyond)
+            result["crossings"] += crossings(law, curves, a.factor)
         if a.target:
-            result["plans"].append(needed(law, curves, a.target, *far))
+            result["needed"] += needed(law, curves, a.target, a.factor, a.beyond)
         result["stability"] += stability(curves, loss, **bounds)
         result["alternatives"] += alternatives(curves, loss, a.first)
         result["forecasts"] += forecast(curves, loss, a.first, a.upto, **options)
@@ -836,7 +846,8 @@ def main(argv=None):
         tau = [r for r in rows if r.get("group") == group]
         if a.reuse_points:
             tau = [r | {"reuse": r["tau"]} for r in read_csv(a.reuse_points, ("tau", "step", "L"))]
-        result["reuse"] = sweep(tau, "reuse", "step", a.margin)
+        result["reuse"] = sweep(tau, "reuse", "step")
+        result["reuse_limits"] = limits(result["reuse"], a.margin)
         result["group"] = [e for x in "DC" for e in sweep([r for r in rows if r.get("reuse") == reuse], "group", x)]
     a.out.mkdir(parents=True, exist_ok=True)
     inputs = {str(p): hashlib.sha256(Path(p).read_bytes()).hexdigest() for p in (*a.runs, a.points, a.reuse_points) if p}

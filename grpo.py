@@ -2,6 +2,7 @@
 
     torchrun grpo.py                                            # a tiny model learns arithmetic on a laptop, three minutes
     torchrun --nproc_per_node 8 grpo.py @recipes/paper.args --model Qwen/Qwen2.5-7B
+    torchrun --nproc_per_node 8 grpo.py --resume runs/NAME      # goes on from its newest checkpoint
 
 GRPO (Shao et al. 2024, arXiv 2402.03300), as in "Scaling Behaviors of LLM Reinforcement Learning Post-Training"
 (arXiv 2509.25300). For each of P prompts draw G completions o_1..o_G with rewards r_1..r_G, then ascend
@@ -25,30 +26,30 @@ Letters: P prompts, G samples of each, B sequences, T packed tokens, R completio
 import argparse
 import dataclasses
 import inspect
-import json
 import math
 import os
 import re
 import shlex
 import sys
-import time
-from collections import defaultdict
 from collections.abc import Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.distributed_c10d import _set_pg_timeout
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
 import data
-from evaluate import Completion, Source, check_source, collect, connect, draw_curve, evaluate, row, show
-from model import Config, Model, full, load, packed_attention, save, shard
+import plan
+from checkpoint import Checkpoints, open_run, read_flags, restore
+from evaluate import Completion, Source, check_source, collect, connect, draw_curve, evaluate, show
+from ledger import Interrupted, Ledger, Signals, Stopped, explain
+from model import Model, full, load, make_mesh, packed_attention, save, shard
 from reward import Grader
 from rollout import Sampler, copy_weights, stop_tokens
 
@@ -84,14 +85,26 @@ class Flags:
     eval: list[str] = dataclasses.field(default_factory=[":1:1"].copy)  # NAME:n:temperature, repeated; no NAME: part of --data
     eval_every: int = 10  # steps between evaluations; step 0 and the last are always evaluated
     eval_problems: int = 500  # at most so many problems of each --eval
-    # the machine
+    # the machine, and how the run is kept: from here on a flag may change when a run is resumed
     micro_tokens: int = 16384  # tokens of a micro-batch on one rank, prompts included
     slots: int = 256  # sequences decoded together on one rank
     kv_gb: float = 4.0  # memory for keys and values on one rank, 1e9 bytes
     recompute: bool = False  # run each layer again in the backward pass instead of keeping its activations
     offload: bool = False  # keep parameters and optimiser state in CPU memory
+    replicas: int = 1  # copies of the sharded model, one per node: shards stay within a copy, gradients cross between them
     graders: int = 1  # processes on one rank that check answers needing algebra
     grade_seconds: float = 5.0  # time limit of one answer
+    resume: str = ""  # a run to go on with, flags and all; auto: that of --out, or the unfinished one with these flags, if any
+    save_every: int = 10  # steps between checkpoints
+    keep: int = 2  # checkpoints kept: the last so many, and that with the best held-out pass@1
+    timeout: float = 60.0  # minutes that a phase of a step may last
+    wandb: str = ""  # project on Weights & Biases that gets the metrics too
+    peak_tflops: float = 0.0  # of one GPU, for MFU; 0 looks it up (plan.py)
+    plan: bool = False  # only print what the run will need
+    gpus: str = ""  # for --plan, such as 32xH100 or 8x48GB; "" is what is here
+
+
+FREE = {"out", *list(Flags.__annotations__)[list(Flags.__annotations__).index("micro_tokens") :]}  # may change on resuming
 
 
 def parse_flags(argv: list[str]) -> Flags:
@@ -107,13 +120,17 @@ def parse_flags(argv: list[str]) -> Flags:
         if field.type == list[str]:  # left out, it has the default of Flags; given, it replaces that; given again, it adds
             kind = {"action": "append", "default": argparse.SUPPRESS}
         parser.add_argument(f"--{field.name.replace('_', '-')}", help=notes[field.name], **kind)
-    return Flags(**vars(parser.parse_args(argv)))
+    f = parser.parse_args(argv)
+    if f.resume not in ("", "auto"):
+        parser.set_defaults(**{k: v for k, v in read_flags(f.resume).items() if k in notes})
+        f = parser.parse_args([*argv, "--out", f.resume])
+    return Flags(**vars(f))
 
 
 def check(f: Flags, world: int) -> None:
     """ValueError for flags that cannot make a run, saying what to change."""
     for name in ("steps", "prompts", "group", "updates", "reuse", "max_prompt", "max_new", "eval_every", "eval_problems",
-                 "micro_tokens", "slots", "graders"):
+                 "micro_tokens", "slots", "graders", "replicas", "save_every", "keep"):
         if getattr(f, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(f, name)}: must be at least 1")
     if f.group < 2:
@@ -130,6 +147,16 @@ def check(f: Flags, world: int) -> None:
                          f"--max-new {f.max_new}; raise it")
     if f.template not in ("auto", "chat", "plain"):
         raise ValueError(f"--template {f.template}: auto, chat or plain")
+    if world % f.replicas:
+        raise ValueError(f"--replicas {f.replicas} does not divide the {world} ranks; give the number of nodes, or 1")
+    if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        # Restarted workers would find the addresses of the dead ones in torchrun's store (pytorch issue 135712), and hang.
+        raise ValueError("--max-restarts needs a fresh store for every start: TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun "
+                         "--standalone ..., or --rdzv_backend c10d in place of --standalone")
+    if f.timeout <= 0:
+        raise ValueError(f"--timeout {f.timeout}: minutes, more than 0")
+    if f.wandb and find_spec("wandb") is None:
+        raise ValueError(f"--wandb {f.wandb}: the package is not installed; pip install wandb, or leave the flag out")
 
 
 def advantages(reward_PG: Tensor) -> Tensor:
@@ -218,36 +245,19 @@ def grpo_loss(logp_R: Tensor, old_R: Tensor, ref_R: Tensor | None, adv_R: Tensor
     return loss, was_clipped_R.sum(), kl.detach()
 
 
-def sequence_flops(config: Config, done: list[Completion]) -> int:
-    """FLOPs of one forward over whole sequences, the head on completion tokens alone."""
-    total = 0
-    for c in done:
-        L = len(c.prompt) + len(c.ids)
-        total += config.flops(L, L * (L + 1) // 2, len(c.ids))
-    return total
-
-
-def sampling_flops(config: Config, done: list[Completion]) -> int:
-    """FLOPs of drawing the sequences: every prompt once, then each token but the last of each sequence."""
-    total = 0
-    for c in done:
-        P, L = len(c.prompt), len(c.prompt) + len(c.ids) - 1
-        first = c.sample == 0
-        total += config.flops(L - P + first * P, (L * (L + 1) - P * (P + 1)) // 2 + first * P * (P + 1) // 2, len(c.ids))
-    return total
-
-
 def train_step(model: Model, ref: Model | None, optimizer, scheduler, done: list[Completion], f: Flags, device, phase) -> dict:
     """All updates on one rollout; the step's statistics, already reduced over ranks (a collective)."""
     rank, world = dist.get_rank(), dist.get_world_size()
     reward_PG = torch.tensor([c.verdict.score for c in done]).view(f.prompts, f.group)
     sequences = list(zip(done, advantages(reward_PG).flatten().tolist(), strict=True))
     share = len(sequences) // f.updates
-    updates = []
+    updates, loads = [], []  # micro-batches of this rank; tokens of every rank
     for u in range(f.updates):
         part = sequences[u * share : (u + 1) * share]
-        dealt = pack([len(c.prompt) + len(c.ids) for c, _ in part], world, f.micro_tokens)[rank]
-        updates.append([make_batch([part[i] for i in micro], device) for micro in dealt])
+        length_B = [len(c.prompt) + len(c.ids) for c, _ in part]
+        dealt = pack(length_B, world, f.micro_tokens)
+        loads.append([sum(length_B[i] for micro in micros for i in micro) for micros in dealt])
+        updates.append([make_batch([part[i] for i in micro], device) for micro in dealt[rank]])
     # Both are of the weights that drew the samples, so they come before the first update changes any.
     with torch.no_grad():
         if f.updates > 1:
@@ -264,7 +274,8 @@ def train_step(model: Model, ref: Model | None, optimizer, scheduler, done: list
         for u, batches in enumerate(updates):
             tokens = sum(len(c.ids) for c, _ in sequences[u * share : (u + 1) * share])  # of all ranks: the denominator
             for i, b in enumerate(batches):
-                model.set_requires_gradient_sync(i == len(batches) - 1)
+                # Within a copy of the model gradients are summed at once, since whole ones do not fit; between copies last.
+                model.set_requires_all_reduce(i == len(batches) - 1)
                 logp_R, entropy_R = log_probs(model, b, f.temperature)
                 old_R = logp_R.detach() if b.old_R is None else b.old_R
                 loss, clipped, kl = grpo_loss(logp_R, old_R, b.ref_R, b.adv_R, f)
@@ -288,7 +299,7 @@ def train_step(model: Model, ref: Model | None, optimizer, scheduler, done: list
         "skipped_updates": round(skipped), "lr": scheduler.get_last_lr()[0],
         "length": sum(len(c.ids) for c in done) / len(done), "truncated": sum(not c.finished for c in done) / len(done),
         "zero_variance": (reward_PG.std(1) == 0).float().mean().item(), "sampler_gap": gap / f.updates,
-        "micro_batches": sum(map(len, updates)),
+        "micro_batches": sum(map(len, updates)), "imbalance": max(max(load) * world / sum(load) for load in loads) - 1,
     }
 
 
@@ -311,134 +322,112 @@ def held_out(f: Flags) -> tuple[Sequence[data.Problem], list[tuple[Source, list[
     return problems, tests
 
 
-class Stopped(Exception):
-    """The run cannot go on, for a reason that its message explains."""
-
-
 def main(f: Flags) -> None:
+    if f.plan:
+        return plan.show(f)
     device, source, config = connect(f.model)
+    _set_pg_timeout(timedelta(minutes=f.timeout + 5))  # later than a phase's own limit, which says more
     rank, world = dist.get_rank(), dist.get_world_size()
-    speak = print if rank == 0 else lambda *_: None
+    speak = (lambda text: print(text, flush=True)) if rank == 0 else lambda _: None
     check(f, world)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
 
-    # Problems, and where the run is written.
+    # Problems, and the run's directory: new, or as it was at its newest checkpoint.
     tokenizer = AutoTokenizer.from_pretrained(source)
     problems, tests = held_out(f)
     problems, dropped = data.drop_long(problems, tokenizer, f.max_prompt, f.template)
     tests = [(source, *data.drop_long(test, tokenizer, f.max_prompt, f.template)) for source, test in tests]
     held, dropped_test = sum(len(test) for _, test, _ in tests), sum(n for _, _, n in tests)
     problems = data.order(problems, f.reuse, f.steps * f.prompts)
-    name = [f.out or f"runs/{Path(f.data).stem.replace('/', '-')}-seed{f.seed}-{datetime.now():%m%d-%H%M%S}"]
-    dist.broadcast_object_list(name)
-    out = Path(name[0])
-    if out.exists():
-        raise FileExistsError(f"{out} exists already and is not overwritten; give another --out, or remove it")
-    dist.barrier()
-    if rank == 0:
-        out.mkdir(parents=True)
-        (out / "flags.json").write_text(json.dumps(dataclasses.asdict(f) | {"world": world}, indent=2) + "\n")
+    free = FREE | ({"steps"} if f.reuse == 1 else set())
+    fresh = Path("runs", f"{Path(f.data).stem.replace('/', '-')}-seed{f.seed}-{datetime.now():%m%d-%H%M%S}")
+    out, newest, _lock = open_run(dataclasses.asdict(f), free, fresh)
     speak(f"{f.model}: {config.N:,} parameters and {config.N_total - config.N:,} in embeddings; {f.data}: "
           f"{'endless' if isinstance(problems, data.Arithmetic) else f'{len(problems):,}'} problems, {held} held out"
           + (f"; {dropped} + {dropped_test} prompts over {f.max_prompt} tokens dropped" if dropped + dropped_test else ""))
-    speak(f"{out}: {f.steps} steps of {f.prompts} prompts x {f.group} samples, on {world} x {device.type} in {dtype}")
+    speak(f"{out}: {f.steps} steps of {f.prompts} prompts x {f.group} samples, on {world} x {device.type} in {dtype}"
+          + (f", from {newest.name}" if newest else ""))
 
-    # The trained model in float32, sharded; the frozen start, if the loss needs it; the sampler's whole copy.
-    mesh = init_device_mesh(device.type, (world,))
-    home = "cpu" if f.offload else device
-    with torch.device("meta"):
-        model, frozen, drawn = Model(config, f.recompute), Model(config), Model(config)
-    model = load(shard(model, mesh, dtype, f.offload).to_empty(device=home), source)
-    ref = load(shard(frozen.to(dtype), mesh, dtype, f.offload).to_empty(device=home), source) if f.kl else None
-    sampler = Sampler(drawn.to(dtype).to_empty(device=device), stop_tokens(source, tokenizer), f.slots,
-                      f.max_prompt + f.max_new, f.kv_gb)
-    copy_weights(model, sampler.model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=f.lr, betas=(0.9, 0.999), weight_decay=f.weight_decay, fused=True)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda update: min(1.0, (update + 1) / max(f.warmup, 1)))
+    with Signals() as signals, Grader(workers=f.graders, timeout_s=f.grade_seconds) as grader:
+        ledger = Ledger(out, config, device, f, signals)
+        checkpoints, phase = Checkpoints(out, f.keep, ledger), ledger.phase
+        # The trained model in float32, sharded; the frozen start, if the loss needs it; the sampler's whole copy.
+        with phase("loading"):
+            mesh, home = make_mesh(device.type, f.replicas), "cpu" if f.offload else device
+            with torch.device("meta"):
+                model, frozen, drawn = Model(config, f.recompute), Model(config), Model(config)
+            model = shard(model, mesh, dtype, f.offload).to_empty(device=home)
+            ref = load(shard(frozen.to(dtype), mesh, dtype, f.offload).to_empty(device=home), source) if f.kl else None
+            optimizer = torch.optim.AdamW(model.parameters(), f.lr, (0.9, 0.999), weight_decay=f.weight_decay, fused=True)
+            scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda update: min(1.0, (update + 1) / max(f.warmup, 1)))
+            if newest:
+                restore(newest, model, optimizer, scheduler, ledger)
+            else:
+                load(model, source)
+            sampler = Sampler(drawn.to(dtype).to_empty(device=device), stop_tokens(source, tokenizer), f.slots,
+                              f.max_prompt + f.max_new, f.kv_gb)
+            copy_weights(model, sampler.model)
 
-    seconds, flops, D, tokens, failed = defaultdict(float), defaultdict(int), 0, 0, 0
+        def measure() -> list[Completion]:
+            """Evaluates on every source, and returns three completions of the first."""
+            samples = []
+            for source, test, _ in tests:
+                with phase("evaluation"):
+                    result, done = evaluate(sampler, tokenizer, grader, test, source, f.max_new, f.seed, f.template)
+                ledger.evaluated(result, done, test, sampler.set_back)
+                samples = samples or done[: 3 * source.n : source.n]
+            return samples
 
-    @contextmanager
-    def phase(name: str):
-        start = time.perf_counter()
-        yield
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds[name] += time.perf_counter() - start
+        def due(step: int) -> bool:
+            return step % f.eval_every == 0 or step == f.steps
 
-    def log(file: str, *rows: dict) -> None:
-        if rank == 0:
-            with open(out / file, "a") as lines:
-                lines.writelines(json.dumps(row) + "\n" for row in rows)
+        shown = {}  # step: some completions of its evaluation
+        try:
+            if due(ledger.step) and ledger.measured != ledger.step:  # the first, or one that a signal put off
+                shown[ledger.step] = measure()
+                first = tests[0][1]
+                speak(f"step {ledger.step}: pass@1 {ledger.pass1:.3f} on {len(first)} problems of {first[0].source}")
+            bar = tqdm(range(ledger.step + 1, f.steps + 1), initial=ledger.step, total=f.steps, unit="step", dynamic_ncols=True,
+                       disable=rank > 0 or not sys.stderr.isatty())
+            for step in bar:
+                if ledger.stop:
+                    break
+                with phase("generation"):
+                    batch = data.pick(problems, step - 1, f.prompts)
+                    done = collect(sampler, tokenizer, grader, batch, f.group, f.max_new, f.temperature, f.seed, step,
+                                   f.template)
+                stats = train_step(model, ref, optimizer, scheduler, done, f, device, phase)
+                with phase("weights"):
+                    copy_weights(model, sampler.model)
+                line = ledger.trained(step, done, stats, sampler.set_back)
+                if ledger.failed == 3:
+                    raise Stopped(f"no finite gradient in three steps in a row, at step {step}; try a lower --lr; see {out}")
+                if due(step) and not ledger.stop:
+                    shown[step] = measure()
+                if step % f.save_every == 0 or step == f.steps:
+                    checkpoints.save(model, optimizer, scheduler)
+                if bar.disable:
+                    speak(ledger.row(line))
+                bar.set_postfix(ledger.columns(line))
+        except Interrupted:
+            pass  # in the middle of a step that had changed nothing yet
+        checkpoints.close(model, optimizer, scheduler)
 
-    def progress() -> dict:
-        return {"D": D, "C": 6 * config.N * tokens, "N": config.N, "N_total": config.N_total}
-
-    def measure(step: int) -> tuple[dict, list[Completion]]:
-        """-> (the first source's fields, three of its completions)."""
-        measured = []
-        for source, test, _ in tests:
-            with phase("evaluation"):
-                result, done = evaluate(sampler, tokenizer, grader, test, source, f.max_new, f.seed, f.template)
-            flops["evaluation"] += sampling_flops(config, done)
-            log("metrics.jsonl", {"kind": "eval", "step": step, **progress(), **result})
-            log("samples.jsonl", *({"step": step, **row(c, test[c.problem], result["source"])} for c in done[: 5 * source.n]))
-            measured.append((result, done[: 3 * source.n : source.n]))
-        return measured[0]
-
-    with Grader(workers=f.graders, timeout_s=f.grade_seconds) as grader:
-        result, before = measure(0)
-        speak(f"step 0: pass@1 {result['pass1']:.3f} on {result['problems']} problems of {result['source']}")
-        terminal = rank == 0 and sys.stderr.isatty()
-        bar = tqdm(range(1, f.steps + 1), unit="step", disable=not terminal, dynamic_ncols=True)
-        for step in bar:
-            seconds.clear()
-            flops.clear()
-            with phase("generation"):
-                batch = data.pick(problems, step - 1, f.prompts)
-                done = collect(sampler, tokenizer, grader, batch, f.group, f.max_new, f.temperature, f.seed, step, f.template)
-            stats = train_step(model, ref, optimizer, scheduler, done, f, device, phase)
-            with phase("weights"):
-                copy_weights(model, sampler.model)
-            forward = sequence_flops(config, done)
-            flops.update(generation=sampling_flops(config, done), train=forward * (4 if f.recompute else 3))
-            flops.update(old=forward * (f.updates > 1), reference=forward * (ref is not None))
-            D += len(batch)
-            step_tokens = sum(len(c.prompt) + len(c.ids) for c in done)
-            tokens += step_tokens
-            verdicts = [c.verdict.verdict for c in done]
-            if step % f.eval_every == 0 or step == f.steps:
-                result, after = measure(step)
-            log("metrics.jsonl", {"kind": "train", "step": step, **progress(), **stats, "tokens": step_tokens,
-                                  "verdicts": {v: verdicts.count(v) for v in sorted(set(verdicts))},
-                                  "set_back": sampler.set_back, "flops": dict(flops), "seconds": dict(seconds)})
-            line = {"reward": f"{stats['reward']:.3f}", "pass@1": f"{result['pass1']:.3f}", "length": f"{stats['length']:.1f}"}
-            bar.set_postfix(line)
-            if not terminal:
-                speak(f"step {step}/{f.steps} " + " ".join(f"{k} {v}" for k, v in line.items())
-                      + f" loss {stats['loss']:.2e} gap {stats['sampler_gap']:.1e} {sum(seconds.values()):.1f} s")
-            failed = failed + 1 if stats["skipped_updates"] == f.updates else 0
-            if stats["skipped_updates"]:
-                speak(f"step {step}: {stats['skipped_updates']} updates skipped, the gradient was not finite")
-            if failed == 3:
-                raise Stopped(f"no finite gradient in three steps in a row, at step {step}; try a lower --lr, and see {out}")
-
+    again = f"torchrun --nproc_per_node {os.environ.get('LOCAL_WORLD_SIZE', 1)} grpo.py --resume {shlex.quote(str(out))}"
+    if ledger.stop == "checkpoint":
+        raise Stopped(f"{ledger.error}; earlier checkpoints are whole. To go on from there: {again}")
+    if ledger.stop:
+        return speak(f"ended after step {ledger.step} of {f.steps}, as asked; to go on: {again}")
     save(model, source, out / "final", dtype)
     if rank == 0:
         curve = draw_curve(out)
-        print(f"\nbefore:\n{show(before, tokenizer)}\n\nafter:\n{show(after, tokenizer)}\n")
-        print(f"curve: {curve}")
+        for when, step in {"before": 0, "after": f.steps}.items():
+            if step in shown:  # else an earlier start of this run has shown it
+                print(f"\n{when}:\n{show(shown[step], tokenizer)}")
+        print(f"\ncurve: {curve}")
         load_it = f"from transformers import AutoModelForCausalLM as M; m = M.from_pretrained({str(out / 'final')!r})"
         print(f'model: python -c "{load_it}; print(m)"')
 
 
 if __name__ == "__main__":
-    try:
-        main(parse_flags(sys.argv[1:]))
-    except (ValueError, OSError, ImportError, Stopped) as error:
-        if int(os.environ.get("RANK", 0)) == 0:
-            print(f"grpo.py: {error}", file=sys.stderr)
-        sys.exit(2)
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    explain(lambda: main(parse_flags(sys.argv[1:])))

@@ -5,7 +5,8 @@
 What the corpus is for: a web-pretrained model has latent skill and bad habits, and reinforcement learning brings out the
 one and drops the other. So the documents are solutions of mixed quality (STYLES): a fifth are careful, some slip often,
 more than half jump straight to an answer that is mostly wrong, the rest are terse. A model that imitates them is right
-about a third of the time, its likeliest answer is a guess, and it can be right nearly always. Held-out problems are in no document, under any labels (data.py).
+about a third of the time, its likeliest answer is a guess, and it can be right nearly always. Held-out problems are in
+no document, under any labels (data.py).
 
 Loss: mean of -log p(token) over the solution and the end token; AdamW, linear warm-up, cosine decay to a tenth. Weights are
 stored in float16. Pretraining seeds differ in what they learn, so a base is accepted only by a rule (`gate`): given careful

@@ -26,6 +26,7 @@ import torch.distributed.checkpoint as dcp
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
@@ -342,12 +343,21 @@ def full(p: Tensor) -> Tensor:
     return p.full_tensor() if isinstance(p, DTensor) else p
 
 
-def shard(model: Model, mesh, dtype: torch.dtype, offload: bool = False) -> Model:
-    """FSDP2 over the mesh: a unit per layer, one for the rest; compute in `dtype`, gradients reduced in float32."""
+def make_mesh(device_type: str, replicas: int = 1) -> DeviceMesh:
+    """All ranks in a row to shard over, or `replicas` rows of neighbours: shard within a row, replicate across rows."""
+    world = dist.get_world_size()
+    if replicas == 1:
+        return init_device_mesh(device_type, (world,), mesh_dim_names=("shard",))
+    return init_device_mesh(device_type, (replicas, world // replicas), mesh_dim_names=("replicate", "shard"))
+
+
+def shard(model: Model, mesh: DeviceMesh, dtype: torch.dtype, offload: bool = False) -> Model:
+    """FSDP2 over the mesh (of two dimensions: replicate, shard): a unit per layer, one for the rest; compute in `dtype`,
+    gradients reduced in float32."""
     options = {
         "mesh": mesh,
         "mp_policy": MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32),
-        "offload_policy": CPUOffloadPolicy() if offload else OffloadPolicy(),
+        "offload_policy": CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if offload else OffloadPolicy(),
     }
     for layer in model.model["layers"]:
         fully_shard(layer, **options)

@@ -128,7 +128,8 @@ class Sampler:
                 raise ValueError(f"prompt {p} has {len(prompt):,} tokens and may draw {limit:,}: both must be at least 1, and "
                                  f"together at most this sampler's {self.max_len:,}")
         self.pages, self.running = Pages(self.N), []
-        self.seed, self.step, self.temperature, self.limits, self.max_new = seed, step, temperature, limits, max(limits, default=0)
+        self.seed, self.step, self.temperature = seed, step, temperature
+        self.limits, self.max_new = limits, max(limits, default=0)
         self.prompts, self.problems = prompts, problems if problems is not None else range(len(prompts))
         self.id_SL = torch.zeros(self.slots, self.max_new + 1, dtype=torch.int64, device=self.device)  # last column: waste
         self.logp_SL = torch.zeros(self.slots, self.max_new + 1, device=self.device)

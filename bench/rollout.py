@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=256, help="sequences, all with different prompts")
     parser.add_argument("--short", type=int, default=4, help="tokens of the shortest completion")
     parser.add_argument("--long", type=int, default=48, help="tokens of the longest completion")
-    parser.add_argument("--slots", type=int, default=0, help="sequences we decode together, 0 for all; transformers decodes all")
+    parser.add_argument("--slots", type=int, default=0, help="sequences we decode together, 0 for all (as the peer)")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--note", default="", help="goes into the results line")
     flags = parser.parse_args()

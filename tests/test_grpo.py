@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from evaluate import Completion
-from grpo import Flags, advantages, check, grpo_loss, log_probs, make_batch, pack, parse_flags, sampling_flops, sequence_flops
+from grpo import Flags, advantages, check, grpo_loss, log_probs, make_batch, pack, parse_flags
+from ledger import sampling_flops, sequence_flops
 from reward import Verdict
 
 TINY = ["--prompts", "8", "--group", "4", "--eval-problems", "20", "--max-prompt", "32", "--max-new", "32"]
@@ -82,7 +83,8 @@ def completions(n=12, seed=0) -> list[Completion]:
     made = []
     for i in range(n):
         prompt, ids = ([rng.randrange(1, 97) for _ in range(rng.randint(1, 9))] for _ in range(2))
-        made.append(Completion(i // 4, i % 4, prompt, ids, [-1.0] * len(ids), True, "", Verdict(float(i % 3 == 0), "right", "", "")))
+        verdict = Verdict(float(i % 3 == 0), "right", "", "")
+        made.append(Completion(i // 4, i % 4, prompt, ids, [-1.0] * len(ids), True, "", verdict))
     return made
 
 
@@ -157,8 +159,8 @@ def run(tmp_path_factory):
     import sys
 
     out = tmp_path_factory.mktemp("run") / "one"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "grpo.py", "--steps", "5", "--updates", "2", "--kl",
-               "0.01", "--eval-every", "5", "--micro-tokens", "300", "--out", str(out), *TINY]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "grpo.py", "--steps", "5", "--updates", "2",
+               "--kl", "0.01", "--eval-every", "5", "--micro-tokens", "300", "--out", str(out), *TINY]
     done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]
     return out, done.stdout

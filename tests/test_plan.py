@@ -1,0 +1,154 @@
+"""plan.py: its counts against tensors and against a run, and what it says about runs that do not fit."""
+
+import contextlib
+import dataclasses
+import json
+import types
+from pathlib import Path
+
+import pytest
+import torch
+
+import plan
+from evaluate import Completion
+from grpo import Flags, main, parse_flags
+from ledger import sampling_flops, sequence_flops
+from model import Config, Model
+
+PAPER = "@" + str(Path(__file__).parent.parent / "recipes" / "paper.args")
+SEVEN = Config("qwen2", 28, 3584, 18944, 28, 4, 128, 152064, False, 1e-6, 1e6, None, 32768)  # Qwen2.5-7B
+SEVENTY = dataclasses.replace(SEVEN, layers=80, D=8192, F=29568, H=64, J=8)  # Qwen2.5-72B
+
+
+class Attention(torch.autograd.Function):
+    """Keeps what flash attention keeps: q, k, v, o and a float32 for every head and token."""
+
+    @staticmethod
+    def forward(ctx, q_THK, k_TJK, v_TJK):
+        o_THK = q_THK * 1.0
+        ctx.save_for_backward(q_THK, k_TJK, v_TJK, o_THK, torch.zeros(q_THK.shape[:2]))
+        return o_THK
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_activations_are_those_that_autograd_keeps(recompute):
+    # Caught: the float32 input of a norm left out, or an MLP of three tensors instead of four. The count is exact.
+    config = Config("qwen2", 3, 64, 160, 4, 2, 16, 97, True, 1e-6, 1e4, None, 512)
+    model, T, kept = Model(config, recompute).to(torch.bfloat16), 50, {}
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+    def keep(x):
+        if x.untyped_storage().data_ptr() not in own:
+            kept[x.untyped_storage().data_ptr()] = x  # kept alive, so that no address is used twice
+        return x
+
+    x_TD = torch.randn(T, 64, dtype=torch.bfloat16)
+    x_TD.requires_grad_()
+    angle_TK = torch.randn(T, 16, dtype=torch.bfloat16)
+    own |= {angle_TK.untyped_storage().data_ptr()}
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        for i, layer in enumerate(model.model["layers"]):
+            step = contextlib.nullcontext() if not recompute else None
+            arguments = (x_TD, angle_TK, angle_TK, lambda _, q, k, v: Attention.apply(q, k, v), i)
+            if step is None:
+                x_TD = torch.utils.checkpoint.checkpoint(layer, *arguments, use_reentrant=False)
+            else:
+                x_TD = layer(*arguments)
+    one, together = plan.activations(config, recompute)
+    counted = sum(x.untyped_storage().nbytes() for x in kept.values())
+    assert counted == T * (together - one if recompute else together)
+
+
+def test_static_memory_is_what_the_tensors_take(ours):
+    # Parameters and AdamW's state of a real optimizer. Caught: moments in bf16, a shard that replicas cut once more.
+    model = ours()
+    c, f = model.config, Flags()
+    optimizer = torch.optim.AdamW(model.parameters())
+    sum(p.sum() for p in model.parameters()).backward()
+    optimizer.step()
+    state = sum(t.nbytes for s in optimizer.state.values() for t in s.values() if t.dim())
+    weights = sum(p.nbytes for p in model.parameters())
+    stays, _ = plan.memory(f, c, 1)
+    sizes = [stays[part] * 1e9 for part in ("parameters", "gradients", "optimiser")]
+    assert sizes == pytest.approx([weights, weights, state])
+    assert stays["reference"] == 0 and plan.memory(Flags(kl=0.1), c, 1)[0]["reference"] == pytest.approx(weights / 2e9)
+    eight, hybrid = plan.memory(f, c, 8)[0], plan.memory(Flags(replicas=2), c, 8)[0]
+    assert eight["optimiser"] == pytest.approx(state / 8e9) and hybrid["optimiser"] == pytest.approx(state / 4e9)
+    assert eight["sampler's copy"] == hybrid["sampler's copy"] == stays["sampler's copy"] == pytest.approx(weights / 2e9)
+    assert plan.memory(Flags(offload=True), c, 8)[0]["parameters"] == 0
+
+
+def test_pages_are_those_that_the_sampler_takes(ours):
+    from rollout import Sampler
+
+    f, model = Flags(slots=5, max_prompt=40, max_new=24), ours()
+    pages = Sampler(model, [0], f.slots, f.max_prompt + f.max_new, f.kv_gb, look_every=8).kv  # as on a GPU
+    assert plan.memory(f, model.config, 1)[0]["pages"] == pytest.approx(pages.numel() * 2 / 1e9)
+    f.kv_gb = 1e-4
+    pages = Sampler(model.to(torch.bfloat16), [0], f.slots, f.max_prompt + f.max_new, f.kv_gb).kv
+    assert plan.memory(f, model.config, 1)[0]["pages"] == pytest.approx(pages.numel() * 2 / 1e9)
+
+
+def test_flops_are_those_that_the_ledger_counts():
+    # Against the ledger's own count of a step whose sequences have the planned lengths.
+    f = Flags(prompts=4, group=3, updates=2, kl=0.1, recompute=True, eval_problems=6, eval=[":2:1"], eval_every=5)
+    done = [Completion(p, g, [1] * 70, [2] * 50, [0.0] * 50, True, "", None) for p in range(4) for g in range(3)]
+    test = [Completion(p, g, [1] * 70, [2] * 50, [0.0] * 50, True, "", None) for p in range(6) for g in range(2)]
+    forward = sequence_flops(SEVEN, done)
+    planned = plan.step_flops(f, SEVEN, 70, 50)
+    assert (planned["old"], planned["reference"], planned["train"]) == (forward, forward, 4 * forward)
+    assert planned["generation"] == pytest.approx(sampling_flops(SEVEN, done), rel=0.02)
+    assert planned["evaluation"] == pytest.approx(sampling_flops(SEVEN, test) / 5, rel=0.02)
+
+
+def planned(c, *flags):
+    f = parse_flags([PAPER, *flags])
+    world, name, gpu = plan.read_gpus(f.gpus, f.peak_tflops)
+    return plan.table(f, c, world, name, gpu)
+
+
+def test_a_plan_says_what_does_not_fit_and_the_flag_that_helps(capsys):
+    # Each remedy is tried: with it the plan must say that it fits. Caught: one that names a flag which is set already.
+    fits = planned(SEVEN, "--gpus", "8xH100", "--kv-gb", "20")
+    assert ": fits" in fits and "does not" not in fits
+    for flags in (["--gpus", "8xH100"], ["--gpus", "4xA100"], ["--gpus", "16x48GB", "--peak-tflops", "300", "--kv-gb", "4"],
+                  ["--gpus", "8xH100", "--replicas", "8", "--kv-gb", "4"]):
+        text = planned(SEVEN, *flags)
+        assert "does not fit; it would with --" in text, text
+        remedy = text.split("it would with ")[1].splitlines()[0].split()
+        assert ": fits" in planned(SEVEN, *flags, *remedy), remedy
+    assert "no flag helps: each GPU samples from a whole copy of the model, 145 GB" in planned(SEVENTY, "--gpus", "32xH100")
+    for gpus, message in (("8xZ9", "one of B200"), ("H100", "a number, x"), ("0xH100", "a number, x"),
+                          ("8x48GB", "needs --peak-tflops")):
+        with pytest.raises(ValueError, match=message):
+            planned(SEVEN, "--gpus", gpus)
+    with pytest.raises(ValueError, match="--replicas 3 does not divide 8 GPUs"):
+        plan.show(Flags(replicas=3, gpus="8xH100"))
+
+
+def test_the_command_prints_a_plan_and_makes_nothing(tmp_path, capsys):
+    main(parse_flags(["--plan", "--gpus", "2xH100", "--out", str(tmp_path / "run")]))
+    printed = capsys.readouterr().out
+    assert "models/tiny: 83,712 parameters" in printed and ": fits" in printed and "rates assumed: 989 TFLOP/s" in printed
+    assert not (tmp_path / "run").exists()
+
+
+def test_time_comes_from_a_run_where_there_is_one(tmp_path):
+    # Two steps are left of which the second half is the last: 3 + 1 seconds, and 8 seconds of evaluation every 4 steps.
+    rows = [{"kind": "eval", "step": 0, "seconds": {"evaluation": 8.0}}]
+    rows += [{"kind": "train", "length": 30.0, "tokens": 8 * 4 * 50, "seconds": {"generation": g, "train": 1.0}}
+             for g in (99.0, 3.0)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "flags.json").write_text(json.dumps(dataclasses.asdict(Flags(prompts=8, group=4, eval_every=4))))
+    assert plan.measured(str(tmp_path)) == ({"generation": 3.0, "train": 1.0, "evaluation": 2.0}, 20, 30)
+    f = parse_flags(["--resume", str(tmp_path), "--steps", "600"])
+    text = plan.table(f, SEVEN, 2, "H100", plan.GPUS["H100"])
+    assert "of 20 + 30 tokens, as measured in" in text and "600 steps: 1 hours, 2 GPU-hours" in text and "assumed:" not in text
+
+
+def test_peak_rates_are_found_by_the_devices_name(monkeypatch):
+    for name, expected in (("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 PCIe", 756e12), ("NVIDIA A100-SXM4-80GB", 312e12),
+                           ("NVIDIA GeForce RTX 4090", 165e12), ("NVIDIA L40S", 362e12), ("Something New", 0.0)):
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None, name=name: name)
+        assert plan.peak_flops(types.SimpleNamespace(type="cuda")) == expected
+    assert plan.peak_flops(torch.device("cpu")) == 0

@@ -1,0 +1,411 @@
+"""Several ranks, and runs that are hurt: the gradient, the memory of loading, kills, signals, faults, restarts, two nodes."""
+
+import json
+import os
+import random
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import ranks
+import torch
+
+from evaluate import Completion
+from model import Config, Model, full, load, make_mesh, shard
+from reward import Verdict
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = ["--prompts", "8", "--group", "4", "--eval-problems", "10", "--max-prompt", "32", "--max-new", "24", "--eval-every", "4",
+        "--save-every", "3", "--micro-tokens", "300"]
+TIMES = ("seconds", "tokens_per_second", "mfu", "gpu_hours")  # what may differ between two runs of the same flags
+
+
+def lines(run, timed=False):
+    """The rows of a run's metrics, without what depends on the clock."""
+    rows = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
+    return rows if timed else [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
+
+
+def arguments(run, *more):
+    return [*TINY, "--out", str(run), *map(str, more)]
+
+
+def until(condition, seconds=60):
+    """Waits until condition() holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "what was waited for did not come"
+        time.sleep(0.02)
+
+
+def has_lines(run, n):
+    return lambda: (Path(run) / "metrics.jsonl").exists() and (Path(run) / "metrics.jsonl").read_text().count("\n") >= n
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """A run of 8 steps on two ranks that nothing happens to."""
+    run = tmp_path_factory.mktemp("reference") / "run"
+    output = run.parent / "output"
+    assert ranks.wait(ranks.start(2, ranks.train, arguments(run, "--steps", 8), output=output)) == [0, 0], output.read_text()
+    return run
+
+
+def torchrun(*options, **environment):
+    """torchrun started with pipes; its processes have one thread each."""
+    command = [sys.executable, "-m", "torch.distributed.run", *map(str, options)]
+    return subprocess.Popen(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"} | environment, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+# ---- Sharding -----------------------------------------------------------------------------------------------------
+
+
+class Keep:
+    """Stands for the optimizer and the scheduler: keeps the gradients that an update would use."""
+
+    def __init__(self, model):
+        self.model, self.gradients = model, {}
+
+    def step(self):
+        self.gradients = {n: full(p.grad).cpu() for n, p in self.model.named_parameters() if p.grad is not None}
+
+    def zero_grad(self, **_):
+        self.model.zero_grad()
+
+    def get_last_lr(self):
+        return [0.0]
+
+
+def gradients(source, budgets, replicas, offload):
+    """The gradient of one update of train_step on made-up completions, for every budget, and the statistics."""
+    import contextlib
+
+    import grpo
+
+    rng = random.Random(0)
+    done = []
+    for i in range(24):
+        prompt, ids = ([rng.randrange(1, 97) for _ in range(rng.randint(1, 30))] for _ in range(2))
+        verdict = Verdict(float(i % 3 == 0), "right", "", "")
+        done.append(Completion(i // 4, i % 4, prompt, ids, [-1.0] * len(ids), True, "", verdict))
+    found = []
+    with torch.device("meta"):
+        model = Model(Config.read(source), recompute=offload)
+    model = load(shard(model, make_mesh("cpu", replicas), torch.float32, offload).to_empty(device="cpu"), source)
+    for budget in budgets:
+        f = grpo.Flags(prompts=6, group=4, micro_tokens=budget, clip_grad=1e9, max_prompt=32, max_new=32)
+        keep = Keep(model)
+        stats = grpo.train_step(model, None, keep, keep, done, f, torch.device("cpu"), lambda name: contextlib.nullcontext())
+        found.append((keep.gradients, stats))
+    return found
+
+
+def test_the_gradient_depends_neither_on_ranks_nor_on_budgets_nor_on_replicas(checkpoint):
+    # Caught: an average over ranks for the sum, a mean per micro-batch, gradients of the last micro-batch only, no sum over
+    # replicas, offloaded gradients that miss a micro-batch. In float32, relative to the largest entry of the gradient.
+    source = checkpoint("qwen2", True)[0]
+    budgets = (100, 200, 2000)
+    ((expected, first), *_), = ranks.run(1, gradients, source, budgets[2:], 1, False)
+    micro_batches, largest = set(), max(g.abs().max() for g in expected.values())
+    for n, replicas, offload in ((1, 1, False), (2, 1, False), (4, 1, False), (4, 2, False), (2, 1, True)):
+        for found, stats in ranks.run(n, gradients, source, budgets, replicas, offload)[0]:
+            for name, g in found.items():
+                difference = (g - expected[name]).abs().max() / largest
+                assert difference < 1e-6, (n, replicas, offload, stats["micro_batches"], name, difference)
+            assert set(found) == set(expected) and stats["loss"] == pytest.approx(first["loss"], abs=1e-6)
+            assert 0 <= stats["imbalance"] < 0.25
+            micro_batches.add(stats["micro_batches"])
+    assert len(micro_batches) > 3
+
+
+def loading_peak(source, other):
+    """-> (peak of this process's own memory while a model is loaded, bytes of its shard)."""
+    import gc
+    import threading
+
+    def resident():  # without pages of mapped files, which the system takes back when it wants to
+        return 1024 * int(re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+
+    with torch.device("meta"):
+        warm = Model(Config.read(other))
+    load(shard(warm, make_mesh("cpu"), torch.float32).to_empty(device="cpu"), other)  # imports and buffers of the libraries
+    del warm
+    gc.collect()
+    before, peak, loaded = resident(), [0], threading.Event()
+
+    def watch():
+        while not loaded.wait(0.001):
+            peak[0] = max(peak[0], resident())
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    with torch.device("meta"):
+        model = Model(Config.read(source))
+    model = load(shard(model, make_mesh("cpu"), torch.float32).to_empty(device="cpu"), source)
+    loaded.set()
+    thread.join()
+    return max(peak[0], resident()) - before, sum(p.to_local().numel() * 4 for p in model.parameters())
+
+
+def write_random_model(directory, **changes):
+    """A float32 model in Hugging Face layout."""
+    from model import save
+
+    shape = {"model_type": "qwen2", "num_attention_heads": 8, "num_key_value_heads": 2, "rms_norm_eps": 1e-6,
+             "tie_word_embeddings": False} | changes
+    (directory / "source").mkdir()
+    (directory / "source" / "config.json").write_text(json.dumps(shape))
+    model = Model(Config.read(directory / "source"))
+    save(model, directory / "source", directory / "model", torch.float32)
+    return directory / "model", sum(p.numel() * 4 for p in model.parameters())
+
+
+@pytest.mark.parametrize("n,shape,size", [
+    (2, dict(hidden_size=256, intermediate_size=1024, num_hidden_layers=8, vocab_size=4096), 40e6),
+    pytest.param(4, dict(hidden_size=512, intermediate_size=2048, num_hidden_layers=12, vocab_size=6000), 200e6,
+                 marks=pytest.mark.slow)])
+def test_a_rank_loads_its_shard_and_hardly_more(checkpoint, tmp_path, n, shape, size):
+    # Caught: every rank reading the whole file before it cuts its part out (a peak of 1 + n times the shard).
+    source, total = write_random_model(tmp_path, **shape)
+    assert total > 0.95 * size
+    for peak, part in ranks.run(n, loading_peak, source, checkpoint()[0]):
+        print(f"{n} ranks, {total / 1e6:.0f} MB: shard {part / 1e6:.1f} MB, peak {peak / 1e6:.1f} MB")
+        assert total / n * 0.99 < part < total / n * 1.1 and 0.5 * part < peak < 1.5 * part
+
+
+# ---- Resume, signals, faults --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kills,seed", [(2, 0), pytest.param(5, 1, marks=pytest.mark.slow)])
+def test_a_run_killed_at_random_moments_ends_like_one_that_was_not(reference, tmp_path, kills, seed):
+    # Caught: metrics of lost steps left in, optimiser state or the warm-up begun anew, noise that depends on the start.
+    run, rng, killed = tmp_path / "run", random.Random(seed), 0
+    same_command = arguments(run, "--steps", 8, "--resume", "auto")
+    while killed < kills:
+        started = ranks.start(2, ranks.train, same_command, output=tmp_path / "output")
+        if killed % 2:
+            time.sleep(rng.uniform(0.3, 2))  # loading, or any step, of a run that resumes
+        else:
+            until((run / "checkpoints" / "step-000003").exists)
+            time.sleep(rng.uniform(0, 0.6))  # 8 steps take about 1.5 s
+        victim = started[rng.randrange(2)]
+        if victim.exitcode is not None:  # it was faster than the kill: begin anew
+            ranks.wait(started)
+            subprocess.run(["rm", "-r", run], check=True)
+            continue
+        victim.kill()
+        killed += 1
+        for process in started:
+            process.kill()
+            process.join()
+    assert ranks.wait(ranks.start(2, ranks.train, same_command, output=tmp_path / "output")) == [0, 0]
+    assert "from step-00000" in (tmp_path / "output").read_text() and lines(run) == lines(reference)
+    assert [row["step"] for row in lines(run) if row["kind"] == "train"] == list(range(1, 9))
+    assert (run / "samples.jsonl").read_text() == (reference / "samples.jsonl").read_text()
+    weights = Path("final", "model.safetensors")
+    assert (run / weights).read_bytes() == (reference / weights).read_bytes()
+
+
+def test_other_numbers_of_ranks_go_on_with_a_run(reference, tmp_path):
+    # A run of two ranks, asked to end in its middle, goes on with one and ends near the reference.
+    run, output = tmp_path / "run", tmp_path / "output"
+    started = ranks.start(2, ranks.train, arguments(run, "--steps", 8), output=output)
+    until(has_lines(run, 4))
+    os.kill(started[1].pid, signal.SIGINT)  # any rank will do
+    assert ranks.wait(started) == [0, 0]
+    said = output.read_text()
+    assert f"to go on: torchrun --nproc_per_node 2 grpo.py --resume {run}" in said and not (run / "final").exists()
+    steps = int(re.search(r"ended after step (\d) of 8", said)[1])
+    assert (run / "checkpoints" / f"step-00000{steps}").is_dir() and steps < 8
+    assert ranks.wait(ranks.start(1, ranks.train, ["--resume", str(run)], output=output)) == [0], output.read_text()
+    ours, expected = lines(run), lines(reference)
+    assert [(row["kind"], row["step"]) for row in ours] == [(row["kind"], row["step"]) for row in expected]
+    for name in ("reward", "loss", "grad_norm", "D", "C"):
+        theirs = [row[name] for row in expected if row["kind"] == "train"]
+        assert [row[name] for row in ours if row["kind"] == "train"] == pytest.approx(theirs, abs=1e-5)
+    hours = [row["gpu_hours"] for row in lines(run, timed=True)]
+    assert hours == sorted(hours) and hours[0] > 0
+
+
+def stuck(argv):
+    """A run whose second rank never comes back from the second step's samples."""
+    import grpo
+
+    collect = grpo.collect
+
+    def late(*args):
+        if os.environ["RANK"] == "1" and args[8] == 2:
+            time.sleep(60)
+        return collect(*args)
+
+    grpo.collect = late
+    ranks.train(argv)
+
+
+def test_a_second_signal_and_a_phase_that_lasts_too_long_end_the_run_at_once(tmp_path):
+    # Caught: Python's own handlers, which do not run while the main thread waits in a collective; a hang without a message.
+    run, output = tmp_path / "run", tmp_path / "output"
+    started = ranks.start(2, stuck, arguments(run), output=output)
+    until(has_lines(run, 2))
+    for process in started:
+        os.kill(process.pid, signal.SIGTERM)
+    time.sleep(1.3)
+    assert [process.exitcode for process in started] == [None, None]
+    for process in started:
+        os.kill(process.pid, signal.SIGTERM)
+    assert ranks.wait(started, 2) == [128 + 15] * 2
+    started = ranks.start(2, stuck, arguments(run, "--resume", "auto", "--timeout", 0.04), output=output)
+    assert set(ranks.wait(started, 20)) == {1}
+    said = output.read_text()  # the two dumps may run into each other
+    for rank, place in ((0, "all_gather_object"), (1, "in late")):
+        assert said.count(f"rank {rank} is in the phase generation, after 1 whole steps, since 0.04 minutes") == 1
+        assert place in said
+
+
+def signalled():
+    """-> (whether a child lives on that is signalled as torchrun signals a worker's children, the signals counted)."""
+    from ledger import Signals
+
+    with Signals() as signals:
+        child = subprocess.Popen(["sleep", "30"])
+        for pid in (child.pid, os.getpid()):
+            os.kill(pid, signal.SIGTERM)
+        until(lambda: signals.count, 5)
+        time.sleep(0.1)
+        lives = child.poll() is None
+    child.kill()
+    return lives, signals.count, signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_signal_spares_the_graders():
+    # Caught: children that inherit an open mask: a grader that dies in the middle of an answer turns it into a wrong one.
+    assert ranks.run(1, signalled) == [(True, 1, True)]
+
+
+def test_a_full_disk_ends_the_run_with_the_last_checkpoint_whole(tmp_path):
+    # Files of this process may not grow beyond 100 kB any more, once its first checkpoint is there.
+    run, output = tmp_path / "run", tmp_path / "output"
+    (process,) = started = ranks.start(1, ranks.train, arguments(run, "--steps", 60), output=output)
+    until(lambda: (run / "checkpoints" / "step-000003").exists())
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (100_000, 100_000))
+    assert ranks.wait(started) == [2]
+    assert "could not be written" in output.read_text() and "To go on from there: torchrun" in output.read_text()
+    assert "Traceback" not in output.read_text()
+    kept = sorted(p.name for p in (run / "checkpoints").iterdir() if p.suffix != ".partial")
+    again = ranks.start(1, ranks.train, ["--resume", str(run), "--steps", "7"], output=output)
+    assert kept and (ranks.wait(again) == [0]) == (kept[-1] <= "step-000007")
+
+
+def logged(argv, file):
+    """A run with a stand-in for wandb that writes down what it is given."""
+    import types
+
+    import grpo
+
+    calls = []
+    sys.modules["wandb"] = types.SimpleNamespace(
+        __spec__=object(), init=lambda **options: calls.append(options) or types.SimpleNamespace(
+            log=lambda row, step: calls.append({"step": step} | row)))
+    grpo.find_spec = lambda name: None if name != "wandb" else object()
+    ranks.train(argv)
+    Path(file).write_text(json.dumps(calls, default=str))
+
+
+def test_wandb_gets_every_line(tmp_path):
+    run = tmp_path / "run"
+    argv = arguments(run, "--steps", 2, "--wandb", "ladder", "--peak-tflops", 0.01)
+    assert ranks.wait(ranks.start(1, logged, argv, tmp_path / "calls", output=tmp_path / "output")) == [0]
+    (options, *rows), metrics = json.loads((tmp_path / "calls").read_text()), lines(run, timed=True)
+    assert (options["project"], options["id"], options["resume"]) == ("ladder", "run", "allow")
+    assert [(row["step"], row.get("eval/pass1", row.get("train/reward"))) for row in rows] == [
+        (row["step"], row.get("pass1", row.get("reward"))) for row in metrics]
+    # MFU by its definition, from the line's own fields.
+    train = next(row for row in metrics if row["kind"] == "train")
+    assert train["mfu"]["train"] == pytest.approx(train["flops"]["train"] / train["seconds"]["train"] / 1e10)
+    assert train["tokens_per_second"]["train"] == pytest.approx(train["tokens"] / train["seconds"]["train"])
+    without = ranks.start(1, ranks.train, arguments(tmp_path / "other", "--wandb", "ladder"), output=tmp_path / "output")
+    try:
+        import wandb  # noqa: F401
+    except ImportError:
+        assert ranks.wait(without) == [2] and "pip install wandb" in (tmp_path / "output").read_text()
+    for process in without:
+        process.kill()
+
+
+def mistaken():
+    from ledger import explain
+
+    if os.environ["RANK"] == "1":
+        explain(lambda: int("one"))
+
+
+def test_an_error_of_another_rank_is_said_when_the_first_does_not_fail(tmp_path):
+    # Caught: rank 0 alone reporting what users can mend, so that a full /tmp on one node ends a run without a word.
+    started = ranks.start(2, mistaken, output=tmp_path / "output")
+    assert ranks.wait(started) == [0, 2]
+    said = (tmp_path / "output").read_text()
+    assert "invalid literal for int() with base 10: 'one'" in said and "Traceback" not in said
+
+
+# ---- Under torchrun -----------------------------------------------------------------------------------------------
+
+
+def test_a_rank_that_dies_shows_its_traceback_and_torchrun_goes_on_by_itself(reference, tmp_path):
+    # Rank 1 fails in the middle of step 5 of the first attempt. Caught: errors of other ranks than 0 that nobody sees, a
+    # restarted worker that meets its own directory, a lock that outlives its process.
+    script = tmp_path / "fails_once.py"
+    script.write_text(f"""
+import os, sys
+sys.path.insert(0, {str(ROOT)!r})
+import grpo, ledger
+train_step = grpo.train_step
+def breaking(*args):
+    breaking.calls = getattr(breaking, "calls", 0) + 1
+    if breaking.calls == 5 and (os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"]) == ("1", "0"):
+        with args[-1]("old"):
+            raise ZeroDivisionError("broken on purpose")
+    return train_step(*args)
+grpo.train_step = breaking
+ledger.explain(lambda: grpo.main(grpo.parse_flags(sys.argv[1:])))
+""")
+    run, start = tmp_path / "run", time.monotonic()
+    options = ("--standalone", "--nproc_per_node", 2, "--max-restarts", 3, script, *arguments(run, "--steps", 8))
+    done = torchrun(*options, TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")
+    printed, said = done.communicate(timeout=120)
+    assert done.returncode == 0, said[-3000:]
+    assert "ZeroDivisionError: broken on purpose" in said and "rank 1, in the phase old, after 4 whole steps" in said
+    assert "from step-000003" in printed and time.monotonic() - start < 60
+    assert lines(run) == lines(reference)
+
+
+def test_sigterm_to_torchrun_ends_every_rank_in_order(tmp_path):
+    run = tmp_path / "run"
+    job = torchrun("--standalone", "--nproc_per_node", 2, "grpo.py", *arguments(run, "--steps", 500, "--save-every", 1000))
+    until(has_lines(run, 3))
+    job.terminate()
+    printed, said = job.communicate(timeout=40)
+    steps = int(re.search(r"ended after step (\d+) of 500", printed)[1])
+    assert [p.name for p in (run / "checkpoints").iterdir()] == [f"step-{steps:06d}"]
+    assert lines(run)[-1]["step"] == steps and said.count("SIGTERM: the run ends with this phase") == 1
+
+
+def test_two_nodes(reference, tmp_path):
+    # Two agents of torchrun, as on two machines, a replica on each: the run of the reference but for rounding.
+    run = tmp_path / "run"
+    with ranks.socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    options = ["--nnodes", 2, "--nproc_per_node", 1, "--rdzv_backend", "c10d", "--rdzv_endpoint", f"127.0.0.1:{port}",
+               "--rdzv_id", "test", "grpo.py", *arguments(run, "--steps", 1, "--replicas", 2)]
+    agents = [torchrun(*options) for _ in range(2)]
+    outputs = [agent.communicate(timeout=120) for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], outputs[0][1][-2000:] + outputs[1][1][-2000:]
+    assert sorted("curve:" in printed for printed, _ in outputs) == [False, True]  # rank 0 alone speaks
+    for name in ("reward", "loss", "grad_norm"):
+        assert lines(run)[1][name] == pytest.approx(lines(reference)[1][name], abs=1e-5)
