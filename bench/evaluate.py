@@ -19,11 +19,11 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # before this folder, where `evaluate` would be this file
 
-import data  # noqa: E402
-from evaluate import Source, connect, evaluate  # noqa: E402
-from model import Model, load  # noqa: E402
-from reward import Grader  # noqa: E402
-from rollout import Sampler  # noqa: E402
+import data
+from evaluate import Source, connect, evaluate
+from model import Model, load
+from reward import Grader
+from rollout import Sampler
 
 BAR = 0.10
 

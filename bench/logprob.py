@@ -28,7 +28,7 @@ import torch.nn.functional as F
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from kernels.logprob import logprob  # noqa: E402
+from kernels.logprob import logprob
 
 
 def definition(hidden_TD, weight_VD, target_T):
