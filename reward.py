@@ -25,7 +25,6 @@ import argparse
 import itertools
 import json
 import math
-import operator
 import queue
 import random
 import re
@@ -37,7 +36,7 @@ import zlib
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from fractions import Fraction
-from functools import lru_cache, reduce
+from functools import lru_cache
 
 # Bounds, checked before computing. The longest truth of the study has 78 characters; the longest literal has 13 digits.
 MAX_CHARS, MAX_TOKENS, MAX_DEPTH, MAX_ITEMS = 3000, 1500, 40, 200
@@ -66,9 +65,14 @@ class Inexact(Exception):
     """Not a rational number: evaluate it with mpmath instead."""
 
 
+class NoSet(Exception):
+    """Not a set of real numbers that we can describe."""
+
+
 # ---------------------------------------------------------------------------------------------------------- where is it
 
 BOX = re.compile(r"\\+(?:boxed|fbox)\s*(\{)|\\+(?:boxed|fbox)\s+([^\s{}$\\]+)|\\.|[{}]", re.S)
+BOX_START = re.compile(r"\\(?:boxed|fbox)")
 HASHES = re.compile(r"####[ \t]*([^\n]+)")
 PROSE = re.compile(r"(?:\banswer\s+is\b:?|\bfinal answer\W{0,4}:)[ \t*]*([^\n]+)", re.I)
 
@@ -79,7 +83,8 @@ def extract(text: str) -> str | None:
     when there is no other, is no answer. Linear in the text's length."""
     text = text[text.rfind("</think>") + 8:] if "</think>" in text else text
     stack, last, opened = [], None, False
-    for match in BOX.finditer(text):
+    start = BOX_START.search(text)
+    for match in BOX.finditer(text, start.start() if start else len(text)):
         if match[1] or match[0] == "{":
             stack.append(match.end() if match[1] else -1)
             opened = opened or bool(match[1])
@@ -89,6 +94,8 @@ def extract(text: str) -> str | None:
             last = text[start:match.start()]
     if last is None and not opened:
         last = next((found[-1] for pattern in (HASHES, PROSE) if (found := pattern.findall(text))), None)
+        last = last and PROSE.sub(r"\1", last)
+        last = last and re.split(r"\.(?:\s|$)", last)[0].strip("* ")
     return last.strip() or None if last is not None else None
 
 
@@ -97,9 +104,10 @@ def extract(text: str) -> str | None:
 UNICODE = str.maketrans({
     "−": "-", "–": "-", "—": "-", "×": "\\times ", "·": "\\cdot ", "∙": "\\cdot ", "⋅": "\\cdot ", "÷": "\\div ", "±": "\\pm ",
     "∓": "\\mp ", "√": "\\sqrt ", "π": "\\pi ", "∞": "\\infty ", "≤": "\\le ", "≥": "\\ge ", "⩽": "\\le ", "⩾": "\\ge ",
-    "≠": "\\ne ", "≈": "\\approx ", "≡": "\\equiv ", "∪": "\\cup ", "∩": "\\cap ", "∈": "\\in ", "∅": "\\emptyset ", "ℝ": "\\R ",
+    "≠": "\\ne ", "≈": "\\approx ", "≡": "\\equiv ", "∪": "\\cup ", "∩": "\\cap ", "∈": "\\in ", "∅": "\\emptyset ",
     "°": "^\\circ ", "º": "^\\circ ", "′": "'", "’": "'", "“": '"', "”": '"', "…": "\\ldots ", "⁄": "/", "∕": "/", "∣": "|",
-    "⌊": "\\lfloor ", "⌋": "\\rfloor ", "⌈": "\\lceil ", "⌉": "\\rceil ", "⟨": "\\langle ", "⟩": "\\rangle ", "∖": "\\setminus ",
+    "⌊": "\\lfloor ", "⌋": "\\rfloor ", "⌈": "\\lceil ", "⌉": "\\rceil ", "⟨": "\\langle ", "⟩": "\\rangle ",
+    "ℝ": "\\mathbb{R} ", "∖": "\\setminus ",
     "½": "\\frac{1}{2}", "¼": "\\frac{1}{4}", "¾": "\\frac{3}{4}", "⅓": "\\frac{1}{3}", "⅔": "\\frac{2}{3}",
     "α": "\\alpha ", "β": "\\beta ", "γ": "\\gamma ", "θ": "\\theta ", "λ": "\\lambda ", "φ": "\\phi ", "ω": "\\omega ",
     "€": "\\euro ", "£": "\\pound ", "¥": "\\yen ", "，": ",", "。": ".", "；": ";", "：": ":",
@@ -115,8 +123,8 @@ CLEAN = [(re.compile(pattern), new) for pattern, new in (
     (r"\\(?:left|right|bigl|bigr|Bigl|Bigr|biggl|biggr|Biggl|Biggr|big|Big|bigg|Bigg|middle)(?![a-zA-Z])\s*\.?", ""),
     (r"(?<!\\)\\[()\[\]]|(?<!\\)\$", " "),                                             # \( \) \[ \] $
     (r"(?<=\d)\s*(?:\{,\}|,\\!|\\!,|\{,\\!\})\s*(?=\d{3})", ""),               # 1{,}000 and 3,\!250
-    (r"(?<!\\)\\[!,;:> ]|~|\\q?quad(?![a-zA-Z])|\\[hv]space\*?\{[^{}]*\}|\\(?:thin|med|thick)space|\\phantom\{[^{}]*\}", " "),
-    (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"), (r"\\[dt]binom", r"\\binom"),
+    (r"(?<!\\)\\[!,;:> ]|~|\\q?quad|\\[hv]space\*?\{[^{}]*\}|\\(?:thin|med|thick)space|\\phantom\{[^{}]*\}", " "),
+    (r"\.\.\.", r"\\ldots "), (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"), (r"\\[dt]binom", r"\\binom"),
     (r"\(\s*(?:\\[bp]?mod\b|\\(?:text|mathrm)\{\s*mod\s*\}|mod\b)\s*\{?([^(){}]*)\}?\s*\)", r"\\pmod{\1}"),  # (mod 4)
     (r"([\])}])\s*U\s*(?=[\[(\\])", r"\1\\cup "),                               # (0,1) U (2,3)
     (r"\{([^{}]*)\\over(?![a-z])([^{}]*)\}", r"\\frac{\1}{\2}"), (r"\{([^{}]*)\\choose(?![a-z])([^{}]*)\}", r"\\binom{\1}{\2}"),
@@ -143,11 +151,11 @@ def key(text: str) -> str:
 
 # ------------------------------------------------------------------------------------------------------------- tokens
 
-FUNCTIONS = {name: name for name in "sin cos tan cot sec csc sinh cosh tanh coth exp log lg ln max min gcd lcm arg Re Im".split()}
+FUNCTIONS = {name: name for name in "sin cos tan cot sec csc sinh cosh tanh coth exp log lg ln max min gcd lcm".split()}
 FUNCTIONS |= {f"{arc}{name}": f"a{name}" for arc in ("arc", "a") for name in "sin cos tan cot sec csc sinh cosh tanh".split()}
-FUNCTIONS |= {"tg": "tan", "ctg": "cot", "arctg": "atan", "cosec": "csc", "cis": "cis", "deg": "deg", "Gamma": "Gamma"}
-GREEK = set("""alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho sigma tau upsilon phi
-    varphi chi psi omega Delta Theta Lambda Xi Pi Sigma Phi Psi Omega ell hbar aleph R Z N Q C""".split())
+FUNCTIONS |= {"tg": "tan", "ctg": "cot", "arctg": "atan", "cosec": "csc", "cis": "cis", "Gamma": "Gamma"}
+GREEK = set("""alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho sigma tau
+    upsilon phi varphi chi psi omega Delta Theta Lambda Xi Pi Sigma Phi Psi Omega ell hbar aleph R Z N Q C""".split())
 OPERATORS = {  # LaTeX command -> the one sign we use
     "cdot": "*", "times": "*", "ast": "*", "div": "/", "pm": "±", "mp": "∓", "le": "≤", "leq": "≤", "leqslant": "≤", "ge": "≥",
     "geq": "≥", "geqslant": "≥", "lt": "<", "gt": ">", "ne": "≠", "neq": "≠", "approx": "≈", "sim": "~", "simeq": "≈",
@@ -156,22 +164,26 @@ OPERATORS = {  # LaTeX command -> the one sign we use
     "lor": "or", "vee": "or", "langle": "⟨", "rangle": "⟩", "lfloor": "⌊", "rfloor": "⌋", "lceil": "⌈", "rceil": "⌉",
     "prime": "'", "perp": "⊥", "parallel": "∥", "ldots": "…", "cdots": "…", "dots": "…", "circ": "°", "degree": "°",
     "percent": "%", "lparen": "(", "rparen": ")", "Vert": "|", "gets": "=", "to": "→", "rightarrow": "→"}
-COMMANDS = set("frac sqrt binom choose pi infty emptyset varnothing begin end overline bar dot pmod bmod mod angle triangle vec hat "
-               "mathbb mathcal operatorname widehat overrightarrow tilde euro pound yen underline measuredangle".split())
-KNOWN = sorted({*FUNCTIONS, *GREEK, *OPERATORS, *COMMANDS, *STYLE.split("|")}, key=len, reverse=True)
+DECORATIONS = dict.fromkeys("angle triangle overline bar widehat overrightarrow underline measuredangle".split(), False)
+DECORATIONS |= dict.fromkeys("vec hat tilde mathcal".split(), True)        # True: they make another name of a letter
+COMMANDS = """frac sqrt binom pi infty emptyset varnothing begin end dot pmod bmod mod int sum prod lim partial mathbb
+    operatorname euro pound yen""".split()
+KNOWN = sorted({*FUNCTIONS, *GREEK, *OPERATORS, *COMMANDS, *DECORATIONS, *STYLE.split("|")}, key=len, reverse=True)
 SCALE = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-UNITS = {name: group.split()[0] for group in """cm centimeter centimetre|m meter metre|km kilometer kilometre|mm millimeter|in inch
-    inches|ft foot feet|yd yard|mi mile|g gram|kg kilogram|mg milligram|lb pound lbs|oz ounce|s sec second|min minute|h hr hour|day|week
-    |month|year|dollar usd|cent|mph|kph|L l liter litre|ml mL|gallon|unit|acre|rad radian|N|J|W|V|K|Hz|point|people|person|way|time
-    |am|pm|solution|term|digit|sqft|square sq|cubic|integer|prime|side|number""".split("|") for name in group.split()}
+UNITS = {name: group.split()[0] for group in """cm centimeter centimetre|m meter metre|km kilometer kilometre|mm millimeter
+    |in inch inches|ft foot feet|yd yard|mi mile|g gram|kg kilogram|mg milligram|lb pound lbs|oz ounce|s sec second|min minute
+    |h hr hour|day|week|month|year|dollar usd|cent|mph|kph|L l liter litre|ml mL|gallon|unit|acre|rad radian|N|J|W|V|K|Hz|point
+    |people|person|way|time|am|pm|solution|term|digit|sqft|square sq|cubic|integer|prime|side|number""".split("|")
+         for name in group.split()}
 UNITS |= {f"{name}s": unit for name, unit in UNITS.items() if len(name) > 2}
-NOT_UNITS = set("not no but if unless than more less except without plus minus times over undefined none mod base for where when".split())
+NOT_UNITS = set("""not no but is are was isn wrong incorrect maybe possibly about approximately if unless than more less except
+    without plus minus times over undefined none mod base when""".split())
 NUMBER_WORDS = "zero one two three four five six seven eight nine ten eleven twelve".split()
 
 TOKEN = re.compile(r"""
-    (?P<num>(?:\d+\.?\d*|\.\d+)(?:(?:\\overline|\\bar|\\dot)\s*(?:\{\d+\}|\d)|(?<=\.)\(\d+\)|(?:\.\.\.|\s?\\[lc]?dots)(?!\s*[+,])
+    (?P<num>\d*\.\d+\s?\\[lc]?dots(?!\s*[+,])|(?:\d+\.?\d*|\.\d+|\.(?=\\overline))(?:(?:\\overline|\\bar|\\dot)\s*(?:\{\d+\}|\d)|(?<=\.)\(\d+\)
         |[eE][+-]?\d+(?![a-zA-Z\d]))?)
-    |\\(?P<cmd>[a-zA-Z]+)|(?P<row>\\\\)|\\(?P<esc>[{}%$|&\#_])|(?P<run>[a-zA-Z]+)|(?P<dots>\.\.\.)
+    |\\(?P<cmd>[a-zA-Z]+)|(?P<row>\\\\)|\\(?P<esc>[{}%$|&\#_])|(?P<run>[a-zA-Z]+)
     |(?P<op><=|>=|!=|==|[-+*/^_=<>()\[\]{}|,;:!'%&])|(?P<space>\s+)""", re.X)
 
 
@@ -221,7 +233,7 @@ def tokens(text: str, words: bool = False, found: list | None = None) -> list[tu
         elif kind == "op":
             found.append(({"<=": "≤", ">=": "≥", "!=": "≠", "==": "="}.get(value, value), None))
         elif kind != "space":
-            found.append(({"row": "row", "dots": "…"}[kind], None))
+            found.append(("row", None))
         if len(found) > MAX_TOKENS:
             raise TooLarge(f"more than {MAX_TOKENS} tokens")
     return found
@@ -249,7 +261,8 @@ def letters(run: str, words: bool, after_number: bool, spaced: bool) -> list[tup
             return [("sym", run)]
         if (glued := re.match(r"sin|cos|tan|ln|log", run)) and len(run) - glued.end() == 1:
             return [("fn", glued[0]), ("sym", run[-1])]
-        if not (after_number and ((len(run) > 1 and run in UNITS) or (spaced and (len(run) > 4 or (len(run) > 1 and low in UNITS))))):
+        unit = (len(run) > 1 and run in UNITS) or (spaced and (len(run) > 4 or (len(run) > 1 and low in UNITS)))
+        if not (after_number and unit):
             return [("sym", letter) for letter in run]
     if len(run) == 1 and not (after_number and run in UNITS):
         return [("sym", run)]
@@ -258,38 +271,41 @@ def letters(run: str, words: bool, after_number: bool, spaced: bool) -> list[tup
 
 # ------------------------------------------------------------------------------------------------------------- parsing
 # A tree is a tuple: ("num", Fraction, decimal places or None), ("sym", name), ("const", pi|e|i|oo), ("+", ...), ("*", ...),
-# ("^", base, exponent), ("fn", name, ...), ("pm", x), ("mark", unit, x), ("base", x as read in base 10, value), ("text", words),
+# ("^", base, exponent), ("fn", name, ...), ("±", x), ("mark", unit, x), ("base", digits, value), ("text", words),
 # ("seq", open, close, items), ("set", items), ("list", joiner, items), ("rel", signs, sides), ("mod", relation, modulus),
 # ("mat", rows), ("ratio", items), ("∪" | "∩" | "∖", a, b), ("R",).
+
+RELATIONS = tuple("=≠<≤>≥≈≡∈~∣⊥∥→")
+FACTORS = ("num", "sym", "fn", "cmd", "(", "[", "{", "\\{", "⟨", "⌊", "⌈", "…", "cur")      # what may begin a factor
+CLOSING = {"(": (")", "]"), "[": ("]", ")"), "⟨": ("⟩",), "{": ("}",), "\\{": ("\\}",), "⌊": ("⌋",), "⌈": ("⌉",)}
+CLAUSES = ("for", "where", "with")
+
 
 def num(value, places=None):
     return ("num", Fraction(value), places)
 
 
 MINUS = num(-1)
-RELATIONS = set("=≠<≤>≥≈≡∈~∣⊥∥→")
-STARTS = {"num", "sym", "fn", "cmd", "(", "[", "{", "\\{", "⟨", "⌊", "⌈", "…", "cur"}
-CLOSERS = {"(": ")]", "[": "])", "⟨": "⟩", "{": "}", "\\{": ("\\}",), "⌊": "⌋", "⌈": "⌉"}
 
 
 def neg(x):
     return ("num", -x[1], x[2]) if x[0] == "num" else ("*", MINUS, x)
 
 
+def over(a, b):
+    return ("*", a, ("^", b, MINUS))
+
+
 def literal(text: str):
-    r"""A number as written: 12, .5, 0.\overline{3}, 0.333..., 3.2e5. TooLarge beyond MAX_DIGITS digits."""
-    if len(text) > MAX_DIGITS:
-        raise TooLarge(f"a number of {len(text)} characters")
+    r"""A number as written: 12, .5, 0.\overline{3}, 0.333\ldots, 3.2e5. TooLarge beyond MAX_DIGITS digits."""
     mantissa, _, power = text.lower().partition("e") if "\\" not in text else (text, "", "")
-    if abs(int(power or 0)) > MAX_DIGITS:
-        raise TooLarge(f"the literal {text}")
-    head = re.match(r"(\d*)\.?(\d*)", mantissa)
-    whole, part, tail = head[1], head[2], mantissa[head.end():]
-    value = Fraction(int(whole + part or "0"), 10 ** len(part)) * Fraction(10) ** int(power or 0)
+    if len(text) > MAX_DIGITS or abs(int(power or 0)) > MAX_DIGITS:
+        raise TooLarge(f"the number {text[:20]} has more than {MAX_DIGITS} digits")
+    whole, part, tail = re.match(r"(\d*)\.?(\d*)(.*)", mantissa).groups()
     period = "".join(re.findall(r"\d", tail))
     if tail and not period and (again := re.search(r"(\d+?)\1{2,}$", part)):
-        period = again[1]                                           # 0.333... : the decimals go on as they repeat
-        value, part = Fraction(int(whole + part[:again.start()] or "0"), 10 ** again.start()), part[:again.start()]
+        part, period = part[:again.start()], again[1]               # 0.333\ldots goes on as it repeats
+    value = Fraction(int(whole + part or "0"), 10 ** len(part)) * Fraction(10) ** int(power or 0)
     if period:
         return num(value + Fraction(int(period), 10 ** len(part) * (10 ** len(period) - 1)))
     return num(value, len(part) if part and not power else None)
@@ -304,35 +320,39 @@ class Parser:
     def peek(self, ahead=0):
         return self.found[self.at + ahead][0] if self.at + ahead < len(self.found) else "end"
 
-    def take(self):
-        self.at += 1
-        return self.found[self.at - 1][1]
+    def word(self):
+        """The value of the next token: a name, a word, digits."""
+        return self.found[self.at][1] if self.at < len(self.found) else None
 
-    def need(self, signs):
-        if self.peek() not in tuple(signs):
-            raise Unreadable(f"expected {' or '.join(signs)}, found {self.peek()}")
-        self.at += 1
-        return self.found[self.at - 1][0]
+    def eat(self, *kinds):
+        """The next token's kind, and step over it, if it is one of `kinds`; else None."""
+        if (kind := self.peek()) in kinds:
+            self.at += 1
+            return kind
+        return None
+
+    def need(self, *kinds):
+        return self.eat(*kinds) or fail(f"expected {' or '.join(kinds)}, found {self.peek()}")
 
     def parse(self):
-        tree = self.listing(",;")
-        if self.peek() != "end":
-            raise Unreadable(f"cannot read on at {self.peek()}")
+        tree = self.listing()
+        clause = self.peek() == "word" and self.word() in CLAUSES     # "2^k for k in Z": a condition is not compared,
+        if self.peek() != "end" and (not clause or {",", ";", "and", "or"} & {kind for kind, _ in self.found[self.at:]}):
+            fail(f"cannot read on at {self.peek()}")                  # unless it is one of several
         return tree
 
-    def listing(self, separators=",;"):
+    def listing(self):
         """a, b and c"""
         self.depth += 1
         if self.depth > MAX_DEPTH:
             raise TooLarge(f"nested deeper than {MAX_DEPTH}")
         items, joiner = [self.relation()], ","
-        while self.peek() in (*separators, "and", "or"):
-            while self.peek() in (*separators, "and", "or"):
-                joiner = self.peek() if self.peek() in ("and", "or") else joiner
-                self.at += 1
-            if self.peek() in ("end", "}", ")", "\\}"):
-                break
-            items.append(self.relation())
+        while sign := self.eat(",", ";", "and", "or"):
+            joiner = sign if sign in ("and", "or") else joiner
+            while sign := self.eat(",", ";", "and", "or"):
+                joiner = sign if sign in ("and", "or") else joiner
+            if self.peek() not in ("end", "}", ")", "\\}"):
+                items.append(self.relation())
         self.depth -= 1
         if len(items) > MAX_ITEMS:
             raise TooLarge(f"a list of more than {MAX_ITEMS}")
@@ -340,175 +360,150 @@ class Parser:
 
     def relation(self):
         """a < b = c (mod m)"""
-        if self.peek() in ("=", "≈"):       # "= 5"
-            self.at += 1
-        sides, signs = [self.union()], []
-        while self.peek() in RELATIONS and not (self.peek() == "∣" and self.builder):
-            signs.append(self.peek())
-            self.at += 1
-            sides.append(self.union())
+        self.eat("=", "≈")                                            # "= 5"
+        sides, signs = [self.sets()], []
+        while not (self.builder and self.peek() == "∣") and (sign := self.eat(*RELATIONS)):
+            signs.append(sign)
+            sides.append(self.sets())
         tree = ("rel", tuple(signs), tuple(sides)) if signs else sides[0]
-        if self.peek() == "cmd" and self.found[self.at][1] in ("pmod", "mod", "bmod"):
+        if self.is_command("pmod", "mod", "bmod"):
             self.at += 1
-            tree = ("mod", tree, self.argument())
+            return ("mod", tree, self.argument())
         return tree
 
-    def union(self):
+    def sets(self):
+        """A ∪ B"""
         tree = self.ratio()
-        while self.peek() in ("∪", "∩", "∖"):
-            sign = self.peek()
-            self.at += 1
+        while sign := self.eat("∪", "∩", "∖"):
             tree = (sign, tree, self.ratio())
         return tree
 
     def ratio(self):
+        """a : b : c, also a time with its a.m."""
         items = [self.sum()]
-        while self.peek() == ":" and not self.builder:
-            self.at += 1
+        while not self.builder and self.eat(":"):
             items.append(self.sum())
+        if len(items) > 1 and (last := items[-1])[0] == "mark" and last[1] not in ("%", "deg"):
+            return ("mark", last[1], ("ratio", (*items[:-1], last[2])))
         return items[0] if len(items) == 1 else ("ratio", tuple(items))
 
     def sum(self):
-        terms, sign = [], "+"
+        """a + b ± c"""
+        terms = []
         while True:
-            while self.peek() in ("+", "-"):
-                sign = {"++": "+", "+-": "-", "-+": "-", "--": "+", "±-": "∓", "∓-": "±"}.get(sign + self.peek(), sign)
-                self.at += 1
-            if self.peek() in ("±", "∓"):
-                sign = self.peek() if sign == "+" else {"±": "∓", "∓": "±"}[self.peek()]
-                self.at += 1
-                continue
+            minus, either = False, False
+            while sign := self.eat("+", "-", "±", "∓"):
+                minus ^= sign in "-∓"
+                either = either or sign in "±∓"
             term = self.product()
-            terms.append({"+": term, "-": neg(term), "±": ("pm", term), "∓": ("pm", neg(term))}[sign])
+            term = neg(term) if minus else term
+            terms.append(("±", term) if either else term)
             if self.peek() not in ("+", "-", "±", "∓"):
                 return terms[0] if len(terms) == 1 else ("+", *terms)
-            sign = "+"
 
     def product(self):
-        """Factors joined by signs or nothing, then units. 1/2x is (1/2)x, as in one line of print."""
-        factors = [self.power()]
+        """Factors joined by a sign or by nothing, then units. 1/2x is (1/2)x, as in one line of print."""
+        tree = self.power()
         while True:
-            sign = self.peek()
-            if sign in ("*", "/"):
-                self.at += 1
+            if sign := self.eat("*", "/"):
                 minus = False
-                while self.peek() in ("-", "+"):
-                    minus ^= self.peek() == "-"
-                    self.at += 1
+                while again := self.eat("+", "-"):
+                    minus ^= again == "-"
                 factor = self.power()
                 factor = neg(factor) if minus else factor
-                factors.append(factor if sign == "*" else ("^", factor, MINUS))
-            elif sign == "word" or sign == "cur":
-                factors = [self.marked(factors[0] if len(factors) == 1 else multiply(factors))]
-            elif (sign in STARTS and not self.stop()) or (sign == "|" and not self.bars):
-                left, factor = factors[-1], self.power()
-                if left[0] == factor[0] == "num" or ((mixed := mixed_number(left, factor)) and len(factors) == 1):
-                    if left[0] == factor[0] == "num":                # 12 3/5
-                        if self.peek() != "/" or left[2] is not None or factor[2] is not None or len(factors) > 1:
-                            raise Unreadable("two numbers side by side")
-                        self.at += 1
-                        mixed = mixed_number(left, ("*", factor, ("^", self.power(), MINUS)))
-                        if mixed is None:
-                            raise Unreadable("two numbers side by side")
-                    factors = [mixed]
+                tree = multiply(tree, factor) if sign == "*" else over(tree, factor)
+            elif self.peek() == "cur" or (self.peek() == "word" and self.word() not in CLAUSES):
+                tree = self.unit(tree)
+            elif (self.peek() in FACTORS and not self.stop()) or (self.peek() == "|" and not self.bars):
+                factor = self.power()
+                if tree[0] == factor[0] == "num":                     # 12 3/5
+                    tree = mixed(tree, over(factor, self.power())) if self.eat("/") else None
+                    tree = tree or fail("two numbers side by side")
                 else:
-                    factors.append(factor)
+                    tree = mixed(tree, factor) or multiply(tree, factor)
             else:
-                return factors[0] if len(factors) == 1 else multiply(factors)
+                return tree
+
+    def is_command(self, *names):
+        return self.peek() == "cmd" and self.word() in names
 
     def stop(self):
-        return self.peek() == "cmd" and self.found[self.at][1] in ("pmod", "mod", "bmod", "end", "choose")
+        return self.is_command("pmod", "mod", "bmod", "end")
 
-    def marked(self, tree):
+    def unit(self, tree):
         """5 cm^2, 3 feet/s, 12 apples: the words after a quantity are its unit."""
         unit = []
-        while self.peek() in ("word", "cur") or (unit and (self.peek() == "^" or (self.peek() in "/*" and self.peek(1) in ("word", "sym")))):
-            kind, value = self.found[self.at]
+        while self.peek() in ("word", "cur") or (unit and (self.peek() == "^" or (
+                self.peek() in "/*" and self.peek(1) in ("word", "sym")))):
+            if self.eat("^"):
+                unit.append(f"^{self.argument()[1]}")
+                continue
+            sign = self.eat("/", "*") or ""
+            name = self.word()
             self.at += 1
-            if kind in ("^", "/", "*"):
-                tail = self.argument() if kind == "^" else self.found[self.at][1]
-                self.at += kind != "^"
-                unit.append(f"{kind}{tail[1] if kind == '^' else UNITS.get(tail, tail)}")
-            elif value.lower() in NOT_UNITS:
-                raise Unreadable(f"the word {value!r} is no unit")
-            else:
-                unit.append(UNITS.get(value, UNITS.get(value.lower(), value.lower())))
-        area = {"square": "^2", "cubic": "^3"}.get(unit[0]) if len(unit) > 1 else None
-        return ("mark", " ".join([*unit[1:], area] if area else unit), tree)
+            if name.lower() in NOT_UNITS:
+                fail(f"the word {name!r} is no unit")
+            unit.append(sign + UNITS.get(name, UNITS.get(name.lower(), name.lower())))
+        if len(unit) > 1 and unit[0] in ("square", "cubic"):
+            unit = [*unit[1:], "^2" if unit[0] == "square" else "^3"]
+        return ("mark", " ".join(unit), tree)
 
     def power(self):
+        """x^2, 5!, 60°, 50%, f'"""
         tree = self.atom()
         while True:
-            sign = self.peek()
-            if sign == "^":
-                self.at += 1
-                if self.peek() == "°" or (self.peek() == "{" and self.peek(1) == "°" and self.peek(2) == "}"):
-                    self.at += 1 if self.peek() == "°" else 3
+            if self.eat("^"):
+                group = (self.peek(), self.peek(1), self.peek(2)) == ("{", "°", "}")
+                self.at += 3 if group else 0
+                if group or self.eat("°"):
                     tree = self.degrees(tree)
-                elif self.peek() == "'":
-                    continue
-                else:
+                elif self.peek() != "'":
                     tree = ("^", tree, self.argument(whole=True))
-            elif sign == "°":
-                self.at += 1
+            elif self.eat("°"):
                 tree = self.degrees(tree)
-            elif sign == "%":
-                self.at += 1
+            elif self.eat("%"):
                 tree = ("mark", "%", tree)
-            elif sign == "!":
-                self.at += 1
-                double = self.peek() == "!"
-                self.at += double
-                tree = ("fn", "fact2" if double else "fact", tree)
-            elif sign == "'" and tree[0] == "sym":
-                self.at += 1
+            elif self.eat("!"):
+                tree = ("fn", "fact2" if self.eat("!") else "fact", tree)
+            elif tree[0] == "sym" and self.eat("'"):
                 tree = ("sym", tree[1] + "'")
             else:
                 return tree
 
     def degrees(self, tree):
-        if self.peek() in ("sym", "word") and self.found[self.at][1] in ("C", "F"):     # 77 degrees F
-            self.at += 1
-            return ("mark", "deg" + self.found[self.at - 1][1], tree)
-        return ("mark", "deg", tree)
+        scale = self.word() if self.peek() in ("sym", "word") and self.word() in ("C", "F") else ""     # 77° F
+        self.at += bool(scale)
+        return ("mark", "deg" + scale, tree)
 
     def argument(self, whole=False):
-        r"""What a command or a sign applies to: a group, or one token. \frac12 takes one digit each; 2^10 takes the number."""
-        if self.peek() == "{":
-            self.at += 1
+        r"""What a command or sign applies to: a group or one token. \frac12 takes single digits; 2^10 and \sqrt10 the number."""
+        if self.eat("{"):
             tree = self.listing()
             self.need("}")
             return tree
-        if self.peek() == "num" and not whole:
-            digits = self.found[self.at][1]
-            if len(digits) > 1 and digits.isdigit():
-                self.found[self.at] = ("num", digits[1:])
-                return literal(digits[0])
-        if whole and self.peek() in ("-", "+"):
-            sign = self.peek()
-            self.at += 1
+        if self.peek() == "num" and not whole and self.word().isdigit() and len(self.word()) > 1:
+            digits = self.word()
+            self.found[self.at] = ("num", digits[1:])
+            return literal(digits[0])
+        if whole and (sign := self.eat("-", "+")):
             return neg(self.atom()) if sign == "-" else self.atom()
         return self.atom()
 
     def atom(self):
+        """A number, a name, or something in brackets."""
         self.depth += 1
-        if self.depth > MAX_DEPTH * 2:
+        if self.depth > 2 * MAX_DEPTH:
             raise TooLarge(f"nested deeper than {MAX_DEPTH}")
         kind, value = self.found[self.at] if self.at < len(self.found) else ("end", None)
         self.at += 1
-        if kind == "num":
-            tree = self.number(value)
-        elif kind == "sym":
-            tree = self.symbol(value)
+        if kind in ("num", "sym", "fn", "cmd"):
+            tree = {"num": self.number, "sym": self.symbol, "fn": self.function, "cmd": self.command}[kind](value)
         elif kind == "word":
             words = [value]
             while self.peek() == "word":
-                words.append(self.take())
+                words.append(self.word())
+                self.at += 1
             tree = ("text", " ".join(words).lower())
-        elif kind == "fn":
-            tree = self.function(value)
-        elif kind == "cmd":
-            tree = self.command(value)
         elif kind in ("(", "[", "{", "⟨", "\\{"):
             tree = self.bracket(kind)
         elif kind == "|":
@@ -518,122 +513,105 @@ class Parser:
             self.need("|")
         elif kind in ("⌊", "⌈"):
             tree = ("fn", "floor" if kind == "⌊" else "ceil", self.sum())
-            self.need(CLOSERS[kind])
+            self.need(*CLOSING[kind])
         elif kind == "cur":
             tree = ("mark", value, self.power())
-        elif kind == "…":
-            tree = ("sym", "…")
         else:
-            raise Unreadable(f"cannot read {kind} here")
+            tree = ("sym", "…") if kind == "…" else fail(f"cannot read {kind} here")
         self.depth -= 1
         return tree
 
     def number(self, text):
-        value = literal(text)
-        if self.peek() != "_":
-            return value
-        self.at += 1                                           # 204_5: digits in a base
+        """12.5, or 204_5: digits in a base"""
+        if not self.eat("_"):
+            return literal(text)
         base = self.argument(whole=True)
-        if base[0] == "text" and base[1].replace("base ", "") in NUMBER_WORDS:
-            base = num(NUMBER_WORDS.index(base[1].replace("base ", "")))
+        if base[0] == "text" and (word := base[1].removeprefix("base ")) in NUMBER_WORDS:
+            base = num(NUMBER_WORDS.index(word))
         if base[0] != "num" or not text.isdigit() or not int(max(text)) < base[1] <= 36:
-            raise Unreadable(f"{text} is no number in that base")
-        return ("base", value, num(int(text, int(base[1]))))
+            fail(f"{text} is no number in that base")
+        return ("base", literal(text), num(int(text, int(base[1]))))
 
     def symbol(self, name):
-        constant = {"e": "e", "i": "i"}.get(name)
-        if self.peek() == "_":
-            self.at += 1
-            start = self.at
+        """x, x_1, f'(x), and the constants e and i"""
+        constant = name in ("e", "i")
+        if self.eat("_"):
+            start, constant = self.at, False
             self.argument(whole=True)
-            name += "_" + "".join(str(v or k) for k, v in self.found[start:self.at] if k not in "{}")
-            constant = None
-        while self.peek() == "'":
-            self.at, name = self.at + 1, name + "'"
+            name += "_" + "".join(str(value or kind) for kind, value in self.found[start:self.at] if kind not in "{}")
+        while self.eat("'"):
+            name += "'"
         if self.peek() == "(" and ((name[0] in "fghFGH" and not constant) or self.definition()):
             self.at += 1
-            inside = self.bracket("(", group=False)
-            return ("fn", "call " + name, *inside)
-        if name in ("R",) and self.at > 1 and self.found[self.at - 2:self.at - 1] == [("∈", None)]:
+            return ("fn", "call " + name, *self.inside())
+        if name == "R" and self.found[self.at - 2:self.at - 1] == [("∈", None)]:
             return ("R",)
-        return ("const", constant) if constant else ("sym", name)
+        return ("const" if constant else "sym", name)
 
     def definition(self):
-        """Whether P(x) = ... or a(m, n) = ... starts here: a name, letters in brackets, an equals sign."""
+        """Whether P(x) = ... or a(m, n) = ... starts here: letters in brackets, then an equals sign."""
         at = 1
         while self.peek(at) == "sym" and self.peek(at + 1) == ",":
             at += 2
-        return self.peek(at) == "sym" and self.peek(at + 1) == ")" and self.peek(at + 2) == "="
+        return (self.peek(at), self.peek(at + 1), self.peek(at + 2)) == ("sym", ")", "=")
 
-    def bracket(self, opening, group=True):
-        if opening == "\\{" and self.peek() == "\\}":
-            self.at += 1
+    def inside(self):
+        """The items in a round bracket that is open already."""
+        tree = self.bracket("(")
+        return tree[3] if tree[0] == "seq" else (tree,)
+
+    def bracket(self, opening):
+        """(a, b], {a, b}, {x | x > 3} (read as its condition), <a, b>, or a group."""
+        if opening == "\\{" and self.eat("\\}"):
             return ("set", ())
-        outside = self.bars, self.builder
-        self.builder = opening == "\\{"
-        self.bars = int(self.builder)                          # in a set, a bar means "such that"
+        outside, self.builder = (self.bars, self.builder), opening == "\\{"
+        self.bars = int(self.builder)                                 # inside a set, a bar means "such that"
         tree = self.listing()
-        such_that = self.builder and self.peek() in ("|", "∣", ":")
+        condition = self.builder and self.eat("|", "∣", ":")
         self.bars, self.builder = outside
-        if such_that:
-            self.at += 1
+        if condition:
             tree = self.listing()
-            self.need(CLOSERS[opening])
-            return tree                                        # {x | x > 3} is its condition
-        closing = self.need(CLOSERS[opening])
+        closing = self.need(*CLOSING[opening])
         items = tree[2] if tree[0] == "list" else (tree,)
         if opening == "\\{":
-            return ("set", items)
-        if not group:
-            return items
+            return tree if condition else ("set", items)
         if opening == "{" or (len(items) == 1 and opening + closing in ("()", "[]")):
             return tree
         if len(items) == 1 and opening != "⟨":
-            raise Unreadable("brackets do not match")
+            fail("brackets do not match")
         return ("seq", "(" if opening == "⟨" else opening, ")" if closing == "⟩" else closing, items)
 
     def function(self, name):
         r"""\sin^2 x, \log_2 8, \ln|x|, \sin 2x\cos x: without brackets, the argument is the product up to the next function."""
         power = base = None
-        while self.peek() in ("^", "_"):
-            self.at += 1
-            if self.found[self.at - 1][0] == "^":
-                power = self.argument(whole=True)
-            else:
-                base = self.argument()
+        while sign := self.eat("^", "_"):
+            power, base = (self.argument(whole=True), base) if sign == "^" else (power, self.argument())
         if power == MINUS and "a" + name in FUNCTIONS.values():
             name, power = "a" + name, None
-        if self.peek() == "(":
-            self.at += 1
-            inside = self.bracket("(", group=False)
+        if self.eat("("):
+            values = self.inside()
         elif self.peek() == "{":
-            inside = (self.argument(),)
+            values = (self.argument(),)
         else:
-            factors = [self.power()]
-            while (self.peek() in STARTS - {"fn", "cur", "["} and not self.stop()) or (self.peek() == "|" and not self.bars):
-                factors.append(self.power())
-            inside = (multiply(factors) if len(factors) > 1 else factors[0],)
-        if name == "ln" or (name == "log" and base is not None) or name == "lg":
-            base = {"ln": ("const", "e"), "lg": num(10)}.get(name, base)
-            tree = ("fn", "log", *inside, base)
-        else:
-            tree = ("fn", name, *inside)
+            tree = self.power()
+            while (self.peek() in FACTORS and self.peek() not in ("fn", "cur", "[") and not self.stop()) or (
+                    self.peek() == "|" and not self.bars):
+                tree = multiply(tree, self.power())
+            values = (tree,)
+        base = {"ln": ("const", "e"), "lg": num(10)}.get(name, base)
+        tree = ("fn", "log", *values, base) if base is not None else ("fn", name, *values)
         return ("^", tree, power) if power is not None else tree
 
     def command(self, name):
-        if name == "frac":
+        if name in ("frac", "binom"):
             top = self.argument()
-            return ("*", top, ("^", self.argument(), MINUS))
+            return over(top, self.argument()) if name == "frac" else ("fn", "binom", top, self.argument())
         if name == "sqrt":
             index = num(2)
-            if self.peek() == "[":
-                self.at += 1
+            if self.eat("["):
                 index = self.sum()
                 self.need("]")
             return ("fn", "root", self.argument(whole=True), index)
-        if name == "binom":
-            top = self.argument()
-            return ("fn", "binom", top, self.argument())
         if name in ("pi", "infty"):
             return ("const", "pi" if name == "pi" else "oo")
         if name in ("emptyset", "varnothing"):
@@ -641,89 +619,72 @@ class Parser:
         if name == "mathbb":
             letter = self.argument()
             return ("R",) if letter == ("sym", "R") else ("sym", f"set {letter[-1]}")
-        if name in ("angle", "triangle", "vec", "hat", "overline", "bar", "widehat", "overrightarrow", "mathcal", "tilde",
-                    "underline", "measuredangle"):
-            inside = self.argument()                            # a decoration: the name is in the letters
-            return ("sym", f"{name} {inside[1]}") if name in ("vec", "hat", "mathcal", "tilde") and inside[0] == "sym" else inside
-        if name == "begin":
-            return self.environment()
-        raise Unreadable(f"\\{name} here")
+        if name in DECORATIONS:
+            tree = self.argument()
+            return ("sym", f"{name} {tree[1]}") if DECORATIONS[name] and tree[0] == "sym" else tree
+        return self.environment() if name == "begin" else fail(f"\\{name} here")
 
     def environment(self):
         r"""\begin{pmatrix} a & b \\ c & d \end{pmatrix}; the lines of cases and aligned are a list."""
-        start = self.at
-        name = ""
+        name, rows = "", [[]]
         self.need("{")
-        while self.peek() in ("sym", "word", "*"):
-            name += self.found[self.at][1] or ""
-            self.at += 1
-        self.need("}")
-        if name == "array" and self.peek() == "{":
-            while self.peek() != "}" and self.peek() != "end":
-                self.at += 1
-            self.need("}")
-        rows = [[]]
-        while not (self.peek() == "cmd" and self.found[self.at][1] == "end"):
-            if self.peek() == "row":
-                self.at += 1
+        while not self.eat("}"):
+            name += self.word() or ""
+            self.need("sym", "word", "*")
+        if name == "array" and self.eat("{"):
+            while not self.eat("}"):
+                self.need("sym", "|")
+        if name in ("aligned", "gathered", "align"):
+            self.found = [token for token in self.found if token[0] != "&"]
+        while not self.is_command("end"):
+            if self.eat("row"):
                 rows.append([])
-            elif self.peek() == "&":
-                self.at += 1
-            else:
+            elif not self.eat("&"):
                 rows[-1].append(self.listing())
         self.at += 1
         self.argument()
         rows = tuple(tuple(row) for row in rows if row)
-        if not rows or (len({len(row) for row in rows}) > 1 and "matrix" in name) or start == self.at:
-            raise Unreadable("a matrix with ragged rows")
-        if ("matrix" in name and name not in ("vmatrix", "Vmatrix")) or name == "array":
-            return ("mat", rows)
-        if name in ("cases", "aligned", "gathered", "align"):
-            items = tuple(row[0] for row in rows)
-            return items[0] if len(items) == 1 else ("list", ",", items)
-        raise Unreadable(f"environment {name}")
+        if name in ("matrix", "pmatrix", "bmatrix", "Bmatrix", "smallmatrix", "array"):
+            return ("mat", rows) if len({len(row) for row in rows}) == 1 else fail("a matrix with ragged rows")
+        if name not in ("cases", "aligned", "gathered", "align") or {len(row) for row in rows} != {1}:
+            fail(f"environment {name}")
+        return rows[0][0] if len(rows) == 1 else ("list", ",", tuple(row[0] for row in rows))
 
 
-def mixed_number(left, right):
+def fail(message):
+    raise Unreadable(message)
+
+
+def mixed(left, right):
     r"""7\frac34 is 7 + 3/4 when a whole number meets a proper fraction of whole numbers, else None."""
-    if left[0] == "num" and left[2] is None and left[1].denominator == 1 and right[0] == "*" and len(right) == 3 \
-            and right[1][0] == "num" and right[2][0] == "^" and right[2][2] == MINUS and right[2][1][0] == "num":
+    if left[0] == "num" and left[2] is None and right[0] == "*" and len(right) == 3 and right[1][0] == "num" \
+            and right[2][0] == "^" and right[2][2] == MINUS and right[2][1][0] == "num":
         top, bottom = right[1][1], right[2][1][1]
         if top.denominator == bottom.denominator == 1 and 0 < top < bottom:
             return num(left[1] + top / bottom)
     return None
 
 
-def multiply(factors):
-    """A product; two matrices are multiplied out here, since their product is not a number's."""
-    tree = factors[0]
-    for factor in factors[1:]:
-        if tree[0] == factor[0] == "mat":
-            columns = tuple(zip(*factor[1], strict=True))
-            if len(tree[1][0]) != len(factor[1]):
-                raise Unreadable("matrices that do not fit")
-            tree = ("mat", tuple(tuple(("+", *(("*", x, y) for x, y in zip(row, column, strict=True))) for column in columns)
-                                 for row in tree[1]))
-        elif "mat" in (tree[0], factor[0]):
-            scalar, matrix = (factor, tree) if tree[0] == "mat" else (tree, factor)
-            tree = ("mat", tuple(tuple(("*", scalar, x) for x in row) for row in matrix[1]))
-        else:
-            tree = (*tree, factor) if tree[0] == "*" and tree[1] is not MINUS else ("*", tree, factor)
-    return tree
+def multiply(a, b):
+    """A product of two trees; matrices are multiplied out here, since their product is not a number's."""
+    if a[0] == b[0] == "mat":
+        if len(a[1][0]) != len(b[1]):
+            fail("matrices that do not fit")
+        return ("mat", tuple(tuple(("+", *(("*", x, y) for x, y in zip(row, column, strict=True)))
+                                   for column in zip(*b[1], strict=True)) for row in a[1]))
+    if "mat" in (a[0], b[0]):
+        scalar, matrix = (a, b) if b[0] == "mat" else (b, a)
+        return ("mat", tuple(tuple(("*", scalar, x) for x in row) for row in matrix[1]))
+    return ("*", a, b) if a[0] != "*" else (*a, b)
 
 
 @lru_cache(8192)
 def parse(text: str, thousands: bool):
-    """The tree of a cleaned text. `thousands`: 1,000 (and 1 000) is a number, not a list. Unreadable, TooLarge."""
-    if len(text) > MAX_CHARS:
-        raise TooLarge(f"{len(text)} characters")
-    text = re.sub(r"(?<![\d.,])\d{1,3}(?: \d{3})+(?![\d/])", lambda run: run[0].replace(" ", ""), text)
+    """The tree of a cleaned text. `thousands`: 1,000 is a number, not a list. Raises Unreadable, TooLarge."""
+    text = re.sub(r"(?<![\d.,])\d{1,3}(?: \d{3})+(?![\d/])", lambda run: run[0].replace(" ", ""), text)       # 1 000
     if thousands:
         text = THOUSANDS.sub(lambda run: run[0].replace(",", ""), text)
-    try:
-        return Parser(text).parse()
-    except RecursionError:
-        raise TooLarge("nested too deep") from None
+    return Parser(text).parse()
 
 
 THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
@@ -733,15 +694,13 @@ THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
 
 def leaves(tree, kind: str) -> set[str]:
     """The names of all leaves of one kind: the free letters ("sym"), the constants ("const")."""
-    if isinstance(tree, tuple):
-        if tree and tree[0] == kind:
-            return {tree[1]}
-        return set().union(*(leaves(part, kind) for part in tree))
-    return set()
+    if not isinstance(tree, tuple) or not tree:
+        return set()
+    return {tree[1]} if tree[0] == kind else set().union(*(leaves(part, kind) for part in tree))
 
 
 def whole_letters(tree, inside=False) -> set[str]:
-    """Letters i..n that stand in an exponent, factorial, binomial or floor: by custom they are whole numbers."""
+    """Letters j..n, p, q, N in an exponent, factorial, binomial or floor: by custom they are whole numbers."""
     if not isinstance(tree, tuple) or not tree:
         return set()
     if tree[0] == "sym":
@@ -752,50 +711,8 @@ def whole_letters(tree, inside=False) -> set[str]:
     return set().union(*(whole_letters(part, inside) for part in tree))
 
 
-def bounded(value: Fraction) -> Fraction:
-    if value.numerator.bit_length() + value.denominator.bit_length() > MAX_BITS:
-        raise TooLarge("an exact number beyond the bound")
-    return value
-
-
-def exact(tree, point: dict) -> Fraction:
-    """The value as a fraction, letters taken from `point`. Inexact when it is none, Undefined when there is no value."""
-    kind = tree[0]
-    if kind == "num":
-        return tree[1]
-    if kind == "sym" and tree[1] in point:
-        return point[tree[1]]
-    if kind == "+":
-        return bounded(sum((exact(x, point) for x in tree[1:]), Fraction(0)))
-    if kind == "*":
-        value = Fraction(1)
-        for x in tree[1:]:
-            value = bounded(value * exact(x, point))
-        return value
-    if kind == "^":
-        base, power = exact(tree[1], point), exact(tree[2], point)
-        if power.denominator != 1:
-            raise Inexact
-        size = max(base.numerator.bit_length(), base.denominator.bit_length())
-        if size > 1 and size * abs(power.numerator) > MAX_BITS:
-            raise TooLarge("a power beyond the bound")
-        if base == 0 and power <= 0:
-            raise Undefined("0 to the power 0 or less")
-        return base ** (power.numerator % 2 if abs(base) == 1 else power.numerator)
-    if kind == "base":
-        return tree[2][1]
-    if kind == "mark":
-        return exact(tree[2], point) / 100 if tree[1] == "%" else exact(tree[2], point) if tree[1] != "deg" else inexact()
-    if kind == "fn" and tree[1] in EXACT:
-        return bounded(Fraction(EXACT[tree[1]](*(exact(x, point) for x in tree[2:]))))
-    raise Inexact
-
-
-def inexact():
-    raise Inexact
-
-
-def natural(*values: Fraction) -> list[int]:
+def natural(*values) -> list[int]:
+    """Arguments of a factorial and its kin. TooLarge beyond 8000, whose factorial has 91,000 bits."""
     if any(x.denominator != 1 for x in values):
         raise Inexact
     if any(x < 0 or x > 8000 for x in values):
@@ -803,133 +720,135 @@ def natural(*values: Fraction) -> list[int]:
     return [int(x) for x in values]
 
 
-EXACT = {
-    "fact": lambda x: math.factorial(*natural(x)), "binom": lambda n, k: math.comb(*natural(n, k)),
-    "fact2": lambda x: math.prod(range(*natural(x), 0, -2)), "abs": abs, "floor": math.floor, "ceil": math.ceil,
-    "max": max, "min": min, "gcd": lambda *xs: math.gcd(*natural(*xs)), "lcm": lambda *xs: math.lcm(*natural(*xs))}
-
-
+EXACT = {  # functions of fractions whose values are fractions
+    "fact": lambda x: math.factorial(*natural(x)), "binom": lambda n, k: math.comb(*natural(n, k)), "abs": abs, "max": max,
+    "fact2": lambda x: math.prod(range(*natural(x), 0, -2)), "min": min, "floor": math.floor, "ceil": math.ceil,
+    "gcd": lambda *xs: math.gcd(*natural(*xs)), "lcm": lambda *xs: math.lcm(*natural(*xs))}
+REAL = {  # functions of mpmath's numbers that it does not have under our name
+    "abs": lambda mp, x: abs(x), "max": lambda mp, *xs: max(xs), "min": lambda mp, *xs: min(xs),
+    "cis": lambda mp, x: mp.expj(x),
+    "fact": lambda mp, x: mp.gamma(x + 1), "Gamma": lambda mp, x: mp.gamma(x), "binom": lambda mp, n, k: mp.binomial(n, k),
+    "root": lambda mp, x, n: -mp.root(-x, n) if not mp.im(x) and x < 0 and n % 2 == 1 else mp.power(x, 1 / n),
+    "log": lambda mp, x, base: mp.log(x) / mp.log(base)}
+REAL |= {name: lambda mp, x, name=name: getattr(mp, name)(x) for name in
+         """sin cos tan cot sec csc asin acos atan acot asec acsc sinh cosh tanh coth asinh acosh atanh exp floor
+         ceil""".split()}
 LOCAL = threading.local()      # an mpmath context holds its precision: one for each thread
 
 
-class Approximate:
-    """Evaluation with mpmath to `bits`, remembering the sizes met on the way: they say how far to trust the result."""
+class Values:
+    """Evaluation of a tree at a point, in fractions (bits = 0) or with mpmath at `bits` of precision."""
 
     def __init__(self, deadline: float, log_base: int):
-        if not hasattr(LOCAL, "mp"):                 # 40 ms, once, and only where a number is not rational
+        if not hasattr(LOCAL, "mp"):
             import mpmath
             LOCAL.mp = mpmath.MPContext()
-        self.mp, self.deadline, self.log_base = LOCAL.mp, deadline, log_base
-        self.functions = {name: getattr(self.mp, name) for name in
-                          "sin cos tan cot sec csc asin acos atan acot asec acsc sinh cosh tanh coth asinh acosh atanh exp floor ceil "
-                          "re im arg gamma".split() if hasattr(self.mp, name)}
+        self.mp, self.deadline, self.log_base = LOCAL.mp, deadline, ("const", "e") if log_base == 1 else num(log_base)
 
-    def at(self, tree, point, bits, real):
-        """(value, span): the value at `bits`, and the bits between the largest and the smallest number met."""
-        self.mp.prec, self.high, self.low, self.real = bits, 0, 0, real
-        self.point = point
-        value = self.value(tree)
-        if self.mp.isnan(value):
+    def at(self, tree, point: dict, bits=0, real=False):
+        """The value, with letters from `point`. Raises Inexact (no fraction), Undefined (no value, or not real where `real`),
+        TooLarge, Late. Afterwards `self.span` is the bits between the largest and the smallest number met on the way."""
+        self.point, self.bits, self.real, self.high, self.low = point, bits, real, 0, 0
+        self.mp.prec = bits or 53
+        try:
+            value = self.value(tree)
+        except (ZeroDivisionError, ValueError, TypeError) as error:
+            raise Undefined(str(error)) from None
+        if bits and self.mp.isnan(value):
             raise Undefined("not a number")
-        return value, self.high - self.low
+        self.span = self.high - self.low
+        return value
+
+    def number(self, x):
+        return self.mp.mpf(x.numerator) / x.denominator if self.bits and isinstance(x, Fraction) else x
 
     def value(self, tree):
+        kind = tree[0]
+        if kind == "num":
+            return self.number(tree[1])
         if time.monotonic() > self.deadline:
             raise Late
-        try:
-            value = self.step(tree)
-        except (ZeroDivisionError, ValueError) as error:
-            raise Undefined(str(error)) from None
+        if kind == "sym":
+            return self.number(self.point[tree[1]]) if tree[1] in self.point else undefined(f"no value for {tree[1]}")
+        if kind == "const" and self.bits:
+            return {"pi": +self.mp.pi, "e": +self.mp.e, "i": self.mp.j, "oo": self.mp.inf}[tree[1]]
+        if kind == "base":
+            return self.value(tree[2])
+        if kind == "mark" and (self.bits or tree[1] != "deg"):
+            scale = self.mp.pi / 180 if tree[1] == "deg" else Fraction(1, 100) if tree[1] == "%" else Fraction(1)
+            return self.value(tree[2]) * (self.number(scale) if isinstance(scale, Fraction) else scale)
+        if kind not in ("+", "*", "^", "fn"):
+            raise Inexact if not self.bits else Undefined(f"{kind} has no value")
+        if kind == "fn" and tree[1] == "log" and len(tree) == 3:
+            tree = (*tree, self.log_base)
+        parts = [self.value(x) for x in tree[1 + (kind == "fn"):]]
+        if kind == "^":
+            return self.checked(self.power(*parts, tree[2]))
+        return self.checked(sum(parts) if kind == "+" else math.prod(parts) if kind == "*" else self.call(tree[1], *parts))
+
+    def checked(self, value):
+        """Bounds on a value just computed, and its size noted."""
+        if not self.bits:
+            if value.numerator.bit_length() + value.denominator.bit_length() > MAX_BITS:
+                raise TooLarge("an exact number beyond the bound")
+            return value
+        if isinstance(value, self.mp.mpc) and value.imag == 0:
+            value = value.real
         if value and self.mp.isfinite(value):
             size = int(self.mp.mag(value))
             self.high, self.low = max(self.high, size), min(self.low, size)
             if self.real and self.mp.im(value) != 0:
-                raise Undefined("not real")
+                undefined("not real")
         return value
 
-    def step(self, tree):
-        mp, kind = self.mp, tree[0]
-        if kind == "num":
-            return mp.mpf(tree[1].numerator) / tree[1].denominator
-        if kind == "sym":
-            if tree[1] not in self.point:
-                raise Undefined(f"no value for {tree[1]}")
-            x = self.point[tree[1]]
-            return mp.mpf(x.numerator) / x.denominator
-        if kind == "const":
-            return {"pi": mp.pi, "e": mp.e, "i": mp.j, "oo": mp.inf}[tree[1]] * 1
-        if kind == "base":
-            return self.value(tree[2])
-        if kind == "mark":
-            return self.value(tree[2]) * {"%": mp.mpf(1) / 100, "deg": mp.pi / 180}.get(tree[1], 1)
-        if kind not in ("+", "*", "^", "fn"):
-            raise Undefined(f"{kind} has no value")
-        values = [self.value(x) for x in tree[1 + (kind == "fn"):]]
-        if kind == "+":
-            return mp.fsum(values)
-        if kind == "*":
-            return mp.fprod(values)
-        if kind == "^":
-            return self.raised(*values, tree[2])
-        return self.call(tree[1], *values)
-
-    def raised(self, base, power, tree):
+    def power(self, base, power, tree):
         mp = self.mp
-        if not base and mp.re(power) <= 0:
-            raise Undefined("0 to the power 0 or less")
+        if base == 0 and mp.re(power) <= 0:
+            undefined("0 to the power 0 or less")
+        if not self.bits:
+            if power.denominator != 1:
+                raise Inexact
+            size = max(base.numerator.bit_length(), base.denominator.bit_length())
+            if size > 1 and size * abs(power.numerator) > MAX_BITS:
+                raise TooLarge("a power beyond the bound")
+            return base ** (power.numerator % 2 if abs(base) == 1 else power.numerator)
         if mp.isinf(base) or mp.isinf(power):
-            raise Undefined("infinite power")
+            undefined("infinite power")
         if base and max(mp.mag(power), 0) + max(mp.mag(mp.mag(base) or 1), 0) > 60:
             raise TooLarge("a power beyond the bound")
-        if not mp.im(base) and base < 0 and tree[0] == "*":        # (-8)^{1/3} = -2: the real root when it is odd
-            try:
-                ratio = exact(tree, {})
-            except (Inexact, Undefined):
-                ratio = Fraction(1)
-            if ratio.denominator % 2 and ratio.denominator > 1:
-                return (-1) ** ratio.numerator * mp.power(-base, power)
+        if not mp.im(base) and base < 0 and tree[0] == "*" and len(tree) == 3 and tree[1][0] == tree[2][1][0] == "num":
+            top, bottom = tree[1][1], tree[2][1][1]                  # (-8)^{1/3} = -2: the real root where there is one
+            if top.denominator == bottom.denominator == 1 and bottom % 2 == 1:
+                return (-1) ** (int(top) % 2) * mp.power(-base, power)
         return mp.power(base, power)
 
     def call(self, name, *values):
-        mp, x = self.mp, values[0]
-        if any(mp.isfinite(v) and v and abs(mp.mag(v)) > 5000 and name not in ("root", "log", "abs") for v in values):
+        if not self.bits:
+            return Fraction(EXACT[name](*values)) if name in EXACT else inexact()
+        mp = self.mp
+        bound = 10**15 if name in ("fact", "Gamma", "binom") else mp.mpf(2) ** 5000
+        if name not in ("root", "log", "abs") and any(mp.isfinite(v) and abs(v) > bound for v in values):
             raise TooLarge(f"{name} of a number beyond the bound")
-        if name == "root":
-            if mp.im(x) == 0 and x < 0 and values[1] % 2 == 1:
-                return -mp.power(-x, 1 / values[1])
-            return mp.sqrt(x) if values[1] == 2 else mp.power(x, 1 / values[1])
-        if name == "log":
-            base = values[1] if len(values) > 1 else mp.mpf(10) if self.log_base == 10 else mp.e
-            return mp.log(x) / mp.log(base)
-        if name == "abs":
-            return abs(x)
-        if name in ("max", "min"):
-            return {"max": max, "min": min}[name](values)
-        if name == "cis":
-            return mp.expj(x)
-        if name in ("fact", "Gamma"):
-            return mp.gamma(x + 1 if name == "fact" else x) if abs(x) < 10**15 else too_large(name)
-        if name == "binom":
-            n, k = values
-            return mp.binomial(n, k) if abs(n) < 10**15 and abs(k) < 10**15 else too_large(name)
         if name.startswith("call "):       # an unknown function: one fixed function per name, unlike any other
             seed = mp.mpf(zlib.crc32(name.encode())) / 2**32 + 1
-            return mp.fsum(mp.sin(seed * (k + 2) * v + k) + v * seed for k, v in enumerate(values))
-        if name in self.functions:
-            return self.functions[name](*values)
-        raise Undefined(f"{name} is not evaluated")
+            return sum(mp.sin(seed * (k + 2) * v + k) + v * seed for k, v in enumerate(values))
+        return REAL[name](mp, *values) if name in REAL else undefined(f"{name} is not evaluated")
 
 
-def too_large(name):
-    raise TooLarge(f"{name} of a number beyond the bound")
+def undefined(message):
+    raise Undefined(message)
+
+
+def inexact():
+    raise Inexact
 
 
 def structure(tree):
-    """The tree with the terms of sums and the factors of products flattened and in one order, and 2.0 as 2."""
+    """The tree with sums and products flattened and in one order, and 2.0 as 2."""
     if not isinstance(tree, tuple) or not tree:
         return tree
     if tree[0] == "num":
-        return ("num", tree[1])
+        return tree[:2]
     parts = [structure(part) for part in tree]
     if tree[0] in ("+", "*"):
         flat = [x for part in parts[1:] for x in (part[1:] if part[0] == tree[0] else (part,))]
@@ -943,7 +862,30 @@ class Comparer:
     """One comparison under one reading. `rule` is the last rule that was tried: the one that decided."""
 
     def __init__(self, log_base: int, deadline: float):
-        self.numbers, self.deadline, self.rule = Approximate(deadline, log_base), deadline, ""
+        self.values, self.deadline, self.rule = Values(deadline, log_base), deadline, ""
+
+    def same(self, a, t) -> bool:
+        """Whether two trees say the same."""
+        if time.monotonic() > self.deadline:
+            raise Late
+        a, t = unfold(a), unfold(t)
+        kinds = {a[0], t[0]}
+        if structure(a) == structure(t):
+            self.rule = "the same structure"
+            return True
+        if kinds == {"mod"}:
+            self.rule = "the same residue"
+            return self.same(a[2], t[2]) and (self.same(a[1], t[1]) or self.residues(a, t))
+        if "rel" in kinds and "list" not in kinds:
+            return self.relations(a, t)
+        if kinds & {"mark", "base"} and not kinds & {"rel", "list", "set"}:
+            return self.marked(a, t)
+        if kinds & {"seq", "set", "list", "mat", "ratio", "∪", "∩", "∖", "R"}:
+            return self.collections(a, t)
+        if kinds & {"text", "mod"}:
+            self.rule = "words"
+            return False
+        return self.equal(a, t) or self.rounds(a, t)
 
     # --- numbers and expressions
 
@@ -953,135 +895,120 @@ class Comparer:
         whole = set().union(*(whole_letters(tree) for tree in trees))
         rng = random.Random(20)
         for trial in range(8 if names else 1):
-            span = ((1, 40), (1, 9), (-40, 40), (-9, 9))[trial % 4]
+            low, high = ((10, 400), (10, 90), (-400, 400), (-90, 90))[trial % 4]
+            bottom = (20, 147, 23, 203)[trial % 4]
             yield {name: Fraction(rng.randint(2, 30) + trial % 2) if name in whole else
-                   Fraction(rng.randint(span[0] * 10, span[1] * 10) * 2 + 1, rng.choice((20, 21, 23, 29)) * (1 + 7 * (trial % 2)))
-                   for name in names}
+                   Fraction(2 * rng.randint(low, high) + 1, bottom) for name in names}
 
     def at(self, trees, point):
-        """The values of all trees at a point: exact fractions if all are, else mpmath numbers precise enough to compare."""
+        """The values of the trees at a point: fractions if all are, else mpmath numbers precise enough to be compared."""
         try:
-            return [exact(tree, point) for tree in trees]
+            return [self.values.at(tree, point) for tree in trees]
         except (Inexact, TooLarge):
             pass
         real = bool(point) and not any("i" in leaves(tree, "const") for tree in trees)
-        found = [self.numbers.at(tree, point, 200, real) for tree in trees]
-        if (span := max(span for _, span in found)) > 50 and self.near(*(value for value, _ in found[:2]), 2**-20):
-            if span > 20_000:
+        found, spans = [], []
+        for tree in trees:
+            found.append(self.values.at(tree, point, 200, real))
+            spans.append(self.values.span)
+        if max(spans) > 50 and self.near(*found, 2**-20):             # 2^{2007}\sqrt3 - 1: the 1 needs 2007 bits more
+            if max(spans) > 20_000:
                 raise TooLarge("numbers too far apart to compare")
-            found = [self.numbers.at(tree, point, 200 + 2 * span, real) for tree in trees]
-        return [value for value, _ in found]
+            found = [self.values.at(tree, point, 200 + 2 * max(spans), real) for tree in trees]
+        return found
 
     def near(self, a, b, tolerance=None):
-        if isinstance(a, Fraction):
-            return a == b
-        mp = self.numbers.mp
-        if mp.isinf(a) or mp.isinf(b):
+        """Equality: of fractions exact, of mpmath numbers up to rounding errors."""
+        mp = self.values.mp
+        if isinstance(a, Fraction) or mp.isinf(a) or mp.isinf(b):
             return a == b
         return abs(a - b) <= max(abs(a), abs(b), mp.mpf(2) ** (-mp.prec // 2)) * (tolerance or mp.mpf(2) ** (40 - mp.prec))
 
-    def value_equal(self, a, t) -> bool:
-        """Two expressions without marks: by structure, else at points where both are defined."""
+    def equal(self, a, t) -> bool:
+        """Two expressions: by structure, else at up to five points where both are defined."""
+        agreed, self.rule = 0, "no common value"
         if structure(a) == structure(t):
             self.rule = "the same structure"
             return True
-        agreed = 0
         for point in self.points(a, t):
             try:
                 left, right = self.at((a, t), point)
             except Undefined:
                 continue
-            self.rule = ("exact values" if isinstance(left, Fraction) else "values to 60 digits") + (" at points" if point else "")
-            if not self.near(left, right):
-                return False
+            self.rule = ("exact values" if isinstance(left, Fraction) else "60 digits") + (" at random points" if point else "")
             agreed += 1
-            if agreed == 5:
-                break
-        self.rule = self.rule if agreed else "no common value"
+            if not self.near(left, right) or agreed == 5:
+                return self.near(left, right)
         return agreed > 0
 
-    def rounds_to(self, a, t) -> bool:
-        """Rule 4: t is a decimal of three digits or more; a, exact or with more decimals, rounds to it."""
-        if t[0] == "*" and len(t) == 3 and t[1] is MINUS:
-            return self.rounds_to(neg(a), t[2])
-        if t[0] != "num" or not t[2] or len(str(abs(t[1].numerator * 10 ** t[2] // t[1].denominator))) < 3:
+    def rounds(self, a, t) -> bool:
+        if t[0] != "num" or not t[2] or leaves(a, "sym"):
             return False
-        if leaves(a, "sym") or (a[0] == "num" and a[2] is not None and a[2] < t[2]):
-            return False
+        self.rule = "rounds to the truth's decimals"
         try:
-            (value,) = self.at((a,), {})
+            value = self.values.at(a, {}, 200, real=True)
         except Undefined:
             return False
-        mp = self.numbers.mp
-        value = value if isinstance(value, Fraction) else value
-        half = Fraction(1, 2 * 10 ** t[2])
-        self.rule = "rounds to the truth's decimals"
-        if isinstance(value, Fraction):
-            return abs(value - t[1]) <= half
-        return not mp.im(value) and abs(value - mp.mpf(t[1].numerator) / t[1].denominator) <= mp.mpf(1) * half.numerator / half.denominator
+        return rounds(value, a[2] if a[0] == "num" else None, self.values.number(t[1]), t[2])
 
-    def expressions(self, a, t) -> bool:
-        """Marks (percent, degree, unit, base) may be missing on one side; on both they must agree."""
+    def marked(self, a, t) -> bool:
+        """Rule 6: a percent, degree, unit or base may be missing on one side; on both sides they must agree."""
         marks = [x[1] if x[0] == "mark" else "base" if x[0] == "base" else "" for x in (a, t)]
         bare = [x[2] if x[0] == "mark" else x[1] if x[0] == "base" else x for x in (a, t)]
-        plain = {"%", "deg", "base", ""}
-        if marks[0] and marks[1] and not set(marks) <= plain:
+        plain = [mark in ("%", "deg", "base", "") for mark in marks]
+        if all(marks) and not all(plain):
             self.rule = "the units"
-            return marks[0].removesuffix("s") == marks[1].removesuffix("s") and self.expressions(*bare)
-        if self.value_equal(a, t) or self.rounds_to(a, t):
+            return marks[0].removesuffix("s") == marks[1].removesuffix("s") and self.same(*bare)
+        if all(plain) and not {bare[0][0], bare[1][0]} & {"rel", "list", "set", "seq", "mat", "ratio"} and self.equal(a, t):
             return True
-        if (marks[0] == "") != (marks[1] == "") or marks[0] == marks[1] != "":
-            if marks[0] == marks[1] or self.value_equal(*bare) or self.rounds_to(*bare):
-                self.rule += f", {marks[0] or marks[1]} on one side" if marks[0] != marks[1] else ""
-                return marks[0] != marks[1] or self.rounds_to(*bare)
-        return False
+        if marks[0] == marks[1]:
+            return marks[0] != "base" and self.rounds(*bare)
+        return not all(marks) and self.same(*bare)
 
     # --- names and relations
 
-    def unfold(self, tree):
-        r"""What a tree stands for: 1 \pm x is two values, (x, y) = (1, 2) and x = y = 2 are two equations, x in S is S."""
-        kind = tree[0]
-        if kind == "list":
-            items = []
-            for item in (self.unfold(item) for item in tree[2]):
-                items += item[2] if item[0] == "list" else (item,)
-            return ("list", tree[1], tuple(items))
-        if kind == "rel" and tree[1] == ("=",) and tree[2][0][0] == "seq" and tree[2][1][0] == "seq":
-            names, values = tree[2][0][3], tree[2][1][3]
-            if len(names) == len(values) and all(name[0] == "sym" for name in names):
-                return ("list", "and", tuple(("rel", ("=",), pair) for pair in zip(names, values, strict=True)))
-        if kind == "rel" and len(tree[1]) > 1 and set(tree[1]) == {"="} and all(x[0] == "sym" for x in tree[2][:-1]):
-            return ("list", "and", tuple(("rel", ("=",), (name, tree[2][-1])) for name in tree[2][:-1]))
-        if kind == "rel" and tree[1] == ("∈",) and named(tree[2][0]):
-            return tree[2][1]
-        if kind == "rel" and tree[1] == ("=",) and tree[2][1][0] == "list":
-            return ("list", ",", tuple(("rel", ("=",), (tree[2][0], x)) for x in tree[2][1][2]))
-        if (split := branch(tree, 1)) != tree:
-            return ("list", "or", (split, branch(tree, -1)))
-        return tree
+    def relations(self, a, t) -> bool:
+        """Where at least one side is an equation, an inequality or another relation."""
+        equation = [x[0] == "rel" and set(x[1]) <= {"=", "≈"} for x in (a, t)]
+        if all(equation):
+            return self.equations(a, t)
+        if equation[0] and t[0] != "rel":
+            return self.worth(a, lambda side: self.same(side, t), strict=False)
+        if equation[1] and a[0] != "rel":
+            return self.worth(t, lambda side: self.same(a, side), strict=True)
+        if a[0] != t[0] or leaves(a, "sym") != leaves(t, "sym"):
+            return a[0] != t[0] and self.same_set(a, t)
+        return self.same_set(a, t) or self.matched(pairs(a), pairs(t), self.same_pair)
 
-    def worth(self, tree, t, strict: bool) -> bool:
-        """Whether the equation `tree` says that something named is `t` ("x = 3", "5 = x", "2 + 1 = 3", "x = 6/2 = 3")."""
+    def worth(self, tree, fits, strict: bool) -> bool:
+        """Whether an equation gives something named a value that fits: "x = 3", "5 = x", "2 + 1 = 3", "x = 6/2 = 3".
+        `strict`: it is the truth, and "x^2 + y^2 = 4" is not met by 4."""
         sides = list(tree[2])
-        if named(sides[-1]) and not leaves(sides[0], "sym") and len(sides) == 2:
+        if len(sides) == 2 and named(sides[1]) and not leaves(sides[0], "sym"):
             sides.reverse()
-        first = sides[0]
-        if leaves(first, "sym") or first[0] in ("text", "seq", "R"):
-            if not (named(first) if strict else not leaves(first, "num") or named(first)):
+        if leaves(sides[0], "sym") or sides[0][0] in ("text", "seq"):
+            if not named(sides[0]) and (strict or leaves(sides[0], "num")):
                 self.rule = "an equation is not a value"
                 return False
             sides = sides[1:]
-        if "≈" in tree[1]:
-            return any(self.same(side, t) if not strict else self.same(t, side) for side in sides) and self.close(sides)
-        return all(self.same(side, t) if not strict else self.same(t, side) for side in sides)
-
-    def close(self, sides) -> bool:
-        """x = \\sqrt2 \\approx 1.41 : what is called nearly equal is."""
-        try:
-            values = [self.numbers.at(side, {}, 100, True)[0] for side in sides]
-        except (Undefined, TooLarge):
+        if "≈" not in tree[1]:
+            return all(fits(side) for side in sides)
+        try:                                                          # \sqrt2 \approx 1.41: what is called near must be
+            values = [self.values.at(side, {}, 100, True) for side in sides]
+        except Undefined:
             return False
-        return all(abs(v - values[0]) <= abs(values[0]) / 50 for v in values)
+        return all(abs(value - values[0]) <= abs(values[0]) / 50 for value in values) and any(fits(side) for side in sides)
+
+    def equations(self, a, t) -> bool:
+        left, right = a[2], t[2]
+        self.rule = "equations up to a factor"
+        if len(left) == len(right) == 2 and self.factor(difference("=", *left), difference("=", *right)):
+            return True
+        applied = [x[0][0] == "fn" and x[0][1].startswith("call") for x in (left, right)]
+        alike = named(left[0]) and structure(left[0]) == structure(right[0])
+        if alike or (("sym", "y") in (left[0], right[0]) and any(applied)):
+            return self.same(left[-1], right[-1]) and all(self.same(x, left[-1]) for x in left[1:-1])   # y = x^2, f(x) = x^2
+        return False
 
     def factor(self, a, t) -> int:
         """The sign of the constant c with a = c t at all points, or 0: equations and inequalities up to a factor."""
@@ -1092,209 +1019,23 @@ class Comparer:
             except Undefined:
                 continue
             if not left or not right:
-                if self.near(left, right):
-                    continue
-                return 0
-            if ratio is not None and not self.near(left / right, ratio):
+                if left or right:
+                    return 0
+                continue
+            if ratio is not None and not self.near(left / right / ratio, ratio / ratio):
                 return 0
             ratio, seen = left / right, seen + 1
-            if seen == 4:
-                break
-        if seen < 2 or (not isinstance(ratio, Fraction) and self.numbers.mp.im(ratio)):
+        if seen < 2 or (not isinstance(ratio, Fraction) and self.values.mp.im(ratio)):
             return 0
         return 1 if ratio > 0 else -1
 
-    def relations(self, a, t) -> bool:
-        equation = [x[0] == "rel" and set(x[1]) <= {"=", "≈"} for x in (a, t)]
-        if all(equation):
-            return self.equations(a, t)
-        if equation[0] and t[0] != "rel":
-            return self.worth(a, t, strict=False)
-        if equation[1] and a[0] != "rel":
-            return self.worth(t, a, strict=True)
-        if a[0] == t[0] == "rel":
-            if leaves(a, "sym") == leaves(t, "sym") and self.same_reals(a, t):
-                return True
-            left, right = pairs(a), pairs(t)
-            self.rule = "relations up to a factor"
-            return len(left) == len(right) and self.matched(left, right, self.pair_equal)
-        return self.same_reals(a, t)
-
-    def pair_equal(self, a, t) -> bool:
-        if a[0] != t[0]:
-            return False
-        if a[0] in "<≤=≠":
-            sign = self.factor(difference(a), difference(t))
-            return sign > 0 if a[0] in "<≤" else sign != 0
-        return self.same(a[1], t[1]) and self.same(a[2], t[2])
-
-    def equations(self, a, t) -> bool:
-        left, right = a[2], t[2]
-        if len(left) == len(right) == 2:
-            self.rule = "equations up to a factor"
-            if structure(a) == structure(t) or self.factor(difference(("=", *left)), difference(("=", *right))):
-                return True
-        if functional(left[0]) and functional(right[0]) and "y" in (left[0][1], right[0][1]):     # y = x^2 and f(x) = x^2
-            return self.same(left[-1], right[-1])
-        if named(left[0]) and structure(left[0]) == structure(right[0]):
-            return self.same(left[-1], right[-1]) and all(self.same(x, left[-1]) for x in left[1:-1])
-        return False
-
-    # --- sets of real numbers
-
-    def reals(self, tree):
-        """The set as sorted disjoint [(low, closed, high, closed)], or None if it is no set of numbers we know."""
-        kind = tree[0]
-        if kind == "R":
-            return [(-self.numbers.mp.inf, False, self.numbers.mp.inf, False)]
-        if kind == "seq" and len(tree[3]) == 2 and tree[1] in "([":
-            ends = [self.real(x) for x in tree[3]]
-            return None if None in ends or ends[0] >= ends[1] else [(ends[0], tree[1] == "[", ends[1], tree[2] == "]")]
-        if kind == "set":
-            ends = [self.real(x) for x in tree[1]]
-            return None if None in ends else merged([(x, True, x, True) for x in ends])
-        if kind == "list" and len(leaves(tree, "sym")) > 1:
-            return None
-        if kind in ("∪", "∩", "∖") or kind == "list":
-            parts = [self.reals(x) for x in (tree[1:] if kind != "list" else tree[2])]
-            if None in parts:
-                return None
-            if kind == "∪" or (kind == "list" and tree[1] == "or"):
-                return merged(reduce(operator.iadd, parts, []))
-            if kind == "∖":
-                return meet(parts[0], self.complement(parts[1]))
-            both = parts[0]
-            for part in parts[1:]:
-                both = meet(both, part)
-            return both if both or kind == "∩" or tree[1] == "and" else merged(reduce(operator.iadd, parts, []))      # x < 1, x > 3
-        if kind == "rel" and tree[1] == ("∈",):
-            return self.reals(tree[2][1])
-        if kind == "rel" and len(names := leaves(tree, "sym")) == 1:
-            both = self.reals(("R",))
-            for pair in pairs(tree):
-                if (part := self.linear(pair, *names)) is None:
-                    return None
-                both = meet(both, part)
-            return both
-        return None
-
-    def real(self, tree):
-        try:
-            value, _ = self.numbers.at(tree, {}, 200, False)
-            return None if self.numbers.mp.im(value) else self.numbers.mp.re(value)
-        except Undefined:
-            return None
-
-    def linear(self, pair, name):
-        """Where a relation linear in its one letter holds."""
-        tree, inf, everywhere = difference(pair), self.numbers.mp.inf, self.reals(("R",))
-        try:
-            low, high, far = (self.numbers.at(tree, {name: Fraction(x)}, 200, True)[0] for x in (0, 1, 7))
-        except Undefined:
-            return None
-        if self.numbers.mp.isinf(low):
-            return everywhere if low < 0 and pair[0] in "<≤" else None
-        slope = high - low
-        if pair[0] not in "<≤=≠" or not slope or not self.near(far - low, 7 * slope):
-            return None
-        root = -low / slope
-        point = [(root, True, root, True)]
-        if pair[0] in "=≠":
-            return point if pair[0] == "=" else self.complement(point)
-        closed = pair[0] == "≤"
-        return [(-inf, False, root, closed)] if slope > 0 else [(root, closed, inf, False)]
-
-    def complement(self, parts):
-        rest = self.reals(("R",))
-        for low, low_in, high, high_in in parts:
-            inf = self.numbers.mp.inf
-            rest = meet(rest, [(-inf, False, low, not low_in), (high, not high_in, inf, False)])
-        return rest
-
-    def same_reals(self, a, t) -> bool:
-        left, right = self.reals(a), self.reals(t)
-        if left is None or right is None:
-            return False
-        self.rule = "the same set of real numbers"
-        return len(left) == len(right) and all(x[1] == y[1] and x[3] == y[3] and self.near(x[0], y[0]) and self.near(x[2], y[2])
-                                               for x, y in zip(left, right, strict=True))
-
-    # --- collections
-
-    def matched(self, a, t, same) -> bool:
-        """Whether the items pair off, in any order."""
-        rest = list(t)
-        for x in a:
-            for i, y in enumerate(rest):
-                if same(x, y):
-                    del rest[i]
-                    break
-            else:
-                return False
-        return not rest
-
-    def in_order(self, a, t) -> bool:
-        return len(a) == len(t) and all(self.same(x, y) for x, y in zip(a, t, strict=True))
-
-    def collections(self, a, t) -> bool:
-        kinds = (a[0], t[0])
-        if a[0] == t[0] == "mat":
-            self.rule = "matrices entry by entry"
-            return len(a[1]) == len(t[1]) and all(self.in_order(x, y) for x, y in zip(a[1], t[1], strict=True))
-        if "mat" in kinds:                                        # a column, or a row, is also a tuple
-            matrix, other = (a, t) if a[0] == "mat" else (t, a)
-            if other[0] != "seq" or min(len(matrix[1]), len(matrix[1][0])) > 1 or other[1] + other[2] not in ("()", "⟨⟩", "[]"):
-                return False
-            entries = tuple(x for row in matrix[1] for x in row)
-            return self.in_order(entries, other[3]) if a[0] == "mat" else self.in_order(other[3], entries)
-        if kinds == ("seq", "seq"):
-            self.rule = "in order, with brackets"
-            brackets = [x[1] + x[2] for x in (a, t)]
-            return (brackets[0] == brackets[1] or (len(t[3]) > 2 and "(]" not in brackets)) and self.in_order(a[3], t[3])
-        if kinds == ("set", "set"):
-            self.rule = "sets without order"
-            return (all(any(self.same(x, y) for y in t[1]) for x in a[1]) and all(any(self.same(x, y) for x in a[1]) for y in t[1]))
-        if kinds == ("ratio", "ratio"):
-            self.rule = "ratios up to a factor"
-            return len(a[1]) == len(t[1]) and all(self.value_equal(("*", x, t[1][0]), ("*", y, a[1][0]))
-                                                  for x, y in zip(a[1], t[1], strict=True))
-        if "ratio" in kinds:                                      # 3:2 is 3/2, written as a fraction
-            ratio, other = (a, t) if a[0] == "ratio" else (t, a)
-            return other[0] == "*" and len(ratio[1]) == 2 and self.value_equal(("*", ratio[1][0], ("^", ratio[1][1], MINUS)), other)
-        items = [x[2] if x[0] == "list" else x[1] if x[0] == "set" else x[3] if x[0] == "seq" else (x,) for x in (a, t)]
-        if "seq" in kinds and "list" in kinds:
-            self.rule = "in order, brackets on one side"
-            seq = a if a[0] == "seq" else t
-            named_items = sorted((x for x in items[a[0] == "seq"] if x[0] == "rel"), key=lambda x: repr(x[2][0]))
-            if len(named_items) == len(items[0]):
-                items[a[0] == "seq"] = tuple(x[2][-1] for x in named_items)
-            return seq[1] + seq[2] in ("()", "⟨⟩") and self.in_order(*items)
-        if "seq" in kinds:
-            return self.same_reals(a, t)
-        if not set(kinds) & {"list", "set"} or len(items[0]) != len(items[1]):
-            return self.same_reals(a, t)
-        self.rule = "without order"
-        return self.matched(*items, self.same) or self.matched(*map(bare_items, items), self.same) or self.same_reals(a, t)
-
-    def same(self, a, t) -> bool:
-        """Whether two trees say the same."""
-        if time.monotonic() > self.deadline:
-            raise Late
-        a, t = self.unfold(a), self.unfold(t)
-        if structure(a) == structure(t):
-            self.rule = "the same structure"
-            return True
-        if a[0] == t[0] == "mod":
-            self.rule = "the same residue"
-            return self.same(a[2], t[2]) and (self.same(a[1], t[1]) or self.residues(a, t))
-        if "rel" in (a[0], t[0]) and not {a[0], t[0]} & {"list"}:
-            return self.relations(a, t)
-        if {a[0], t[0]} & {"seq", "set", "list", "mat", "ratio", "∪", "∩", "∖", "R"}:
-            return self.collections(a, t)
-        if {a[0], t[0]} & {"text", "mod"}:
-            self.rule = "words"
-            return False
-        return self.expressions(a, t)
+    def same_pair(self, a, t) -> bool:
+        """a < b against c < d: the differences agree up to a positive factor (any factor for = and ≠)."""
+        self.rule = "relations up to a factor"
+        if a[0] != t[0] or a[0] not in "<≤=≠":
+            return a[0] == t[0] and self.same(a[1], t[1]) and self.same(a[2], t[2])
+        sign = self.factor(difference(*a), difference(*t))
+        return sign > 0 if a[0] in "<≤" else sign != 0
 
     def residues(self, a, t) -> bool:
         """p = 5 (mod 4) is p = 1 (mod 4)."""
@@ -1302,82 +1043,191 @@ class Comparer:
         if min(map(len, sides)) > 1 and not self.same(sides[0][0], sides[1][0]):
             return False
         try:
-            left, right, modulus = (exact(x, {}) for x in (sides[0][-1], sides[1][-1], t[2]))
+            left, right, modulus = (self.values.at(x, {}) for x in (sides[0][-1], sides[1][-1], t[2]))
             return modulus > 0 and (left - right) % modulus == 0
         except (Inexact, Undefined):
             return False
 
+    # --- sets of real numbers: equal when they have the same members among all their ends, between them and beyond
+
+    def same_set(self, a, t) -> bool:
+        try:
+            ends = sorted(x for tree in (a, t) for x in self.ends(tree) if self.values.mp.isfinite(x))
+            tests = [self.values.mp.mpf(0)] if not ends else [ends[0] - 1, *ends, ends[-1] + 1]
+            tests += [(x + y) / 2 for x, y in itertools.pairwise(ends) if not self.near(x, y)]
+            self.rule = "the same set of real numbers"
+            return self.members(a, tests) == self.members(t, tests)
+        except (NoSet, Undefined):
+            return False
+
+    def real(self, tree, point):
+        return self.values.at(tree, point, 200, real=True)
+
+    def ends(self, tree) -> list:
+        """The numbers at which membership can change. NoSet if this is not a set of numbers that we know."""
+        kind = tree[0]
+        if kind == "R":
+            return []
+        if kind in ("set", "seq"):
+            ends = [self.real(x, {}) for x in tree[-1]]
+            if kind == "seq" and (tree[1] not in "([" or len(ends) != 2 or not ends[0] < ends[1]):
+                raise NoSet
+            return ends
+        if kind in ("∪", "∩", "∖"):
+            return self.ends(tree[1]) + self.ends(tree[2])
+        if kind == "list" and len(leaves(tree, "sym")) < 2:
+            return [x for item in tree[2] for x in self.ends(item)]
+        if kind != "rel" or len(names := leaves(tree, "sym")) != 1 or not set(tree[1]) <= set("<≤>≥=≠"):
+            raise NoSet
+        roots = []
+        for sign, left, right in pairs(tree):
+            low, high, far = (self.real(difference(sign, left, right), {name: x for name in names})
+                              for x in (Fraction(0), Fraction(1), Fraction(-73, 10)))
+            if self.values.mp.isfinite(low):
+                if low == high or not self.near(far - low, (high - low) * self.values.number(Fraction(-73, 10))):
+                    raise NoSet                                       # not linear
+                roots.append(low / (low - high))
+        return roots
+
+    def members(self, tree, tests) -> list[bool]:
+        kind = tree[0]
+        if kind == "R":
+            return [True for _ in tests]
+        if kind == "set":
+            ends = [self.real(x, {}) for x in tree[1]]
+            return [any(self.near(x, end) for end in ends) for x in tests]
+        if kind == "seq":
+            low, high = (self.real(x, {}) for x in tree[3])
+            return [tree[1] == "[" if self.near(x, low) else tree[2] == "]" if self.near(x, high) else low < x < high
+                    for x in tests]
+        if kind == "rel":
+            holds = {"<": lambda d, zero: not zero and d < 0, "≤": lambda d, zero: zero or d < 0,
+                     "=": lambda d, zero: zero, "≠": lambda d, zero: not zero}
+            name, inside = leaves(tree, "sym").pop(), [True for _ in tests]
+            for sign, left, right in pairs(tree):
+                for i, x in enumerate(tests):
+                    lo, hi = self.real(left, {name: x}), self.real(right, {name: x})
+                    inside[i] &= bool(holds[sign](lo - hi, self.near(lo, hi)))
+            return inside
+        parts = [self.members(x, tests) for x in (tree[2] if kind == "list" else tree[1:])]
+        both = [all(column) for column in zip(*parts, strict=True)]
+        if kind == "∖":
+            return [x and not y for x, y in zip(*parts, strict=True)]
+        if kind == "∩" or (kind == "list" and tree[1] != "or" and any(both)):
+            return both
+        return [any(column) for column in zip(*parts, strict=True)]   # also "x < 1, x > 3", which cannot both hold
+
+    # --- collections
+
+    def matched(self, a, t, same) -> bool:
+        """Whether the items pair off, in any order."""
+        rest = list(t)
+        for x in a:
+            if (i := next((i for i, y in enumerate(rest) if same(x, y)), None)) is None:
+                return False
+            del rest[i]
+        return not rest
+
+    def in_order(self, a, t) -> bool:
+        return len(a) == len(t) and all(self.same(x, y) for x, y in zip(a, t, strict=True))
+
+    def collections(self, a, t) -> bool:
+        """Tuples, intervals, sets, lists, matrices and ratios."""
+        kinds = (a[0], t[0])
+        items = [x[-1] if x[0] in ("list", "set", "seq", "ratio") else (x,) for x in (a, t)]
+        brackets = [x[1] + x[2] if x[0] == "seq" else "()" for x in (a, t)]
+        if "mat" in kinds:
+            self.rule = "entry by entry"
+            if kinds == ("mat", "mat"):
+                return len(a[1]) == len(t[1]) and all(self.in_order(x, y) for x, y in zip(a[1], t[1], strict=True))
+            flat = [tuple(e for row in x[1] for e in row) if x[0] == "mat" and min(len(x[1]), len(x[1][0])) == 1 else items[i]
+                    for i, x in enumerate((a, t))]                    # a column, or a row, is also a tuple
+            return "seq" in kinds and set(brackets) <= {"()", "[]"} and self.in_order(*flat)
+        if kinds == ("seq", "seq"):
+            self.rule = "in order, with brackets"
+            point = len(t[3]) > 2 and set(brackets) <= {"()", "[]"}   # three numbers are no interval
+            return (brackets[0] == brackets[1] or point) and self.in_order(*items)
+        if kinds == ("set", "set"):
+            self.rule = "sets without order"
+            return all(any(self.same(x, y) for y in t[1]) for x in a[1]) and all(
+                any(self.same(x, y) for x in a[1]) for y in t[1])
+        if kinds == ("ratio", "ratio"):
+            self.rule = "ratios up to a factor"
+            first, due = a[1][0], t[1][0]
+            return len(a[1]) == len(t[1]) and all(self.equal(("*", x, due), ("*", y, first))
+                                                  for x, y in zip(*items, strict=True))
+        if "ratio" in kinds:                                          # 3:2 is 3/2, written as a fraction
+            ratio, other = (a, t) if a[0] == "ratio" else (t, a)
+            return other[0] == "*" and len(ratio[1]) == 2 and self.equal(over(*ratio[1]), other)
+        if set(kinds) == {"seq", "list"}:
+            self.rule = "in order, brackets on one side"
+            which = kinds.index("list")                               # x = 1, y = 2 is (1, 2): letters in their order
+            if all(x[0] == "rel" for x in items[which]):
+                items[which] = tuple(x[2][-1] for x in sorted(items[which], key=lambda x: repr(x[2][0])))
+            return (set(brackets) == {"()"} and self.in_order(*items)) or self.same_set(a, t)
+        if "seq" in kinds or not set(kinds) & {"list", "set"} or len(items[0]) != len(items[1]):
+            return self.same_set(a, t)
+        self.rule = "without order"
+        return self.matched(*items, self.same) or self.matched(*map(unnamed, items), self.same) or self.same_set(a, t)
+
+
+def unfold(tree):
+    r"""What a tree stands for: 1 \pm x is two values, (x, y) = (1, 2) and x = y = 2 are two equations, x \in S is S."""
+    kind = tree[0]
+    if kind == "list":
+        items = [unfold(item) for item in tree[2]]
+        return ("list", tree[1], tuple(x for item in items for x in (item[2] if item[0] == "list" else (item,))))
+    if kind == "rel" and set(tree[1]) == {"="}:
+        first, last = tree[2][0], tree[2][-1]
+        if first[0] == last[0] == "seq" and len(first[3]) == len(last[3]) and all(x[0] == "sym" for x in first[3]):
+            return ("list", "and", tuple(("rel", ("=",), pair) for pair in zip(first[3], last[3], strict=True)))
+        if len(tree[2]) > 2 and all(x[0] == "sym" for x in tree[2][:-1]):
+            return ("list", "and", tuple(("rel", ("=",), (x, last)) for x in tree[2][:-1]))
+    if kind == "rel" and tree[1] == ("∈",) and named(tree[2][0]):
+        return tree[2][1]
+    if (plus := branch(tree, 1)) != tree:
+        return ("list", "or", (plus, branch(tree, -1)))
+    return tree
+
+
+def branch(tree, sign: int):
+    """The tree with its plus-minus signs read as plus (1) or as minus (-1)."""
+    if not isinstance(tree, tuple) or not tree:
+        return tree
+    if tree[0] == "±":
+        return branch(tree[1], sign) if sign > 0 else neg(branch(tree[1], sign))
+    return tuple(branch(part, sign) for part in tree)
+
 
 def named(tree) -> bool:
-    """Whether a tree is a name rather than a value: x, AB, f(x), |AB|, a_n, AB/CD, (x, y), words."""
+    """Whether a tree is a name rather than a value: x, AB, f(x), |AB|, P(A), AB/CD, (x, y), sin A, words."""
     kind = tree[0]
     if kind in ("sym", "text") or (kind == "fn" and tree[1].startswith("call")):
         return True
     if kind == "*" and len(tree) == 3 and tree[2][0] == "^" and tree[2][2] == MINUS:
         return named(tree[1]) and named(tree[2][1])
     if kind == "*":
-        return all(x[0] == "sym" and x[1][0].isupper() for x in tree[1:]) or (tree[1][0] == "sym" and tree[1][1].isupper() and len(tree) == 3)
-    if kind == "fn":
-        return tree[1] == "abs" and named(tree[2])
-    return kind in ("seq", "ratio") and all(named(x) for x in tree[-1])
+        return tree[1][0] == "sym" and tree[1][1][0].isupper() and all(x[0] == "sym" for x in tree[1:])
+    return (kind == "fn" and tree[1] == "abs" and named(tree[2])) or (kind in ("seq", "ratio") and all(map(named, tree[-1])))
 
 
-def functional(tree) -> bool:
-    return tree == ("sym", "y") or (tree[0] == "fn" and tree[1].startswith("call"))
+def unnamed(items):
+    """x = 1, x = 2 (or x_1, x_2, or only the first named) as the values 1, 2; equations of different names stay as they are."""
+    names = [x[2][0] for x in items if x[0] == "rel" and x[1] == ("=",) and named(x[2][0])]
+    if len({str(name[1]).split("_")[0] for name in names}) == 1 and len(names) in (1, len(items)) and items[0][0] == "rel":
+        return tuple(x[2][-1] if x[0] == "rel" else x for x in items)
+    return tuple(items)
 
 
-def branch(tree, sign: int):
-    """The tree with its plus-minus signs read as plus (1) or minus (-1)."""
-    if not isinstance(tree, tuple) or not tree:
-        return tree
-    if tree[0] == "pm":
-        return branch(tree[1], sign) if sign > 0 else neg(branch(tree[1], sign))
-    return tuple(branch(part, sign) for part in tree)
-
-
-def pairs(tree):
-    """a < b <= c as pairs, > turned into <."""
-    if tree[0] != "rel":
-        return []
+def pairs(tree) -> list:
+    """a < b <= c as pairs (sign, left, right), with > turned into <."""
     turned = {">": "<", "≥": "≤"}
     return [(turned[sign], right, left) if sign in turned else (sign, left, right)
             for sign, left, right in zip(tree[1], tree[2], tree[2][1:], strict=False)]
 
 
-def difference(pair):
-    return ("+", pair[1], ("*", MINUS, pair[2]))
-
-
-def bare_items(items):
-    """x = 1, x = 2 (or x_1, x_2, or only the first named) as the values 1, 2; different names stay, in alphabetical order."""
-    names = [x[2][0] for x in items if x[0] == "rel" and x[1] == ("=",) and named(x[2][0])]
-    stems = {str(name[1]).split("_")[0] for name in names}
-    if len(stems) == 1 and (len(names) == len(items) or (len(names) == 1 and items[0][0] == "rel")):
-        return tuple(x[2][-1] if x[0] == "rel" else x for x in items)
-    return tuple(items)
-
-
-def merged(parts):
-    """A union of intervals, sorted, with what touches joined."""
-    out = []
-    for part in sorted(parts, key=lambda x: (x[0], not x[1])):
-        if out and (part[0] < out[-1][2] or (part[0] == out[-1][2] and (part[1] or out[-1][3]))):
-            low, low_in, high, high_in = out.pop()
-            end = max((high, high_in), (part[2], part[3]))
-            out.append((low, low_in, *end))
-        else:
-            out.append(part)
-    return out
-
-
-def meet(a, b):
-    """The intersection of two unions of intervals."""
-    out = []
-    for x, y in itertools.product(a, b):
-        low, high = max((x[0], not x[1]), (y[0], not y[1])), min((x[2], x[3]), (y[2], y[3]))
-        if low[0] < high[0] or (low[0] == high[0] and not low[1] and high[1]):
-            out.append((low[0], not low[1], *high))
-    return merged(out)
+def difference(sign, left, right):
+    return ("+", left, ("*", MINUS, right))
 
 
 # ------------------------------------------------------------------------------------------------------------- deciding
@@ -1393,47 +1243,55 @@ class Verdict:
 
 
 NUMBER = re.compile(r"([+-]?)(?:(\d{1,3}(?:,\d{3})+|\d+)(?:\.(\d*))?|\.(\d+))\.?")
-CHOICE = re.compile(r"(?:(?:option|choice|answer)\s*:?\s*)?(?:\(([A-Ja-j])\)|([A-J])(?:[).:]|$)|([a-j])(?:\)|$))\s*(?![,;&]|and\b|or\b)(.*)", re.I | re.S)
+CHOICE = re.compile(r"(?:(?:option|choice|answer)\s*:?\s*)?(?:\(([A-J])\)|([A-J])(?:[).:]|$))\s*(?![,;&]|and\b|or\b)(.*)",
+                    re.I | re.S)
 WORDS = re.compile(r"(?=.*[a-zA-Z]{2})[a-zA-Z][a-zA-Z\s.,;'\"()-]*")
 
 
-def number(text: str) -> Fraction | None:
-    """The value of a short plain integer or decimal, else None."""
+def number(text: str) -> tuple[Fraction, int] | None:
+    """The value and the decimal places of a short plain integer or decimal, else None."""
     if len(text) > 30 or not (match := NUMBER.fullmatch(text)):
         return None
     whole, part = (match[2] or "0").replace(",", ""), match[3] or match[4] or ""
-    return Fraction(int(match[1] + whole + part), 10 ** len(part))
+    return Fraction(int(match[1] + whole + part), 10 ** len(part)), len(part)
+
+
+def rounds(value, places: int | None, truth: Fraction, due: int | None) -> bool:
+    """Rule 4: the truth is a decimal (`due` places) of three digits or more, and the value, exact (`places` None) or of no
+    fewer places, rounds to it: within half a unit of its last place."""
+    if not due or abs(truth) * 10 ** due < 100 or (places is not None and places < due):
+        return False
+    return abs(value - truth) * 2 * 10 ** due <= 1
 
 
 def quick(answer: str | None, truth: str) -> Verdict | None:
     """The verdict when it needs no algebra (no answer; the same string; two short numbers), else None. Microseconds."""
     if answer is None:
         return Verdict(0.0, "no_answer", None, "no final answer found")
-    if answer == truth:
+    a, t = (text.strip("$ \n").rstrip(". ") for text in (answer, truth))
+    if a == t and (a or answer == truth):
         return Verdict(1.0, "right", answer, "the same string")
-    a, t = number(answer), number(truth)
-    if a is not None and t is not None and not ("." in truth and a != t):
-        return Verdict(float(a == t), "right" if a == t else "wrong", answer, "two plain numbers")
-    if answer.strip("$ .") == truth.strip("$ .") != "":
-        return Verdict(1.0, "right", answer, "the same string")
+    if (left := number(a)) and (right := number(t)):
+        fits = left[0] == right[0] or rounds(*left, *right)
+        return Verdict(float(fits), "right" if fits else "wrong", answer, "two plain numbers")
     return None
 
 
 def choice(text: str) -> tuple[str, str] | None:
     """The letter and the rest of "(C)", "C.", "(B) 12"; None if the text is no choice."""
     match = CHOICE.fullmatch(text)
-    return ((match[1] or match[2] or match[3]).upper(), match[4]) if match else None
+    return ((match[1] or match[2]).upper(), match[3]) if match else None
 
 
 def decide(answer: str, truth: str) -> tuple[str, str]:
     """(verdict, rule) for a bare answer."""
+    if len(answer) > MAX_CHARS or len(truth) > MAX_CHARS:
+        return "too_large", f"more than {MAX_CHARS} characters"
     a, t = key(answer), key(truth)
     if not a or not re.search(r"[^\W_]|\\", a):
         return "no_answer", "nothing in the box"
     if a == t:
         return "right", "the same string after cleaning"
-    if len(answer) > MAX_CHARS or len(truth) > MAX_CHARS:
-        return "too_large", f"more than {MAX_CHARS} characters"
     left, right = (WRAP.sub(r"\1", clean(text)).strip() for text in (answer, truth))
     chosen, due = choice(left), choice(right)
     if due and chosen:
@@ -1442,12 +1300,13 @@ def decide(answer: str, truth: str) -> tuple[str, str]:
         return decide(answer, due[1])
     if chosen and chosen[1] and not due:
         return decide(chosen[1], truth)
-    wrapped = "\\text" in truth or "\\mbox" in truth or "\\mathrm" in truth
-    if WORDS.fullmatch(right) and WORDS.fullmatch(left) and (wrapped or len(right) > 2):
+    worded = [bool(re.search(r"\\(?:text|mbox|mathrm)", text)) for text in (answer, truth)]
+    words = len(right) > 3 or (len(right) == 3 and left.isupper() == right.isupper())     # Yes = yes, but abc is not ABC
+    if WORDS.fullmatch(right) and WORDS.fullmatch(left) and (any(worded) or words):
         plain = [re.sub(r"^(?:the|a|an)(?=\W)|s\b|[^a-z]", "", text.lower()) for text in (left, right)]
         if plain[0] == plain[1]:
             return "right", "the same words"
-        if wrapped:
+        if worded[1]:
             return "wrong", "words"
     return algebra(clean(answer), clean(truth))
 
@@ -1489,7 +1348,12 @@ def judge(text: str, truth: str) -> Verdict:
 def judge_answer(answer: str | None, truth: str) -> Verdict:
     if verdict := quick(answer, truth):
         return verdict
-    verdict, rule = decide(answer, truth)
+    try:
+        verdict, rule = decide(answer, truth)
+    except RecursionError:
+        verdict, rule = "too_large", "nested too deep"
+    except Exception as error:      # a fault of ours must not stop a run: it scores 0, under a verdict that is counted
+        verdict, rule = "crashed", f"please report this: {type(error).__name__}: {error}"
     return Verdict(float(verdict == "right"), verdict, answer, rule)
 
 
@@ -1517,7 +1381,8 @@ class Grader:
     def __init__(self, workers: int = 1, timeout_s: float = 5.0, memory_gb: float = 1.0):
         if workers < 1 or timeout_s <= 0 or memory_gb <= 0:
             raise ValueError(f"workers {workers}, timeout_s {timeout_s}, memory_gb {memory_gb}: all must be positive")
-        self.workers, self.timeout_s, self.memory_gb = workers, timeout_s, memory_gb
+        self.workers, self.timeout_s = workers, timeout_s
+        self.command = [sys.executable, __file__, "--worker", str(memory_gb)]
         self.tasks, self.threads, self.lock, self.closed = queue.SimpleQueue(), [], threading.Lock(), False
 
     def __enter__(self):
@@ -1583,8 +1448,7 @@ class Grader:
             worker.wait()
 
     def _start(self) -> subprocess.Popen:
-        worker = subprocess.Popen([sys.executable, __file__, "--worker", str(self.memory_gb)], text=True,
-                                  stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        worker = subprocess.Popen(self.command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         worker.stdout.readline()        # ready: its start does not count against the first answer
         return worker
 
@@ -1629,8 +1493,8 @@ def main():
             verdict = judge(case["completion"], case["gold"])
             if case["expected"] is not None and verdict.score != case["expected"]:
                 wrong += 1
-                print(f"{case.get('kind', '')}: answer {verdict.answer!r}, truth {case['gold']!r}, expected {case['expected']}, "
-                      f"found {verdict.verdict} by {verdict.rule!r}")
+                print(f"{case.get('kind', '')}: answer {verdict.answer!r}, truth {case['gold']!r}, "
+                      f"expected {case['expected']}, found {verdict.verdict} by {verdict.rule!r}")
         return print(f"{len(cases) - wrong} of {len(cases)} agree ({(len(cases) - wrong) / max(len(cases), 1):.1%})")
     if args.answer is None or args.truth is None:
         parser.error("give --answer and --truth, or --file")
