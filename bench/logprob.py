@@ -122,14 +122,13 @@ def peak_memory(reset=False):
     return int(status.split()[0]) * 1024
 
 
-def record(claim, arguments, rows, ceilings):
-    """Append one line to results/CLAIM.jsonl: what was measured, of which commit, where, with which versions."""
+def record(claim, arguments, rows, ceilings, measured=("kernels", "bench/logprob.py", "bench/kernels.py")):
+    """Append one line to results/CLAIM.jsonl: what was measured (files), of which commit, where, with which versions."""
     commit = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, text=True).strip()
-    measured = ["kernels", "bench/logprob.py", "bench/kernels.py"]
     if subprocess.check_output(["git", "status", "--porcelain", *measured], cwd=ROOT, text=True).strip():
         commit += "+changes"
     versions = {"python": platform.python_version()}
-    for name in ("torch", "triton", "liger-kernel", "cut-cross-entropy"):
+    for name in ("torch", "triton", "transformers", "liger-kernel", "cut-cross-entropy"):
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

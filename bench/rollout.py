@@ -1,6 +1,7 @@
 """Our sampler against `generate` of transformers: the same weights, prompts and numbers of tokens, in one process.
 
-    python bench/rollout.py [--model DIR] [--samples 32] [--short 16] [--long 128] [--slots 32]
+    python bench/rollout.py
+    python bench/rollout.py --model DIR --samples 32 --short 16 --long 128
 
 Two workloads: all completions of one length (long), and lengths spread evenly over short..long in random order, which is
 what a rollout looks like. Both samplers draw at temperature 1 over the whole vocabulary and are told when each sequence
@@ -9,21 +10,13 @@ ends, so both do the same work; transformers holds a finished row until the whol
 """
 
 import argparse
-import json
-import os
-import platform
 import random
-import subprocess
-import sys
 import time
-from datetime import date
-from pathlib import Path
 
 import torch
 import transformers
+from logprob import record  # which puts the root of the project on the path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 import data
 from model import Config, Model, load, locate
 from rollout import Sampler
@@ -67,7 +60,6 @@ def main() -> None:
     parser.add_argument("--long", type=int, default=48, help="tokens of the longest completion")
     parser.add_argument("--slots", type=int, default=0, help="sequences we decode together, 0 for all (as the peer)")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--note", default="", help="goes into the results line")
     flags = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -101,13 +93,8 @@ def main() -> None:
     print(f"{'tokens per second':16} {'ours':>10} {'transformers':>13} {'ratio':>6}")
     for row in rows:
         print(f"{row['workload']:17} {row['ours']:10,.0f} {row['transformers']:13,.0f} {row['ratio']:6.2f}")
-    commit = subprocess.run(["git", "-C", ROOT, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    name = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.processor() or platform.machine()} CPU"
-    line = {"date": str(date.today()), "commit": commit, "device": name, "threads": torch.get_num_threads(),
-            "cores": os.cpu_count(), "torch": torch.__version__, "transformers": transformers.__version__,
-            "flags": vars(flags) | {"model": Path(flags.model).name}, "rows": rows}
-    with open(ROOT / "results" / "rollout.jsonl", "a") as f:
-        f.write(json.dumps(line) + "\n")
+    flags.device = device.type
+    record("rollout", flags, rows, {}, ("kernels", "model.py", "rollout.py", "bench/rollout.py"))
 
 
 if __name__ == "__main__":

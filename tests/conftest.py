@@ -65,3 +65,21 @@ def torchrun():
         return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout)
 
     return start
+
+
+@pytest.fixture
+def interpreted():
+    """interpreted(file) runs a test file as a script under triton's interpreter, which must be chosen before the import."""
+    import subprocess
+
+    triton, numpy = pytest.importorskip("triton"), pytest.importorskip("numpy")
+    versions = [[int(n) for n in x.__version__.split(".")[:2]] for x in (triton, numpy)]
+    if versions[0] < [3, 7] and versions[1] >= [2, 4]:
+        pytest.skip("triton 3.6's interpreter takes int() of arrays, which numpy 2.4 refuses: install numpy<2.4")
+
+    def run(file: str) -> None:
+        environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+        done = subprocess.run([sys.executable, file], env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    return run

@@ -58,7 +58,7 @@ def test_a_base_that_cannot_do_a_level_is_refused():
     good = {level: (0.3, 0.3, 0.6) for level in ladder.LEVELS}
     ladder.gate(good)
     for bad in ((0.3, 0.05, 0.9), (0.3, 0.5, 0.3)):
-        with pytest.raises(ValueError, match="level 3: .* are worked out .* try another --seed"):
+        with pytest.raises(ValueError, match=r"level 3: .* are worked out .* try another --seed"):
             ladder.gate(good | {3: bad})
 
 

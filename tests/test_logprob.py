@@ -186,17 +186,8 @@ def check_kernels():
         assert found.dtype == torch.bfloat16 and (found - exact).norm() / exact.norm() < 2.0**-8
 
 
-def test_kernels_in_the_interpreter():
-    triton, numpy = pytest.importorskip("triton"), pytest.importorskip("numpy")
-    versions = [[int(n) for n in x.__version__.split(".")[:2]] for x in (triton, numpy)]
-    if versions[0] < [3, 7] and versions[1] >= [2, 4]:
-        pytest.skip("triton 3.6's interpreter takes int() of arrays, which numpy 2.4 refuses: install numpy<2.4")
-    result = subprocess.run(
-        [sys.executable, __file__],
-        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stdout + result.stderr
+def test_kernels_in_the_interpreter(interpreted):
+    interpreted(__file__)
 
 
 @pytest.mark.parametrize("capability", [80, 90])

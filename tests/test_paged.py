@@ -4,9 +4,6 @@ Run as a script with TRITON_INTERPRET=1, this file checks the kernels on a CPU: 
 imported, so the test of that name starts a process of its own.
 """
 
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -165,17 +162,8 @@ def let_the_interpreter_multiply_bf16():
     interpreter.InterpreterBuilder.create_dot = lambda self, a, b, *rest: dot(self, widen(a), widen(b), *rest)
 
 
-def test_kernels_in_the_interpreter():
-    triton, numpy = pytest.importorskip("triton"), pytest.importorskip("numpy")
-    versions = [[int(n) for n in x.__version__.split(".")[:2]] for x in (triton, numpy)]
-    if versions[0] < [3, 7] and versions[1] >= [2, 4]:
-        pytest.skip("triton 3.6's interpreter takes int() of arrays, which numpy 2.4 refuses: install numpy<2.4")
-    result = subprocess.run(
-        [sys.executable, __file__],
-        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stdout + result.stderr
+def test_kernels_in_the_interpreter(interpreted):
+    interpreted(__file__)
 
 
 @pytest.mark.parametrize("capability", [80, 90])

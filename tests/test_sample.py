@@ -4,9 +4,6 @@ Run as a script with TRITON_INTERPRET=1, this file checks the kernel on a CPU: t
 imported, so the test of that name starts a process of its own.
 """
 
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -236,14 +233,8 @@ def check_bits(device):
     assert torch.equal(u_BV.cpu().view(torch.int32), uniform(key_B, V).view(torch.int32))
 
 
-def test_kernel_in_the_interpreter():
-    pytest.importorskip("triton")
-    result = subprocess.run(
-        [sys.executable, __file__],
-        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stdout + result.stderr
+def test_kernel_in_the_interpreter(interpreted):
+    interpreted(__file__)
 
 
 @pytest.mark.parametrize("capability", [80, 90])
