@@ -71,10 +71,9 @@ class NoSet(Exception):
 
 # ---------------------------------------------------------------------------------------------------------- where is it
 
-BOX = re.compile(r"\\+(?:boxed|fbox)\s*(\{)|\\+(?:boxed|fbox)\s+([^\s{}$\\]+)|\\.|[{}]", re.S)
+BOX = re.compile(r"\\{1,4}(?:boxed|fbox)\s*(?:(\{)|(?<=\s)([^\s{}$\\]+))|\\.|[{}]", re.S)
 BOX_START = re.compile(r"\\(?:boxed|fbox)")
-HASHES = re.compile(r"####[ \t]*([^\n]+)")
-PROSE = re.compile(r"(?:\banswer\s+is\b:?|\bfinal answer\W{0,4}:)[ \t*]*([^\n]+)", re.I)
+HEADS = re.compile("####"), re.compile(r"\banswer\s+is\b:?|\bfinal answer\W{0,4}:", re.I)
 
 
 def extract(text: str) -> str | None:
@@ -93,10 +92,9 @@ def extract(text: str) -> str | None:
         elif match[0] == "}" and stack and (start := stack.pop()) >= 0:
             last = text[start:match.start()]
     if last is None and not opened:
-        last = next((found[-1] for pattern in (HASHES, PROSE) if (found := pattern.findall(text))), None)
-        last = last and PROSE.sub(r"\1", last)
-        last = last and re.split(r"\.(?:\s|$)", last)[0].strip("* ")
-    return last.strip() or None if last is not None else None
+        for end in [max((match.end() for match in head.finditer(text)), default=0) for head in HEADS]:
+            last = last or (end and re.split(r"\.(?:\s|$)|\n", text[end:], maxsplit=1)[0].strip("* \t"))
+    return last.strip() or None if last else None
 
 
 # ------------------------------------------------------------------------------------------------------------- spelling
@@ -415,12 +413,13 @@ class Parser:
             elif self.peek() == "cur" or (self.peek() == "word" and self.word() not in CLAUSES):
                 tree = self.unit(tree)
             elif (self.peek() in FACTORS and not self.stop()) or (self.peek() == "|" and not self.bars):
+                glued, begins = self.found[self.at - 1][0] == "num", self.peek()
                 factor = self.power()
-                if tree[0] == factor[0] == "num":                     # 12 3/5
+                if glued and begins == "num":                         # 12 3/5
                     tree = mixed(tree, over(factor, self.power())) if self.eat("/") else None
                     tree = tree or fail("two numbers side by side")
-                else:
-                    tree = mixed(tree, factor) or multiply(tree, factor)
+                else:                                                 # 2\frac34, but not 2(3/4)
+                    tree = (glued and begins == "cmd" and mixed(tree, factor)) or multiply(tree, factor)
             else:
                 return tree
 
@@ -986,7 +985,7 @@ class Comparer:
         sides = list(tree[2])
         if len(sides) == 2 and named(sides[1]) and not leaves(sides[0], "sym"):
             sides.reverse()
-        if leaves(sides[0], "sym") or sides[0][0] in ("text", "seq"):
+        if leaves(sides[0], "sym") or sides[0][0] == "seq" or named(sides[0]):
             if not named(sides[0]) and (strict or leaves(sides[0], "num")):
                 self.rule = "an equation is not a value"
                 return False
@@ -1293,7 +1292,7 @@ def decide(answer: str, truth: str) -> tuple[str, str]:
     if a == t:
         return "right", "the same string after cleaning"
     left, right = (WRAP.sub(r"\1", clean(text)).strip() for text in (answer, truth))
-    chosen, due = choice(left), choice(right)
+    chosen, due = choice(left), choice(right) if len(right) > 1 or right.isupper() else None      # the truth "a" is a letter
     if due and chosen:
         return ("right" if chosen[0] == due[0] else "wrong"), "choices by letter"
     if due and due[1]:
@@ -1424,24 +1423,25 @@ class Grader:
         worker = None
         while (task := self.tasks.get()) is not None:
             future, answer, truth = task
-            began, limit = time.monotonic(), self.timeout_s
+            began, alarm = time.monotonic(), None
             try:
                 if worker is None or worker.poll() is not None:
-                    worker, limit = self._start(), self.timeout_s
+                    worker = self._start()
                     began = time.monotonic()
-                alarm = threading.Timer(limit, worker.kill)
+                alarm = threading.Timer(self.timeout_s, worker.kill)
                 alarm.start()
                 worker.stdin.write(json.dumps([answer, truth]) + "\n")
                 worker.stdin.flush()
                 verdict = Verdict(**json.loads(worker.stdout.readline()))
             except (OSError, ValueError) as error:
-                late = time.monotonic() - began >= limit
+                late = alarm is not None and time.monotonic() - began >= self.timeout_s
                 verdict = Verdict(0.0, "timeout" if late else "crashed", answer, f"the worker was lost: {error!r}")
                 if worker is not None:
                     worker.kill()
                     worker.wait()
                     worker = None
-            alarm.cancel()
+            if alarm is not None:
+                alarm.cancel()
             future.set_result(verdict)
         if worker is not None:
             worker.stdin.close()

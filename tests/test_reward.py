@@ -1,0 +1,539 @@
+"""reward.py: each rule of equality with what it accepts and what it refuses, and that no text can harm the checker."""
+
+# ruff: noqa: E501  (a line of the table of rules is one truth with all its answers)
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+import reward
+from reward import Grader, equal, extract, judge, score
+
+SCALING_DATA = os.environ.get("SCALING_DATA")
+ROOT = Path(reward.__file__).parent
+VERDICTS = {"right", "wrong", "no_answer", "unparsed", "too_large", "timeout", "crashed"}
+
+# A line is a truth, then answers to it: after "  =  " those that are right, after "  !  " those that are wrong.
+# The comment on a rule names a mutation that its lines catch.
+RULES = {
+    "spelling": r"""
+        \frac12  =  \frac{1}{2}  =  \dfrac 1 2  =  \frac{1}2  =  $\frac12$  =  \(\frac12\)  =  \[\tfrac12\]  =  \frac12.
+        \frac12  =  \\frac{1}{2}
+        \\frac{1}{2}  =  \frac12  =  {1 \over 2}  =  (1/2)  =  \frac12\,  =  \displaystyle\frac12  =  1/2  =  .5  =  ½
+        \\frac{1}{2}  !  \frac21
+        2\pi  =  2π  =  2 \cdot \pi  =  2 \, \pi  =  \pi*2  !  \pi^2
+        x^2  =  x²  =  x^{2}  =  x**2  =  x \times x  !  2x
+        \\{1,2\\}  =  \{1,2\}  =  \left\{1, 2\right\}  =  \lbrace 1,2\rbrace
+        \pi R^2  =  \piR^2  =  \pi R^{2}
+        3  =  ３  =  \boxed{3}  =  +3  =  3.  =  03  !  −3
+        \begin{pmatrix} 1 \\ 2 \end{pmatrix}  =  \begin{pmatrix}1\\2\end{pmatrix}
+        \begin{pmatrix} 1 \\ 2 \end{pmatrix}  =  \\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}""",
+    "numbers are exact": r"""
+        \frac13  =  2/6  =  0.\overline{3}  =  0.\bar{3}  =  0.(3)  =  0.333...  =  0.3\overline{3}  !  0.333333333333
+        \frac13  !  33.3\%
+        \frac{3}{11}  =  0.\overline{27}  =  .\overline{27}  !  0.27
+        0.3  !  0.\overline{3}  !  0.301
+        857500  =  857{,}500  =  857,500  =  857\,500  =  857 500  =  8.575 \times 10^5  =  8.575e5  !  857499
+        857500  !  857500.01  !  8575
+        1000000  =  1,000,000  =  1\,000\,000  =  10^6  =  1 \text{ million}  !  1,000,001  !  1
+        12345.67  =  12,345.67  !  12345.66
+        \frac{1}{2^{98}}  =  2^{-98}  =  \frac{2}{2^{99}}  !  \frac{1}{2^{99}}
+        1-\frac{1}{2^{200}}  =  \frac{2^{200}-1}{2^{200}}  !  1
+        \frac{\pi}{2^{98}}  =  \frac{2\pi}{2^{99}}  !  \frac{\pi}{2^{99}}
+        2022!-1  =  -1+2022!  =  2022 \cdot 2021! - 1  !  2022!
+        \frac{2008^{2006}}{2}  =  1004\cdot 2008^{2005}  !  \frac{2008^{2005}}{2}
+        2^{2007}\sqrt{3}-1  =  2^{2006}\cdot 2\sqrt{3}-1  !  2^{2007}\sqrt3
+        e^{23111}  !  e^{23110}
+        \binom{10}{3}  =  120  =  {10 \choose 3}  =  \frac{10!}{3!7!}  !  \binom{10}{4}
+        15  =  5!!  =  \max(3,15)  =  \gcd(30,45)  =  \lfloor 15.7 \rfloor  =  \lceil 14.2 \rceil  !  5!
+        \frac74  =  1\frac34  =  1 \frac{3}{4}  =  1 3/4  =  1.75  !  \frac34  !  1\cdot\frac34
+        -\frac74  =  -1\frac{3}{4}  =  \frac{-7}{4}  =  \frac{7}{-4}  !  -\frac14
+        54  =  204_5  =  204_{5}  =  204_{\text{five}}  !  204_6
+        204_5  =  204_{5}  !  204_6  !  205_5""",                     # a tolerance of 1e-6; floats for powers
+    "decimals round only to decimal truths": r"""
+        \sqrt{2}  !  1.414  !  1.4142135623730951
+        \pi  =  \pi \approx 3.14  !  3.14  !  22/7  !  3.14159265358979
+        1.41  =  \sqrt2  =  1.414  !  1.42  !  1.4
+        3.14  =  \pi  =  22/7  =  3.1416  !  3.15  !  3  !  3.1
+        0.667  =  2/3  !  0.666  !  0.67
+        2.8  =  2.80  !  2.81  !  \sqrt{7.84}\cdot1.001
+        10000  !  10000.0001  !  9999.9999""",                        # rounding that goes by the answer's decimals
+    "expressions": r"""
+        (x+1)^2  =  x^2+2x+1  =  (1+x)(x+1)  !  x^2+1  !  (x-1)^2  !  (y+1)^2  !  2(x+1)
+        \frac{a+b}{c}  =  \frac ac+\frac bc  =  (a+b)/c  !  a+\frac bc  !  \frac{a+b}{C}
+        6(x+1)  =  6x+6  !  6x+1
+        1/2x  =  \frac{x}{2}  =  \frac{1}{2}x  !  2x
+        -12mpq\sqrt[4]{5p^3}  =  -12 m p q \sqrt[4]{5 p^{3}}  !  12mpq\sqrt[4]{5p^3}
+        6\sqrt3  =  \sqrt{108}  =  6 \cdot 3^{1/2}  =  \frac{18}{\sqrt3}  !  6  !  \sqrt3  !  6\sqrt2
+        2\sqrt[3]2  =  \sqrt[3]{16}  !  2\sqrt2
+        -2  =  \sqrt[3]{-8}  =  (-8)^{1/3}  !  \sqrt{4}
+        |x|  =  \sqrt{x^2}  !  x
+        x|y|  =  |y|x  !  xy
+        \sqrt{xy}  =  \sqrt x\sqrt y  !  \sqrt{x}y
+        1+\sqrt2  =  \sqrt{3+2\sqrt2}  !  1-\sqrt2
+        \frac{1}{4}(\sqrt5-1)  =  \sin 18^\circ  !  \cos 18^\circ
+        1  =  \sin^2 x+\cos^2 x  =  \sqrt[3]{2+\sqrt5}+\sqrt[3]{2-\sqrt5}  =  0.9\overline{9}  =  \ln e  =  -e^{i\pi}
+        1  !  \sin^2 x
+        \sin 2x  =  2\sin x\cos x  =  2 \sin(x) \cos(x)  !  \sin x^2  !  2\sin x
+        \arcsin x  =  \sin^{-1} x  !  \frac{1}{\sin x}
+        \frac{\pi}{4}  =  \arctan 1  =  \tan^{-1}(1)  =  \arctan\frac12+\arctan\frac13  =  0.25\pi
+        3\ln 2  =  \ln 8  =  \ln(8)  =  \log 8  !  \ln 6
+        \log_2 3  =  \frac{\log 3}{\log 2}  =  \frac{1}{\log_3 2}  !  \log_3 2
+        2  =  \log 100  =  \lg 100  =  \log_{10} 100  =  \log_3 9  !  \ln 100
+        2i  =  (1+i)^2  =  \sqrt{-4}  !  -2i  !  2
+        1+\sqrt3 i  =  2e^{i\pi/3}  =  2\text{cis}(60^\circ)  =  \sqrt{3} i+1  !  1-\sqrt3i
+        5  =  |3+4i|  !  3+4i
+        2^{n+1}  =  2\cdot2^n  =  4 \cdot 2^{n-1}  !  2^n
+        \frac{n(n+1)}{2}  =  \binom{n+1}{2}  !  \binom n2
+        (n+1)!  =  (n+1)n!  !  n!+1
+        \lceil\frac n2\rceil  =  \lfloor\frac{n+1}{2}\rfloor  !  \lfloor\frac n2\rfloor
+        f(x)+1  =  1+f(x)  !  f(1)+x  !  g(x)+1
+        2k+1  !  2k-1
+        x_1  =  x_{1}  !  x_2  !  x
+        a  !  \alpha  !  A
+        6W  =  -6[-W]""",                                             # one random point; integers only; positive points only
+    "names": r"""
+        5  =  x=5  =  x = 5  =  5 = x  =  AB = 5  =  |AB| = 5  =  f(2)=5  =  2+3=5  =  x = \frac{10}{2} = 5  !  x=6
+        5  !  5=6  !  x=5=6  !  5x
+        x=5  =  5  =  x = 5.0  !  y=5  !  x=6
+        2x+3  =  y=2x+3  =  f(x) = 2x+3  !  y=2x-3
+        f(x)=2x  =  2x  =  f(x)=x+x  =  y=2x  !  g(x)=2x  !  f(x)=2  !  f(n)=2n
+        a_n=2n-1  =  2n-1  !  a_n=2n+1
+        60  =  \angle ABC = 60^\circ  =  m\angle A = 60^\circ  =  \overline{AB} = 60  !  \angle ABC = 61^\circ
+        \frac12  =  P(A) = \frac12  =  \frac{AB}{CD} = \frac12  =  \sin A = \frac12  =  \frac12 = 0.5  !  \frac12 = 0.4
+        \{1,2\}  =  x \in \{1,2\}  =  x \in \{2,1\}  !  x \in (1,2)
+        x^2+y^2=4  !  4""",                                           # a name dropped from both sides
+    "units": r"""
+        50\%  =  50  =  0.5  =  50%  =  50 \text{ percent}  =  \frac12  !  5\%  !  0.005
+        \frac18  =  12.5\%  !  12\%
+        12  =  1200\%  !  0.12  !  1.2
+        60^\circ  =  60  =  60°  =  60 \text{ degrees}  =  60^{\circ}  =  \frac{\pi}{3}  !  61^\circ  !  \frac{\pi}{6}
+        77  =  77^\circ \text{F}  !  78^\circ F
+        5  =  5 \text{ cm}  =  5 cm  =  5 \text{ cm}^2  =  5\text{ m/s}  =  5 \mathrm{~m} / \mathrm{s}
+        5  =  5 \text{ sq. in.}  =  5 units  !  5x  !  6 cm
+        5\text{ m}  =  5  =  5 \text{ meters}  !  5 \text{ cm}  !  0.5
+        864 \mbox{ inches}^2  =  864  =  864 \text{ square inches}  =  864 \text{ in}^2  !  864 \text{ in}
+        12 \text{ hours}  =  12 hours  !  12 \text{ minutes}
+        3 \text{ feet/s}  =  3 \text{ feet per second}  !  3 \text{ feet}
+        \$5  =  5  =  \$5.00  =  5 \text{ dollars}  =  5\$  !  5 \text{ cents}  !  0.05
+        20  =  20 seconds  =  20 \text{ apples}  !  20 \text{ or } 30  !  \text{not } 20""",  # units ignored on both sides
+    "order and brackets": r"""
+        (1,2)  =  (1, 2)  =  \left(1,2\right)  =  (x,y)=(1,2)  =  x=1,y=2  =  y=2,x=1  =  1,2  =  \langle 1,2\rangle
+        (1,2)  !  (2,1)  !  [1,2]  !  (1,2]  !  \{1,2\}  !  2,1  !  x=2,y=1  !  (1,2,3)
+        (1,2,3)  =  [1,2,3]  =  1,2,3  !  (1,3,2)
+        (x,y)=(1,2)  =  (1,2)  =  x=1, y=2  !  (2,1)
+        (\frac12,\frac14)  =  (0.5,.25)  !  (0.5,0.3)
+        (1,234)  =  (1, 234)  !  1234
+        \{1,2\}  =  \{2,1\}  =  \{1,1,2\}  =  1,2  =  1 \text{ and } 2  !  (1,2)  !  \{1\}  !  \{1,2,3\}
+        1,2  =  2,1  =  1 or 2  =  2 \text{ and } 1  =  x=1, x=2  =  x=1 \text{ or } x=2  =  x_1=1, x_2=2  =  x = 1, 2
+        1,2  =  1;2  !  1  !  1,2,3  !  1,3
+        540  !  540 or 542  !  540, 542  !  \{540,542\}
+        (2,3),(3,2)  =  (3,2),(2,3)  =  \{(2,3),(3,2)\}  !  (2,3)  !  (2,3),(2,3)
+        \pm 5  =  5,-5  =  x=\pm5  !  5  !  \pm 4
+        2+\sqrt3,2-\sqrt3  =  2\pm\sqrt3  =  x=2\pm\sqrt3  !  2\pm\sqrt2
+        x=y=z=3  =  x=3,y=3,z=3  =  (3,3,3)  !  3
+        \{2,3,4,\ldots\}  =  \{2, 3, 4, \dots\}  !  \{2,3,5,\dots\}
+        2:3  =  4:6  =  2 : 3  =  \frac23  =  2\colon3  !  3:2  !  2:3:4
+        2:\sqrt5:\sqrt5  =  2 : \sqrt5 : \sqrt5  !  \sqrt5:2:\sqrt5
+        \begin{pmatrix}1&2\\3&4\end{pmatrix}  =  \begin{bmatrix}1&2\\3&4\end{bmatrix}
+        \begin{pmatrix}1&2\\3&4\end{pmatrix}  =  \left(\begin{array}{cc}1&2\\3&4\end{array}\right)
+        \begin{pmatrix}1&2\\3&4\end{pmatrix}  !  \begin{pmatrix}1&3\\2&4\end{pmatrix}
+        \begin{pmatrix}2\\4\end{pmatrix}  =  2\begin{pmatrix}1\\2\end{pmatrix}  =  (2,4)  !  (4,2)
+        \begin{pmatrix}2\\4\end{pmatrix}  !  \begin{pmatrix}2&4\end{pmatrix}
+        x=1,y=2  =  \begin{cases}x=1\\y=2\end{cases}  =  y=2, x=1  !  x=2,y=1
+        \emptyset  =  \varnothing  =  \{\}  !  0  !  \{0\}""",  # sorted tuples; brackets unread; a hedge's last value taken
+    "equations and inequalities": r"""
+        y=2x+3  =  2x-y+3=0  =  2y=4x+6  =  2x+3  =  2x+3=y  !  y=2x-3  !  y = 2x
+        x^2+4y^2=4  =  \frac{x^2}{4}+y^2=1  !  4x^2+y^2=4
+        (x-1)^2+(y+2)^2=9  =  x^2+y^2-2x+4y-4=0  !  (x+1)^2+(y-2)^2=9
+        x>3  =  3<x  =  (3,\infty)  =  2x > 6  =  -x<-3  =  x \in (3,\infty)  =  \{x \mid x>3\}  !  x<3  !  x\ge3
+        x>3  !  [3,\infty)  !  3  !  x=3
+        x \le 2  =  (-\infty,2]  =  x <= 2  =  x \leqslant 2  !  x<2
+        1<x\le2  =  (1,2]  =  x>1 \text{ and } x\le2  =  2 \ge x > 1  =  \{x : 1 < x \leq 2\}  !  [1,2]  !  1\le x<2
+        (-\infty,1)\cup(3,\infty)  =  x<1 \text{ or } x>3  =  x<1, x>3  =  (3,+\infty)\cup(-\infty,1)
+        (-\infty,1)\cup(3,\infty)  =  (-\infty,1) U (3,\infty)  !  (1,3)  !  (-\infty,1]\cup(3,\infty)
+        [0,2]  =  [0,1]\cup[1,2]  =  0 \le x \le 2  !  [0,1)\cup(1,2]
+        \mathbb{R}  =  (-\infty,\infty)  =  x\in\mathbb R  =  ℝ  !  x>0
+        x\ne2  =  (-\infty,2)\cup(2,\infty)  =  \mathbb{R}\setminus\{2\}  =  x \neq 2  !  x\ne3  !  x=2
+        a+b<c  =  c>a+b  =  2a+2b<2c  !  a+b>c  !  a+b\le c
+        k\ge2  =  2\le k  =  [2,\infty)  !  a\ge2
+        p\equiv1\pmod4  =  p \equiv 1 (\text{mod } 4)  =  p\equiv5\pmod{4}  !  p\equiv1\pmod3  !  p\equiv3\pmod4
+        \infty  =  +\infty  !  -\infty  !  5""",                      # a factor of any sign for inequalities
+    "choices and words": r"""
+        C  =  (C)  =  C.  =  \text{C}  =  \text{(C)}  =  \textbf{(C) } 12  =  \mathbf{(C)}  =  Option C  !  D  !  c+1
+        C  !  C, D  !  CD
+        \textbf{(C) } 12  =  C  =  12  =  (C)  !  B  !  13
+        12  =  (B) 12  !  (B) 13  !  C
+        \text{Yes}  =  yes  !  No
+        \text{ellipse}  =  Ellipse  =  \text{an ellipse}  =  \text{ellipses}  !  hyperbola
+        \text{no solution}  =  No solutions  !  0
+        11:47 \text{ a.m.}  =  11:47  =  11:47 AM  !  11:47 \text{ p.m.}  !  11:48
+        (30,92) \text{ OR } (92,30)  =  (92,30) or (30,92)  !  (30,92)
+        x  !  X  !  y""",                                             # choices compared as products of letters
+}
+
+
+def cases():
+    for rule, block in RULES.items():
+        for line in block.strip().splitlines():
+            truth, *rest = [part.strip() for part in reward.re.split(r"\s\s([=!])\s\s", line.strip())]
+            for sign, answer in zip(rest[::2], rest[1::2], strict=True):
+                yield rule, answer, truth, sign == "="
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_rule(rule):
+    wrong = []
+    for _, answer, truth, expected in (case for case in cases() if case[0] == rule):
+        verdict = judge(f"First $x$, so \\boxed{{{answer}}}.", truth)
+        if (verdict.score == 1.0) != expected or verdict.verdict == "crashed":
+            wrong.append((answer, truth, expected, verdict))
+    assert not wrong
+
+
+# ------------------------------------------------------------------------------------------------------------ extraction
+
+@pytest.mark.parametrize("text, answer", [
+    (r"\boxed{1}, no: \boxed{\frac{1}{2}}.", r"\frac{1}{2}"),          # caught: the first box; a pattern that stops at }
+    (r"\fbox{3}", "3"), (r"\boxed 7$", "7"), (r"\boxed {8}", "8"), (r"\\boxed{9}", "9"),
+    (r"\boxed{\{1, 2\}}", r"\{1, 2\}"), (r"\boxed{a\}b}", r"a\}b"),     # caught: escaped braces counted
+    (r"\boxed{1} <think>\boxed{2}</think> so \boxed{3}", "3"),
+    (r"<think>\boxed{2}</think> so I do not know", None),              # caught: a box in the thoughts taken for the answer
+    (r"\boxed{}", None), (r"The answer is 5: \boxed{ }", None),        # caught: an empty box filled from the prose
+    (r"\boxed{1} and \boxed{2", "1"), (r"\boxed{2", None),
+    ("so\n#### 42\n", "42"), ("The answer is 7. Bye.", "7"), ("Final answer: 3/4", "3/4"),
+    ("The answer is 1. Wait, the answer is 2.", "2"), (r"The answer is \boxed{4}", "4"),
+    ("it is 5", None), ("", None),
+])
+def test_extract(text, answer):
+    assert extract(text) == answer
+
+
+@pytest.mark.parametrize("piece", ["\\", "\\boxed{", "{", "}", "\\boxed ", "\\boxed{1}", " ", "answer is ", "answer ", "####", "#### \t",
+                                   "</think>", "final answer*", "\\\\boxed", "* ", ". ", "\\{", "answer is\t"])
+@pytest.mark.parametrize("before", ["", "\\boxed{1} ", "\\boxed", "answer is ", "####"])
+def test_extract_is_linear(before, piece):
+    # Caught: \\+ before "boxed", which reads 10^6 backslashes once from each of them. Quadratic takes hours here.
+    text = before + piece * (10**6 // len(piece))
+    began = time.perf_counter()
+    extract(text)
+    assert time.perf_counter() - began < 2
+
+
+# ---------------------------------------------------------------------------------------------------- bounds and verdicts
+
+@pytest.mark.parametrize("answer, truth, verdict", [
+    ("5", "5", "right"), ("6", "5", "wrong"), (r"\text{}", "5", "no_answer"), ("?", "5", "no_answer"), ("((5", "5", "unparsed"),
+    (r"\sqrt{", "5", "unparsed"), ("1+" * 2000 + "1", "5", "too_large"), ("(" * 100 + "5" + ")" * 100, "5", "too_large"),
+    ("9" * 1500, "5", "too_large"), ("9e99999", "5", "too_large"), ("x" * 2000, "y", "too_large"),
+    ("2^{10^{10}}", "5", "wrong"), ("10^{10^{10^{10}}}", "5", "too_large"), ("(10^{10})!", "5", "wrong"),   # never written out
+    ("9!!!!", "5", "wrong"), (r"\binom{10^9}{10^8}", "5", "wrong"), (",".join("12" * 150), "5", "too_large"),
+    (r"\Gamma(10^{20})", "5", "too_large"), (r"(x+1)^{10^{9}}", "x", "wrong"),
+])
+def test_verdicts_and_bounds(answer, truth, verdict):
+    began = time.perf_counter()
+    found = judge(f"\\boxed{{{answer}}}", truth) if answer.count("{") == answer.count("}") else reward.judge_answer(answer, truth)
+    assert (found.verdict, found.score) == (verdict, float(verdict == "right"))
+    assert time.perf_counter() - began < 1
+
+
+def test_time_and_faults_have_verdicts(monkeypatch):
+    assert judge("I give up", "5") == reward.Verdict(0.0, "no_answer", None, "no final answer found")
+    monkeypatch.setattr(reward, "SECONDS", 0.0)
+    assert judge(r"\boxed{\sqrt{12}}", r"2\sqrt{3}").verdict == "timeout"
+    monkeypatch.setattr(reward, "algebra", lambda *_: 1 / 0)           # caught: a fault of ours that stops the run
+    found = judge(r"\boxed{\sqrt{12}}", r"2\sqrt{3}")
+    assert (found.score, found.verdict) == (0.0, "crashed") and "ZeroDivisionError" in found.rule
+
+
+PLANTED = [r"__import__('os').system('touch harmed')", r"open('harmed','w').write('1')", "exec('open(1)')", "eval('1+1')",
+           "().__class__.__bases__[0].__subclasses__()", r"\text{__import__('os').mkdir('harmed')}", "lambda: 0", "x.__init__.__globals__",
+           r"\input{/etc/passwd}", r"\write18{touch harmed}", "$(touch harmed)", "`touch harmed`", "'; touch harmed; '",
+           "S('open(1)')", "Symbol('x').__class__", "[x for x in (1,2)]", "f'{1}'", "print(1)", "sympify('1')"]
+
+
+def test_no_answer_is_executed(tmp_path):
+    # Caught: eval, sympify, parse_expr or a shell anywhere: the interpreter's audit names every compile, exec, open and spawn.
+    program = """
+import json, sys
+import reward
+reward.score("\\\\boxed{\\\\sqrt{8}}", "2\\\\sqrt{2}")                     # imports what is imported late
+seen = []
+sys.addaudithook(lambda event, _: seen.append(event) if event.split(".")[0] in
+                 ("compile", "exec", "open", "os", "subprocess", "socket", "import", "code", "shutil", "pty") else None)
+planted = json.loads(sys.argv[1])
+found = [reward.score(f"\\\\boxed{{{text}}}", truth) for text in planted for truth in ("49", "2", "x", text[::-1])]
+print(json.dumps([sum(found), sorted(set(seen))]))
+"""
+    done = subprocess.run([sys.executable, "-c", program, json.dumps(PLANTED)], cwd=tmp_path, capture_output=True, text=True,
+                          timeout=60, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert json.loads(done.stdout) == [0, []], done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+# ------------------------------------------------------------------------------------------------------ random expressions
+# An expression is a whole number, a letter, ("+", a, b), ("*", a, b), ("/", a, b), ("^", a, n) or ("sqrt", a).
+
+expressions = st.recursive(
+    st.integers(-9, 9) | st.sampled_from("xyab"),
+    lambda inner: st.tuples(st.sampled_from("+*/"), inner, inner) | st.tuples(st.just("^"), inner, st.integers(2, 3))
+    | st.tuples(st.just("sqrt"), inner), max_leaves=8)
+PROPERTY = settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+
+
+def value(tree, point):
+    if not isinstance(tree, tuple):
+        return complex(point[tree] if isinstance(tree, str) else tree)
+    a, *rest = (value(x, point) for x in tree[1:])
+    return {"+": lambda: a + rest[0], "*": lambda: a * rest[0], "/": lambda: a / rest[0], "^": lambda: a ** tree[2],
+            "sqrt": lambda: a ** 0.5}[tree[0]]()
+
+
+def values(tree):
+    """At a few points, without reward.py's arithmetic; the example is dropped where there are none, or none of use."""
+    found = []
+    for point in ({"x": 1.7, "y": 2.3, "a": 0.6, "b": 3.1}, {"x": 0.4, "y": 5.2, "a": 2.9, "b": 1.3}):
+        try:
+            found.append(value(tree, point))
+        except (ZeroDivisionError, OverflowError):
+            assume(False)
+        assume(abs(found[-1]) < 1e6 and abs(found[-1].imag) < 1e-12)
+    return found
+
+
+def differ(left, right):
+    """So clearly that it is no matter of rounding."""
+    return any(abs(a - b) > 1e-4 * (1 + abs(a)) for a, b in zip(values(left), values(right), strict=True))
+
+
+def latex(tree):
+    if not isinstance(tree, tuple):
+        return f"({tree})" if str(tree).startswith("-") else str(tree)
+    a, b = latex(tree[1]), latex(tree[2]) if len(tree) > 2 else ""
+    return {"+": f"({a}+{b})", "*": rf"{a} \cdot {b}", "/": rf"\frac{{{a}}}{{{b}}}", "^": f"({a})^{{{tree[-1]}}}",
+            "sqrt": rf"\sqrt{{{a}}}"}[tree[0]]
+
+
+def rewritten(tree, draw):
+    """The same in another order and spelling, powers and products over sums sometimes written out."""
+    if not isinstance(tree, tuple):
+        return draw.choice([f"({tree})", f"{{{tree}}}", rf"\left( {tree} \right)"])
+    kind, left = tree[0], tree[1]
+    if kind == "*" and isinstance(left, tuple) and left[0] == "+" and draw.random() < 0.7:
+        return rewritten(("+", ("*", tree[2], left[1]), ("*", left[2], tree[2])), draw)
+    if kind == "^" and draw.random() < 0.7:
+        return rewritten(("*", left, ("^", left, tree[2] - 1) if tree[2] > 2 else left), draw)
+    a, b = rewritten(left, draw), rewritten(tree[2], draw) if len(tree) > 2 else ""
+    if kind in "+*" and draw.random() < 0.5:
+        a, b = b, a
+    return {"+": [f"({a}+{b})", f"( {a} - (-{b}))"], "*": [f"({a})({b})", rf"({a}) \times ({b})", f"({a})*({b})"],
+            "/": [f"(({a})/({b}))", rf"\dfrac{{{a}}}{{{b}}}", rf"({a})({b})^{{-1}}"],
+            "^": [f"({a})^{tree[-1]}", f"({a})^{{{tree[-1]}}}"],
+            "sqrt": [rf"\sqrt{{{a}}}", rf"({a})^{{1/2}}", rf"{{({a})}}^{{\frac12}}"]}[kind][draw.randrange(2)]
+
+
+def changed(tree, draw):
+    """One coefficient, sign or bracket changed somewhere."""
+    if not isinstance(tree, tuple) or draw.random() < 0.25:
+        return draw.choice([("+", tree, 1), ("*", 2, tree), ("*", -1, tree)])
+    if tree[0] == "*" and isinstance(tree[2], tuple) and tree[2][0] == "+" and draw.random() < 0.5:
+        return ("+", ("*", tree[1], tree[2][1]), tree[2][2])           # a(b + c) -> ab + c
+    return (tree[0], changed(tree[1], draw), *tree[2:])
+
+
+@PROPERTY
+@given(expressions, st.integers(0, 10**6))
+def test_rewritten_is_equal(tree, seed):
+    # Caught: a precedence, a spelling or a law of arithmetic that the parser or the evaluation has wrong.
+    values(tree)
+    text, other = latex(tree), rewritten(tree, random.Random(seed))
+    assert equal(other, text) and equal(text, other), (other, text)
+    assert equal(text.replace("\\", "\\\\"), text) and equal(f"${text}$.", text)
+
+
+@PROPERTY
+@given(expressions, st.integers(0, 10**6))
+def test_changed_is_not_equal(tree, seed):
+    # Caught: equality by too few points or with a loose tolerance, signs or factors lost.
+    other = changed(tree, random.Random(seed))
+    assume(differ(tree, other))
+    assert not equal(latex(other), latex(tree)), (latex(other), latex(tree))
+
+
+@PROPERTY
+@given(st.integers(-50, 50), st.integers(1, 50), st.sampled_from("(["), st.sampled_from(")]"))
+def test_intervals_are_equal_with_their_brackets_only(low, length, opening, closing):
+    high, signs = low + length, {"(": "<", "[": r"\le", ")": "<", "]": r"\le"}
+    truth = f"{opening}{low}, {high}{closing}"
+    assert equal(rf"{low} {signs[opening]} x {signs[closing]} {high}", truth) and equal(rf"\left{opening}{low},{high}\right{closing}", truth)
+    for wrong in (f"{'[(' [opening == '[']}{low}, {high}{closing}", f"{opening}{low}, {high}{'])'[closing == ']']}",
+                  f"{opening}{low}, {high + 1}{closing}", f"{opening}{-high}, {-low}{closing}" if low != -high else "5"):
+        assert not equal(wrong, truth), (wrong, truth)
+
+
+PIECES = r"""\frac \sqrt { } ( ) [ ] \{ \} ^ _ | ! % & \\ , ; : . + - * / = < \le \in \cup \pm x y e i 0 1 2 17 99999 \pi \infty \begin{pmatrix}
+    \end{pmatrix} \text{ or and \boxed{ $ \sin \log \binom \lfloor \rfloor \ldots ° ' \overline \pmod cm \mathbb{R} é ∞ \left \right \cdot""".split()
+
+
+@settings(PROPERTY, max_examples=300)
+@given(st.lists(st.sampled_from(PIECES), max_size=40).map("".join) | st.text(max_size=60) | st.binary(max_size=80).map(
+    lambda raw: raw.decode("latin-1")), st.sampled_from([truth for _, _, truth, _ in cases()]), st.integers(0, 10**6))
+def test_nothing_raises(noise, truth, seed):
+    # Caught: any exception that is not ours ("crashed" is a fault of the checker), any slow path.
+    draw = random.Random(seed)
+    at, drop = draw.randrange(len(truth) + 1), draw.randrange(3)
+    for answer in (noise, truth[:at] + noise[:5] + truth[at + drop:], truth[::-1]):
+        for pair in ((answer, truth), (truth, answer)):
+            began = time.perf_counter()
+            found = reward.judge_answer(*pair)
+            assert found.verdict in VERDICTS - {"crashed", "timeout"} and found.score == (found.verdict == "right"), (pair, found)
+            assert time.perf_counter() - began < 2, pair
+        score(answer, truth)
+
+
+# --------------------------------------------------------------------------------------------------------------- the pool
+
+def algebraic(n):
+    """An answer and a truth that only a worker decides."""
+    return rf"\boxed{{\sqrt{{{n * n * 2}}}}}", rf"{n}\sqrt{{2}}"
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """The worker processes, as they are started."""
+    found, start = [], Grader._start
+    monkeypatch.setattr(Grader, "_start", lambda self: found.append(start(self)) or found[-1])
+    return found
+
+
+def test_grade_keeps_order_and_threads_may_share(started):
+    texts, truths = zip(*(algebraic(n) if n % 3 else (rf"\boxed{{{n}}}", str(n + n % 2)) for n in range(1, 40)), strict=True)
+    with Grader(workers=2) as grader:
+        found = [[] for _ in range(3)]
+        threads = [threading.Thread(target=lambda i=i: found[i].extend(grader.grade(texts, truths))) for i in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(started) == 2
+        with pytest.raises(ValueError, match="zip"):
+            grader.grade(texts, truths[1:])
+    expected = [judge(*pair) for pair in zip(texts, truths, strict=True)]
+    assert {v.verdict for v in expected} == {"right", "wrong"} and found == [expected] * 3
+    assert all(worker.poll() == 0 for worker in started)               # caught: workers left behind
+    with pytest.raises(RuntimeError, match="closed"):
+        grader.submit(*algebraic(2))
+    with pytest.raises(ValueError, match="positive"):
+        Grader(workers=0)
+
+
+def test_a_worker_that_hangs_or_dies_is_replaced(started):
+    with Grader(timeout_s=0.5) as grader:
+        assert grader.grade(*zip(algebraic(2), strict=True))[0].verdict == "right"
+        os.kill(started[0].pid, signal.SIGSTOP)                        # caught: no alarm, so that the run waits for ever
+        assert grader.submit(*algebraic(3)).result(20).verdict == "timeout"
+        assert grader.submit(*algebraic(4)).result(20).verdict == "right"
+        os.kill(started[1].pid, signal.SIGSTOP)
+        waiting = grader.submit(*algebraic(5))
+        time.sleep(0.1)
+        os.kill(started[1].pid, signal.SIGKILL)                        # in the middle of an answer
+        assert waiting.result(20).verdict == "crashed" and waiting.result().score == 0.0
+        assert grader.submit(*algebraic(6)).result(20).verdict == "right"
+        os.kill(started[2].pid, signal.SIGKILL)                        # between two answers: nothing is lost
+        started[2].wait()
+        assert grader.submit(*algebraic(7)).result(20).verdict == "right"
+    assert len(started) == 4
+    with Grader() as grader:
+        grader.command = ["/no/such/program"]                          # caught: a worker thread that ends with its task unanswered
+        assert [grader.submit(*algebraic(2)).result(20).verdict for _ in range(2)] == ["crashed"] * 2
+
+
+def test_memory_of_a_worker_is_limited(tmp_path, started):
+    hungry = tmp_path / "hungry.py"                                    # the worker's own loop around a judge that wants 1 GB
+    hungry.write_text("import sys, reward\nfair = reward.judge_answer\n"
+                      "reward.judge_answer = lambda a, t: fair(a, t) if '2' in a else len(bytearray(2**30))\n"
+                      "reward.serve(float(sys.argv[2]))\n")
+    os.environ["PYTHONPATH"], before = str(ROOT), os.environ.get("PYTHONPATH")
+    try:
+        with Grader(memory_gb=0.25) as grader:
+            grader.command[1] = str(hungry)
+            verdicts = [grader.submit(answer, r"2\sqrt2").result(20).verdict for answer in (r"\boxed{\sqrt{3}}", r"\boxed{2\sqrt{2}}")]
+    finally:
+        os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
+    assert verdicts == ["crashed", "right"]
+
+
+def test_workers_import_no_torch(tmp_path):
+    # Caught: a pool of multiprocessing, which imports the caller's script, without a guard, and with it torch.
+    (tmp_path / "torch.py").write_text("import os\nprint('torch', os.getpid(), flush=True)\n")
+    (tmp_path / "train.py").write_text("import torch, reward\nwith reward.Grader(2) as grader:\n"
+                                       f"    print([v.score for v in grader.grade(*zip({algebraic(2)}, {algebraic(3)}))])\n")
+    done = subprocess.run([sys.executable, "train.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60,
+                          env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"})
+    assert done.stdout.count("torch") == 1 and done.stdout.endswith("[1.0, 1.0]\n"), done.stdout + done.stderr
+
+
+# ------------------------------------------------------------------------------------------------------- the command line
+
+def test_the_command_explains(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["reward.py", "--answer", r"so \boxed{\sqrt 8}", "--truth", r"2\sqrt2"])
+    reward.main()
+    shown = capsys.readouterr().out
+    assert r"\sqrt 8" in shown and "right" in shown and "60 digits" in shown and "('fn', 'root'" in shown
+    file = tmp_path / "cases.jsonl"
+    file.write_text("".join(json.dumps({"completion": f"\\boxed{{{a}}}", "gold": "2", "expected": e}) + "\n"
+                            for a, e in (("2", 1), ("3", 0), ("4", 1))))
+    monkeypatch.setattr(sys, "argv", ["reward.py", "--file", str(file)])
+    reward.main()
+    shown = capsys.readouterr().out
+    assert "answer '4'" in shown and "2 of 3 agree (66.7%)" in shown
+
+
+# --------------------------------------------------------------------------------------------------- published collections
+
+def lines(name):
+    return [json.loads(line) for line in (Path(SCALING_DATA) / "checker" / f"{name}.jsonl").read_text("utf-8").splitlines()]
+
+
+@pytest.mark.skipif(not SCALING_DATA, reason="SCALING_DATA names no folder with checker/")
+def test_labelled_cases():
+    labelled = [case for case in lines("cases_dev") if not case["kind"].startswith("x:")]
+    wrong = [case for case in labelled if score(case["completion"], case["gold"]) != case["expected"]]
+    assert len(labelled) > 250 and len(wrong) <= 0.01 * len(labelled), wrong
+    assert not [case for case in wrong if case["expected"] == 0], wrong
+
+
+@pytest.mark.skipif(not SCALING_DATA, reason="SCALING_DATA names no folder with checker/")
+def test_hostile_cases():
+    for case in lines("adversarial_dev"):
+        began = time.perf_counter()
+        found = judge(case["completion"], case["gold"])
+        assert time.perf_counter() - began < 2 and found.verdict != "crashed" and case["expected"] in (None, found.score), case
+
+
+@pytest.mark.skipif(not SCALING_DATA, reason="SCALING_DATA names no folder of problem sets")
+def test_every_truth_of_the_study_equals_itself():
+    import data
+    files = [path for path in Path(SCALING_DATA, "data").glob("*/*math*.parquet") if "deepscaler" not in path.name]
+    truths = sorted({p.answer for path in files for p in data.load(str(path)) if p.kind == "math"})
+    assert len(truths) > 3000
+    assert not [truth for truth in truths if not equal(truth, truth)]
+    unread = []
+    for truth in truths:
+        text = reward.WRAP.sub(r"\1", reward.clean(truth))
+        if not reward.choice(text) and not reward.WORDS.fullmatch(text):    # those are compared as text
+            try:
+                reward.parse(reward.clean(truth), True)
+                assert reward.algebra(reward.clean(truth), reward.clean(truth))[0] == "right", truth    # not by the string
+            except (reward.Unreadable, reward.TooLarge):
+                unread.append(truth)
+    assert len(unread) <= 0.001 * len(truths), unread
