@@ -475,7 +475,7 @@ class Parser:
         return ("mark", "deg" + scale, tree)
 
     def argument(self, whole=False):
-        r"""What a command or sign applies to: a group or one token. \frac12 takes single digits; 2^10 and \sqrt10 the number."""
+        r"""What a command or sign applies to: a group or one token. \frac12 takes digits; 2^10 and \sqrt10 the number."""
         if self.eat("{"):
             tree = self.listing()
             self.need("}")
@@ -1242,8 +1242,8 @@ class Verdict:
 
 
 NUMBER = re.compile(r"([+-]?)(?:(\d{1,3}(?:,\d{3})+|\d+)(?:\.(\d*))?|\.(\d+))\.?")
-CHOICE = re.compile(r"(?:(?:option|choice|answer)\s*:?\s*)?(?:\(([A-J])\)|([A-J])(?:[).:]|$))\s*(?![,;&]|and\b|or\b)(.*)",
-                    re.I | re.S)
+CHOICE = re.compile(r"(?:(?:option|choice|answer)\s*:?\s*)?(?:\(([A-J])\)|([A-J])(?:[).]|:(?=\s)|$))"
+                    r"(?![-(])(?!\s*(?:[,;&^_+*/=!<>]|and\b|or\b))\s*(.*)", re.I | re.S)      # not (a)(b), (a)^2, A:B
 WORDS = re.compile(r"(?=.*[a-zA-Z]{2})[a-zA-Z][a-zA-Z\s.,;'\"()-]*")
 
 
@@ -1292,7 +1292,7 @@ def decide(answer: str, truth: str) -> tuple[str, str]:
     if a == t:
         return "right", "the same string after cleaning"
     left, right = (WRAP.sub(r"\1", clean(text)).strip() for text in (answer, truth))
-    chosen, due = choice(left), choice(right) if len(right) > 1 or right.isupper() else None      # the truth "a" is a letter
+    chosen, due = choice(left), None if right.islower() and len(right) == 1 else choice(right)     # the truth "a" is a letter
     if due and chosen:
         return ("right" if chosen[0] == due[0] else "wrong"), "choices by letter"
     if due and due[1]:

@@ -172,6 +172,8 @@ RULES = {
         C  =  (C)  =  C.  =  \text{C}  =  \text{(C)}  =  \textbf{(C) } 12  =  \mathbf{(C)}  =  Option C  !  D  !  c+1
         C  !  C, D  !  CD
         \textbf{(C) } 12  =  C  =  12  =  (C)  !  B  !  13
+        (a)^2b  =  a^2b  =  (a)(ab)  !  A  !  (A)
+        A:B=1:2  =  1:2  !  A  !  B=1:2
         12  =  (B) 12  !  (B) 13  !  C
         \text{Yes}  =  yes  !  No
         \text{ellipse}  =  Ellipse  =  \text{an ellipse}  =  \text{ellipses}  !  hyperbola
@@ -218,7 +220,8 @@ def test_extract(text, answer):
     assert extract(text) == answer
 
 
-@pytest.mark.parametrize("piece", ["\\", "\\boxed{", "{", "}", "\\boxed ", "\\boxed{1}", " ", "answer is ", "answer ", "####", "#### \t",
+@pytest.mark.parametrize("piece", ["\\", "\\boxed{", "{", "}", "\\boxed ", "\\boxed{1}", " ", "answer is ", "answer ", "####",
+                                   "#### \t",
                                    "</think>", "final answer*", "\\\\boxed", "* ", ". ", "\\{", "answer is\t"])
 @pytest.mark.parametrize("before", ["", "\\boxed{1} ", "\\boxed", "answer is ", "####"])
 def test_extract_is_linear(before, piece):
@@ -241,7 +244,8 @@ def test_extract_is_linear(before, piece):
 ])
 def test_verdicts_and_bounds(answer, truth, verdict):
     began = time.perf_counter()
-    found = judge(f"\\boxed{{{answer}}}", truth) if answer.count("{") == answer.count("}") else reward.judge_answer(answer, truth)
+    closed = answer.count("{") == answer.count("}")
+    found = judge(f"\\boxed{{{answer}}}", truth) if closed else reward.judge_answer(answer, truth)
     assert (found.verdict, found.score) == (verdict, float(verdict == "right"))
     assert time.perf_counter() - began < 1
 
@@ -256,7 +260,8 @@ def test_time_and_faults_have_verdicts(monkeypatch):
 
 
 PLANTED = [r"__import__('os').system('touch harmed')", r"open('harmed','w').write('1')", "exec('open(1)')", "eval('1+1')",
-           "().__class__.__bases__[0].__subclasses__()", r"\text{__import__('os').mkdir('harmed')}", "lambda: 0", "x.__init__.__globals__",
+           "().__class__.__bases__[0].__subclasses__()", r"\text{__import__('os').mkdir('harmed')}", "lambda: 0",
+           "x.__init__.__globals__",
            r"\input{/etc/passwd}", r"\write18{touch harmed}", "$(touch harmed)", "`touch harmed`", "'; touch harmed; '",
            "S('open(1)')", "Symbol('x').__class__", "[x for x in (1,2)]", "f'{1}'", "print(1)", "sympify('1')"]
 
@@ -374,14 +379,16 @@ def test_changed_is_not_equal(tree, seed):
 def test_intervals_are_equal_with_their_brackets_only(low, length, opening, closing):
     high, signs = low + length, {"(": "<", "[": r"\le", ")": "<", "]": r"\le"}
     truth = f"{opening}{low}, {high}{closing}"
-    assert equal(rf"{low} {signs[opening]} x {signs[closing]} {high}", truth) and equal(rf"\left{opening}{low},{high}\right{closing}", truth)
+    assert equal(rf"{low} {signs[opening]} x {signs[closing]} {high}", truth)
+    assert equal(rf"\left{opening}{low},{high}\right{closing}", truth)
     for wrong in (f"{'[(' [opening == '[']}{low}, {high}{closing}", f"{opening}{low}, {high}{'])'[closing == ']']}",
                   f"{opening}{low}, {high + 1}{closing}", f"{opening}{-high}, {-low}{closing}" if low != -high else "5"):
         assert not equal(wrong, truth), (wrong, truth)
 
 
-PIECES = r"""\frac \sqrt { } ( ) [ ] \{ \} ^ _ | ! % & \\ , ; : . + - * / = < \le \in \cup \pm x y e i 0 1 2 17 99999 \pi \infty \begin{pmatrix}
-    \end{pmatrix} \text{ or and \boxed{ $ \sin \log \binom \lfloor \rfloor \ldots ° ' \overline \pmod cm \mathbb{R} é ∞ \left \right \cdot""".split()
+PIECES = r"""\frac \sqrt { } ( ) [ ] \{ \} ^ _ | ! % & \\ , ; : . + - * / = < \le \in \cup \pm x y e i 0 1 2 17 99999 \pi \infty
+    \begin{pmatrix} \end{pmatrix} \text{ or and \boxed{ $ \sin \log \binom \lfloor \rfloor \ldots ° ' \overline \pmod cm \mathbb{R} é ∞ \left \right
+    \cdot""".split()
 
 
 @settings(PROPERTY, max_examples=300)
@@ -395,7 +402,8 @@ def test_nothing_raises(noise, truth, seed):
         for pair in ((answer, truth), (truth, answer)):
             began = time.perf_counter()
             found = reward.judge_answer(*pair)
-            assert found.verdict in VERDICTS - {"crashed", "timeout"} and found.score == (found.verdict == "right"), (pair, found)
+            assert found.verdict in VERDICTS - {"crashed", "timeout"}, (pair, found)
+            assert found.score == (found.verdict == "right")
             assert time.perf_counter() - began < 2, pair
         score(answer, truth)
 
@@ -453,7 +461,7 @@ def test_a_worker_that_hangs_or_dies_is_replaced(started):
         assert grader.submit(*algebraic(7)).result(20).verdict == "right"
     assert len(started) == 4
     with Grader() as grader:
-        grader.command = ["/no/such/program"]                          # caught: a worker thread that ends with its task unanswered
+        grader.command = ["/no/such/program"]       # caught: a thread that ends with its task unanswered
         assert [grader.submit(*algebraic(2)).result(20).verdict for _ in range(2)] == ["crashed"] * 2
 
 
@@ -466,7 +474,8 @@ def test_memory_of_a_worker_is_limited(tmp_path, started):
     try:
         with Grader(memory_gb=0.25) as grader:
             grader.command[1] = str(hungry)
-            verdicts = [grader.submit(answer, r"2\sqrt2").result(20).verdict for answer in (r"\boxed{\sqrt{3}}", r"\boxed{2\sqrt{2}}")]
+            verdicts = [grader.submit(answer, r"2\sqrt2").result(20).verdict
+                        for answer in (r"\boxed{\sqrt{3}}", r"\boxed{2\sqrt{2}}")]
     finally:
         os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
     assert verdicts == ["crashed", "right"]
