@@ -82,6 +82,7 @@ def main():
     versions = {"python": platform.python_version()}
     for name in ("sympy", "mpmath", "math-verify"):
         versions[name] = metadata.version(name) if name != "math-verify" or check else None
+
     def git(*words):
         return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
 
