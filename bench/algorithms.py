@@ -64,7 +64,7 @@ def draw(lines: list[dict], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6), width_ratios=[1.15, 1], layout="constrained", sharey=False)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6), width_ratios=[1.15, 1], layout="constrained")
     groups = {name: [r for r in lines if r["name"] == name] for name in RUNS}
     order = sorted((n for n in RUNS if groups[n]), key=lambda n: np.mean([r["points"][-1][1] for r in groups[n]]))
     for name, color in zip(RUNS, COLORS, strict=True):
@@ -77,10 +77,11 @@ def draw(lines: list[dict], path: Path) -> None:
         left.fill_between(steps, mean - half, mean + half, color=color, alpha=0.12, lw=0)
         right.plot(y, [step] * len(y), "o", color=color, ms=4, alpha=0.45, mec="none")
         right.errorbar(mean[-1], step, xerr=half[-1], fmt="D", color=color, ms=6, capsize=4, lw=2)
-    left.set(xlabel="step", ylabel="pass@1, 200 held-out problems", title=f"mean of {len(groups[order[0]])} seeds, 95% interval")
+    left.set(xlabel="step", ylabel="pass@1, 200 held-out problems", title=f"{len(groups[order[0]])} seeds: mean, 95% interval")
     left.legend(frameon=False, ncols=2, loc="lower right")
     labels = [f"{n}\n{np.mean([r['D'] for r in groups[n]]):,.0f} prompts" for n in order]
-    right.set(yticks=range(len(order)), yticklabels=labels, xlabel="pass@1 after the last step", title="seeds, mean, 95% interval")
+    right.set(yticks=range(len(order)), yticklabels=labels, title="every seed; mean, 95% interval",
+              xlabel="pass@1 after the last step")
     for axis in (left, right):
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25)
