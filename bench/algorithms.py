@@ -1,6 +1,6 @@
 """Every recipe on the tiny model, over several seeds: pass@1 during the run and at its end, in one figure.
 
-    python bench/algorithms.py --seeds 5 --steps 60 --jobs 2
+    python bench/algorithms.py --seeds 5 --steps 40 --jobs 2
 
 Each run is the command that a user types. The flags in SHARED come first, so that a recipe which fixes one of them wins: those
 that are REINFORCE by definition make one update of a rollout, the others four, without which no ratio would differ from 1.
@@ -92,7 +92,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Every recipe on the tiny model.",
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5, help="runs of each recipe, at least 2")
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, each on one core")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "algorithms")
     flags = parser.parse_args()

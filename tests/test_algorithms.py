@@ -118,11 +118,12 @@ def test_advantages_are_the_equations():
 
 
 def completion(i, grade, length, finished=True, sample=0, prompt=None):
-    return Completion(i, sample, prompt or [1, 2], [3] * length, [-1.0] * length, finished, "", Verdict(float(grade), "", "", ""))
+    verdict = Verdict(float(grade), "", "", "")
+    return Completion(i, sample, prompt or [1, 2], [3] * length, [-1.0] * length, finished, "", verdict)
 
 
 def test_the_soft_penalty_is_daposs():
-    # Caught: the penalty's sign, its start at max_new, a penalty without a floor, one that --overlong none gives too.
+    # Caught: the penalty's sign, its start at max_new, a bonus for what is short, a penalty that --overlong none gives too.
     f = Flags(group=2, max_new=20, overlong="soft", overlong_cache=8)
     done = [completion(0, length % 2, length, length < 20) for length in range(1, 21)]
     for got, c in zip(rewards(done, f).tolist(), done, strict=True):
@@ -137,7 +138,7 @@ def test_the_soft_penalty_is_daposs():
 def test_weights_are_the_denominators(equal, overlong):
     # Caught: denominators that count what left the loss, another sequence's length, masks of the finished.
     rng = random.Random(2)
-    grades = [1, 0, 1, 1, 1, 1, 0, 0, 0, 0.5, 0.5, 1]  # those of the second and third group are equal
+    grades = [1, 0, 1, 1, 1, 1, 0, 0, 0, 0.5, 0.5, 1]  # equal in groups 2 and 3
     done = [completion(i // 3, g, rng.randint(1, 12), rng.random() < 0.7) for i, g in enumerate(grades)]
     inside = []
     for i, c in enumerate(done):
