@@ -205,8 +205,8 @@ def rewards(done: list[Completion], f: Flags) -> Tensor:
 
 
 def advantages(reward_PG: Tensor, kind: str = "std") -> Tensor:
-    """adv_PG, float32, each group against itself. std, unbiased: GRPO, eq. 3; mean: Dr. GRPO (arXiv 2503.20783, eq. 3);
-    loo, against the mean of the others, which is r - mean times G / (G - 1): RLOO (arXiv 2402.14740, eq. 6)."""
+    """adv_PG, float32, each group against itself. std, unbiased: GRPO, eq. 3; mean: Dr. GRPO (arXiv 2503.20783);
+    loo, against the mean of the others, which is r - mean times G / (G - 1): RLOO (arXiv 2402.14740)."""
     adv_PG, G = reward_PG - reward_PG.mean(1, keepdim=True), reward_PG.shape[1]
     if kind == "std":
         adv_PG = adv_PG / (reward_PG.std(1, keepdim=True) + 1e-6)
@@ -240,8 +240,8 @@ def grpo_loss(logp_R: Tensor, entropy_R: Tensor, b: Batch, f: Flags) -> tuple[Te
     """-> (this batch's part of the loss, how many tokens were clipped, their KL summed; the latter two without gradients).
 
     logp_R and entropy_R, float32, carry gradients; the rest is constant. PPO's clipped surrogate (arXiv 1707.06347, eq. 7) with
-    the dual clip (arXiv 1912.09729, eq. 5), or CISPO's weighted log pi (arXiv 2506.13585, eq. 4); ratio of the sequence: GSPO
-    (arXiv 2507.18071, eq. 7); weights for what the sampler computed otherwise, cut at a cap: TIS (Yao et al. 2025).
+    the dual clip (arXiv 1912.09729, eq. 5), or CISPO's weighted log pi (arXiv 2506.13585); ratio of the sequence: GSPO
+    (arXiv 2507.18071); weights for what the sampler computed otherwise, cut at a cap: TIS (Yao et al. 2025).
     """
     log_ratio_R, log_gap_R = logp_R - b.old_R, b.old_R - b.sampler_R
     if f.ratio == "sequence":
