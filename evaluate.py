@@ -20,7 +20,7 @@ import os
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
@@ -137,6 +137,25 @@ def check_source(source: Source, problems: list[data.Problem], ks: Iterable[int]
                          f"completions of each problem; write {source.name}:{max(ks)}, or another --k")
     if any(p.kind == "code" for p in problems):
         sandbox.holding(sandbox.Limits())
+
+
+def held_out(f) -> tuple[Sequence[data.Problem], list[tuple[Source, list[data.Problem]]]]:
+    """-> (training problems in their order, the problems of each --eval). One without a NAME takes the test split of the tiny
+    world, and of a file every n-th problem, which then is not trained on. f: grpo.py's Flags."""
+    problems, tests = data.load(f.data, seed=f.seed), []
+    for source in map(Source.read, f.eval):
+        if source.name or isinstance(problems, data.Arithmetic):
+            test = data.load(source.name or f.data, split="test", seed=f.seed)[: f.eval_problems]
+        else:
+            n = max(1, min(f.eval_problems, len(problems) // 5))
+            chosen = {(2 * i + 1) * len(problems) // (2 * n) for i in range(n)}
+            test = [problems[i] for i in sorted(chosen)]
+            problems = [p for i, p in enumerate(problems) if i not in chosen]
+        check_source(source, test)
+        tests.append((source, test))
+    if len({source.name for source, _ in tests}) < len(tests):
+        raise ValueError(f"--eval names a source twice: {' '.join(f.eval)}; give each once, with its largest n")
+    return problems, tests
 
 
 def row(c: Completion, problem: data.Problem, source: str) -> dict:

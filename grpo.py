@@ -7,12 +7,13 @@
 GRPO (Shao et al. 2024, arXiv 2402.03300), as in "Scaling Behaviors of LLM Reinforcement Learning Post-Training"
 (arXiv 2509.25300). For each of P prompts draw G completions o_1..o_G with rewards r_1..r_G, then ascend
 
-    J = 1/T sum_i sum_t  min( rho_it A_i, clip(rho_it, 1 - eps_low, 1 + eps_high) A_i )  -  beta KL_it
-    A_i = (r_i - mean r) / (std r + 1e-6),    rho_it = pi(o_it | ..) / pi_old(o_it | ..)
+    J = sum_i w_i sum_t  min( rho_it A_i, clip(rho_it, 1 - eps_low, 1 + eps_high) A_i )  -  beta KL_it
+    A_i = (r_i - mean r) / (std r + 1e-6),    rho_it = pi(o_it | ..) / pi_old(o_it | ..),    w_i = 1/T
     KL_it = exp(d) - d - 1,  d = log pi_ref - log pi     (the k3 estimator, within +-10)
 
 with the dual clip: for A < 0 the term is at least c A. T counts the completion tokens of the whole update, over all
-micro-batches and ranks, so the gradient does not depend on how the batch is cut.
+micro-batches and ranks, so the gradient does not depend on how the batch is cut. Each algorithm of recipes/ changes some of
+these terms: the reward r in rewards(), A in advantages(), w in weights(), the rest in grpo_loss(), one line for each.
 
 Where we deviate from the paper's code, and why:
 - Its token mean is taken per micro-batch, so its gradient depends on the cut; ours is global.
@@ -31,11 +32,11 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
 import torch
 import torch.distributed as dist
@@ -46,10 +47,11 @@ from transformers import AutoTokenizer
 
 import data
 import plan
+from batch import Batch, deal, draw, log_probs, mixed
 from checkpoint import Checkpoints, open_run, read_flags, restore
-from evaluate import Completion, Source, check_source, collect, connect, draw_curve, evaluate, show
+from evaluate import Completion, collect, connect, draw_curve, evaluate, held_out, show
 from ledger import Interrupted, Ledger, Signals, Stopped, explain
-from model import Model, full, load, make_mesh, packed_attention, save, shard
+from model import Model, full, load, make_mesh, save, shard
 from reward import Grader
 from rollout import Sampler, copy_weights, stop_tokens
 
@@ -60,7 +62,7 @@ class Flags:
     model: str = "models/tiny"  # hub name, or directory in Hugging Face layout
     data: str = "arithmetic"  # arithmetic, a .jsonl/.json/.parquet file, or a hub name with an optional :split
     out: str = ""  # the run's directory, which must not exist; "" makes one under runs/
-    template: str = "auto"  # prompts as chat turns or plain text: auto (chat if the tokenizer has a template), chat, plain
+    template: Literal["auto", "chat", "plain"] = "auto"  # prompts as; auto: chat if the tokenizer has a template
     seed: int = 0  # keys the noise of every sampled token, and the stream of arithmetic problems
     # a step
     steps: int = 150  # rollouts to train on
@@ -71,11 +73,24 @@ class Flags:
     max_prompt: int = 256  # tokens; longer prompts are dropped, and counted
     max_new: int = 64  # tokens of a completion; longer ones are cut, and get what the grader gives them
     temperature: float = 1.0  # of sampling, and of the policy that is trained
-    # the loss
+    # the algorithm: each line changes one term of the mathematics, whatever the others are (recipes/ names sets of them)
+    advantage: Literal["std", "mean", "loo"] = "std"  # reward - mean, / std (GRPO); without / std; - mean of others (RLOO)
+    ratio: Literal["token", "sequence"] = "token"  # rho of each token, or their geometric mean over the sequence (GSPO)
+    surrogate: Literal["clip", "cispo"] = "clip"  # PPO's minimum; or the clipped ratio weighs log pi, as a constant
     clip_low: float = 0.2  # the ratio is clipped to 1 - clip_low ..
     clip_high: float = 0.2  # .. 1 + clip_high
     dual_clip: float = 3.0  # c: with a negative advantage a token's term is at least c times it; 0 turns it off
+    aggregate: Literal["tokens", "sequences", "constant"] = "tokens"  # mean over tokens; of means; of sums / max_new
     kl: float = 0.0  # beta, the weight of the KL term against the frozen start; 0 leaves out the reference model
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"  # of a token's KL, with d = log pi_ref - log pi: -d; d^2 / 2; exp(d) - d - 1
+    kl_in: Literal["loss", "reward"] = "loss"  # reward: the sum over a sequence's tokens is taken off its reward (RLOO)
+    entropy: float = 0.0  # weight of a bonus for the entropy of every token's distribution
+    equal_groups: Literal["keep", "drop", "resample"] = "keep"  # of equal grades; drop: not in the loss; resample: others drawn
+    rounds: int = 3  # of drawing prompts for one step, at most, with resample
+    overlong: Literal["none", "soft", "mask"] = "none"  # soft: a penalty up to 1 at max_new; mask: cut ones not in the loss
+    overlong_cache: int = 16  # tokens below max_new from which on the soft penalty grows
+    correct: Literal["none", "token", "sequence"] = "none"  # surrogate times pi_old / pi_sampler of the token, or sequence ..
+    correct_cap: float = 2.0  # .. cut at this
     # the optimiser
     lr: float = 5e-4  # AdamW, constant after the warm-up (the paper: 1e-6)
     warmup: int = 5  # updates over which the learning rate rises linearly
@@ -109,13 +124,17 @@ FREE = {"out", *list(Flags.__annotations__)[list(Flags.__annotations__).index("m
 
 def parse_flags(argv: list[str]) -> Flags:
     """Flags from the command line and from @files (any number of flags per line, # begins a comment)."""
-    parser = argparse.ArgumentParser(
-        description="GRPO post-training.", fromfile_prefix_chars="@", formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    for name in (a for a in argv if a.startswith("@") and not Path(a[1:]).is_file()):
+        there = ", ".join(sorted(f"@{os.path.relpath(path)}" for path in Path(__file__).parent.glob("recipes/*.args")))
+        raise ValueError(f"{name}: no such file; the recipes are {there}")
+    parser = argparse.ArgumentParser(description="GRPO post-training.", fromfile_prefix_chars="@",
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.convert_arg_line_to_args = lambda line: shlex.split(line, comments=True)
     notes = dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(Flags), re.M))
     for field in dataclasses.fields(Flags):
         kind = {"action": argparse.BooleanOptionalAction} if field.type is bool else {"type": field.type}
+        if get_origin(field.type) is Literal:
+            kind = {"choices": get_args(field.type)}
         kind["default"] = field.default
         if field.type == list[str]:  # left out, it has the default of Flags; given, it replaces that; given again, it adds
             kind = {"action": "append", "default": argparse.SUPPRESS}
@@ -130,7 +149,7 @@ def parse_flags(argv: list[str]) -> Flags:
 def check(f: Flags, world: int) -> None:
     """ValueError for flags that cannot make a run, saying what to change."""
     for name in ("steps", "prompts", "group", "updates", "reuse", "max_prompt", "max_new", "eval_every", "eval_problems",
-                 "micro_tokens", "slots", "graders", "replicas", "save_every", "keep"):
+                 "rounds", "micro_tokens", "slots", "graders", "replicas", "save_every", "keep"):
         if getattr(f, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(f, name)}: must be at least 1")
     if f.group < 2:
@@ -145,8 +164,27 @@ def check(f: Flags, world: int) -> None:
     if f.max_prompt + f.max_new > f.micro_tokens:
         raise ValueError(f"--micro-tokens {f.micro_tokens} is less than the longest sequence, --max-prompt {f.max_prompt} + "
                          f"--max-new {f.max_new}; raise it")
-    if f.template not in ("auto", "chat", "plain"):
-        raise ValueError(f"--template {f.template}: auto, chat or plain")
+    for field in dataclasses.fields(f):
+        value, known = getattr(f, field.name), get_args(field.type)
+        if get_origin(field.type) is Literal and value not in known:
+            raise ValueError(f"--{field.name.replace('_', '-')} {value}: {', '.join(known[:-1])} or {known[-1]}")
+    for wrong, message in (
+        (not 0 <= f.clip_low <= 1, f"--clip-low {f.clip_low}: must be from 0 to 1, since no ratio is below 0"),
+        (min(f.clip_high, f.dual_clip, f.kl, f.entropy) < 0, "--clip-high, --dual-clip, --kl, --entropy: none may be below 0"),
+        (f.surrogate == "cispo" and f.dual_clip, "--surrogate cispo has no minimum for a dual clip to bound: --dual-clip 0"),
+        (f.ratio == "sequence" and f.correct == "token",
+         "--ratio sequence with --correct token: such a ratio weighs a sequence as a whole; take --correct sequence"),
+        (f.kl and f.kl_in == "loss" and f.kl_estimator == "k1",
+         "--kl-estimator k1 in the loss has a gradient of zero on average; take --kl-in reward, or k2 or k3"),
+        (f.kl_in == "reward" and not f.kl, "--kl-in reward takes nothing off with --kl 0; give --kl, or leave --kl-in out"),
+        (f.equal_groups == "resample" and f.reuse > 1,
+         f"--reuse {f.reuse} says how often a problem is seen, and so does --equal-groups resample; take drop, or no --reuse"),
+        (f.overlong == "soft" and not 0 < f.overlong_cache <= f.max_new,
+         f"--overlong-cache {f.overlong_cache}: must be from 1 to --max-new {f.max_new}"),
+        (f.correct_cap <= 0, f"--correct-cap {f.correct_cap}: cuts a weight, so it must be above 0"),
+    ):
+        if wrong:
+            raise ValueError(message)
     if world % f.replicas:
         raise ValueError(f"--replicas {f.replicas} does not divide the {world} ranks; give the number of nodes, or 1")
     if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
@@ -159,129 +197,121 @@ def check(f: Flags, world: int) -> None:
         raise ValueError(f"--wandb {f.wandb}: the package is not installed; pip install wandb, or leave the flag out")
 
 
-def advantages(reward_PG: Tensor) -> Tensor:
-    """adv_PG = (r - mean) / (std + 1e-6) within each group, float32; std is the unbiased one, over G - 1 (GRPO, eq. 3)."""
-    mean_P1, std_P1 = reward_PG.mean(1, keepdim=True), reward_PG.std(1, keepdim=True)
-    return (reward_PG - mean_P1) / (std_P1 + 1e-6)
+def rewards(done: list[Completion], f: Flags) -> Tensor:
+    """reward_B, float32: the grade, less a penalty for length; L tokens cost (L - max_new + cache) / cache between 0 and 1
+    (DAPO, arXiv 2503.14476, eq. 13). A KL term in the reward is taken off where it is known, in train_step."""
+    grade_B, over_B = torch.tensor([(c.verdict.score, len(c.ids) - f.max_new + f.overlong_cache) for c in done]).T
+    return grade_B - (over_B / f.overlong_cache).clamp(0, 1) if f.overlong == "soft" else grade_B
 
 
-def pack(length_B: list[int], ranks: int, budget: int) -> list[list[list[int]]]:
-    """Deals sequences to ranks and micro-batches: indices as [rank][micro-batch][...], none with more than `budget` tokens.
+def advantages(reward_PG: Tensor, kind: str = "std") -> Tensor:
+    """adv_PG, float32, each group against itself. std, unbiased: GRPO, eq. 3; mean: Dr. GRPO (arXiv 2503.20783);
+    loo, against the mean of the others, which is r - mean times G / (G - 1): RLOO (arXiv 2402.14740)."""
+    adv_PG, G = reward_PG - reward_PG.mean(1, keepdim=True), reward_PG.shape[1]
+    if kind == "std":
+        adv_PG = adv_PG / (reward_PG.std(1, keepdim=True) + 1e-6)
+    if kind == "loo":
+        adv_PG = adv_PG * G / (G - 1)
+    return adv_PG
 
-    Every rank gets the same number of micro-batches, as few as the budget allows, and no empty one, since each is a
-    collective forward. Longest first into the emptiest bin, which leaves the bins within one sequence of each other.
+
+def weights(done: list[Completion], f: Flags) -> Tensor:
+    """weight_B, float32: what each token of a sequence counts in the loss of the one update that `done` is for, whole groups.
+
+    tokens 1 / sum |o| (DAPO, eq. 8), sequences 1 / (S |o_i|) (GRPO, eq. 3), constant 1 / (S max_new) (Dr. GRPO), of the S
+    sequences that are in the loss; 0 for one that is not: of a group of equal grades, if those are dropped, or, if masked, cut.
     """
-    if max(length_B) > budget or len(length_B) < ranks:
-        raise ValueError(f"{len(length_B)} sequences of up to {max(length_B)} tokens do not fit {ranks} ranks with "
-                         f"micro-batches of {budget} tokens")
-    n = -(-sum(length_B) // (ranks * budget))
-    while True:
-        bins, load = [[] for _ in range(ranks * n)], [0] * (ranks * n)
-        for i in sorted(range(len(length_B)), key=lambda i: (-length_B[i], i)):
-            b = load.index(min(load))
-            bins[b].append(i)
-            load[b] += length_B[i]
-        if max(load) <= budget:
-            return [bins[r::ranks] for r in range(ranks)]
-        n += 1
+    G, new_B = f.group, torch.tensor([len(c.ids) for c in done], dtype=torch.float64)
+    in_B = torch.tensor([(f.equal_groups == "keep" or mixed(done[i - i % G : i - i % G + G]))
+                         and (f.overlong != "mask" or c.finished) for i, c in enumerate(done)]).double()
+    S = in_B.sum().clamp(min=1)
+    if f.aggregate == "tokens":
+        return (in_B / (in_B * new_B).sum().clamp(min=1)).float()
+    return (in_B / (S * (new_B if f.aggregate == "sequences" else f.max_new))).float()
 
 
-@dataclass
-class Batch:
-    """A micro-batch of sequences laid end to end. R indexes completion tokens: row_R is where each is predicted from."""
-
-    token_T: Tensor
-    position_T: Tensor
-    length_B: list[int]
-    row_R: Tensor
-    target_R: Tensor
-    adv_R: Tensor
-    sampler_R: Tensor  # log-probs under the sampler
-    old_R: Tensor | None = None  # under the policy that drew them, by the trainer's own forward
-    ref_R: Tensor | None = None  # under the frozen start
+def token_kl(logp_R: Tensor, ref_R: Tensor, estimator: str) -> Tensor:
+    """kl_R within +-10: an estimate of KL(pi, pi_ref) from one token each (Schulman 2020, "Approximating KL divergence")."""
+    d_R = ref_R - logp_R
+    return {"k1": -d_R, "k2": d_R.square() / 2, "k3": d_R.exp() - d_R - 1}[estimator].clamp(-10, 10)
 
 
-def make_batch(sequences: list[tuple[Completion, float]], device) -> Batch:
-    """The micro-batch of (completion, advantage) pairs."""
-    token, position, row, target, adv, logp = [], [], [], [], [], []
-    for c, a in sequences:
-        start = len(token) + len(c.prompt) - 1
-        token += c.prompt + c.ids
-        position += range(len(c.prompt) + len(c.ids))
-        row += range(start, start + len(c.ids))
-        target += c.ids
-        adv += [a] * len(c.ids)
-        logp += c.logp
-    integers = (torch.tensor(x, device=device) for x in (token, position, row, target))
-    token_T, position_T, row_R, target_R = integers
-    return Batch(token_T, position_T, [len(c.prompt) + len(c.ids) for c, _ in sequences], row_R, target_R,
-                 torch.tensor(adv, device=device), torch.tensor(logp, device=device))
+def grpo_loss(logp_R: Tensor, entropy_R: Tensor, b: Batch, f: Flags) -> tuple[Tensor, Tensor, Tensor]:
+    """-> (this batch's part of the loss, how many tokens were clipped, their KL summed; the latter two without gradients).
 
-
-def log_probs(model: Model, b: Batch, temperature: float) -> tuple[Tensor, Tensor]:
-    """(logp_R, entropy_R), float32, of the batch's completion tokens under the model at the sampling temperature."""
-    attend = packed_attention(b.length_B, b.token_T.device)
-    return model(b.token_T, b.position_T, attend, b.row_R, b.target_R, temperature)
-
-
-def grpo_loss(logp_R: Tensor, old_R: Tensor, ref_R: Tensor | None, adv_R: Tensor, f: Flags) -> tuple[Tensor, Tensor, Tensor]:
-    """-> (loss, clipped, kl), each summed over the tokens given; the caller divides by the tokens of the whole update.
-
-    All arguments float32 of shape (R,); only logp_R carries a gradient. PPO's clipped surrogate (arXiv 1707.06347, eq. 7), dual
-    clip (arXiv 1912.09729, eq. 5), k3 (Schulman 2020, "Approximating KL divergence").
+    logp_R and entropy_R, float32, carry gradients; the rest is constant. PPO's clipped surrogate (arXiv 1707.06347, eq. 7) with
+    the dual clip (arXiv 1912.09729, eq. 5), or CISPO's weighted log pi (arXiv 2506.13585); ratio of the sequence: GSPO
+    (arXiv 2507.18071); weights for what the sampler computed otherwise, cut at a cap: TIS (Yao et al. 2025).
     """
-    ratio_R = (logp_R - old_R).exp()
+    log_ratio_R, log_gap_R = logp_R - b.old_R, b.old_R - b.sampler_R
+    if f.ratio == "sequence":
+        log_ratio_R = b.spread(b.reduce(log_ratio_R, torch.mean))
+    ratio_R = log_ratio_R.exp()
     clipped_R = ratio_R.clamp(1 - f.clip_low, 1 + f.clip_high)
-    gain_R = torch.minimum(ratio_R * adv_R, clipped_R * adv_R)
-    was_clipped_R = clipped_R * adv_R < ratio_R * adv_R
-    if f.dual_clip:
-        floor_R = torch.where(adv_R < 0, f.dual_clip * adv_R, -torch.inf)
-        gain_R = torch.maximum(gain_R, floor_R)
-    loss, kl = -gain_R.sum(), logp_R.new_zeros(())
-    if ref_R is not None:
-        d_R = ref_R - logp_R
-        kl = (d_R.exp() - d_R - 1).clamp(-10, 10).sum()
-        loss = loss + f.kl * kl
-    return loss, was_clipped_R.sum(), kl.detach()
+    if f.surrogate == "cispo":
+        gain_R = clipped_R.detach() * b.adv_R * logp_R
+        was_clipped_R = clipped_R != ratio_R
+    else:
+        gain_R = torch.minimum(ratio_R * b.adv_R, clipped_R * b.adv_R)
+        was_clipped_R = clipped_R * b.adv_R < ratio_R * b.adv_R
+        if f.dual_clip:
+            gain_R = torch.maximum(gain_R, torch.where(b.adv_R < 0, f.dual_clip * b.adv_R, -torch.inf))
+    if f.correct == "sequence":  # a product over the sequence, no mean: the importance of the whole draw
+        log_gap_R = b.spread(b.reduce(log_gap_R, torch.sum))
+    if f.correct != "none":
+        gain_R = gain_R * log_gap_R.exp().clamp(max=f.correct_cap)
+    loss_R, kl_R = -gain_R, torch.zeros_like(logp_R)
+    if f.entropy:
+        loss_R = loss_R - f.entropy * entropy_R
+    if b.ref_R is not None:
+        kl_R = token_kl(logp_R, b.ref_R, f.kl_estimator)
+        if f.kl_in == "loss":
+            loss_R = loss_R + f.kl * kl_R
+    return (b.weight_R * loss_R).sum(), was_clipped_R.sum(), kl_R.detach().sum()
 
 
 def train_step(model: Model, ref: Model | None, optimizer, scheduler, done: list[Completion], f: Flags, device, phase) -> dict:
     """All updates on one rollout; the step's statistics, already reduced over ranks (a collective)."""
-    rank, world = dist.get_rank(), dist.get_world_size()
-    reward_PG = torch.tensor([c.verdict.score for c in done]).view(f.prompts, f.group)
-    sequences = list(zip(done, advantages(reward_PG).flatten().tolist(), strict=True))
-    share = len(sequences) // f.updates
-    updates, loads = [], []  # micro-batches of this rank; tokens of every rank
-    for u in range(f.updates):
-        part = sequences[u * share : (u + 1) * share]
-        length_B = [len(c.prompt) + len(c.ids) for c, _ in part]
-        dealt = pack(length_B, world, f.micro_tokens)
-        loads.append([sum(length_B[i] for micro in micros for i in micro) for micros in dealt])
-        updates.append([make_batch([part[i] for i in micro], device) for micro in dealt[rank]])
+    share, world = len(done) // f.updates, dist.get_world_size()
+    parts = [range(u * share, (u + 1) * share) for u in range(f.updates)]
+    updates, loads = zip(*(deal(done, part, f.micro_tokens, device) for part in parts), strict=True)
+    mine = [b for batches in updates for b in batches]
     # Both are of the weights that drew the samples, so they come before the first update changes any.
     with torch.no_grad():
-        if f.updates > 1:
+        if f.updates > 1 or f.kl_in == "reward":
             with phase("old"):
-                for b in (b for batches in updates for b in batches):
+                for b in mine:
                     b.old_R = log_probs(model, b, f.temperature)[0]
         if ref is not None:
             with phase("reference"):
-                for b in (b for batches in updates for b in batches):
+                for b in mine:
                     b.ref_R = log_probs(ref, b, f.temperature)[0]
+    reward_B = rewards(done, f).to(device)
+    if f.kl_in == "reward":
+        kl_B = torch.zeros_like(reward_B)
+        for b in mine:
+            kl_B[b.places] = b.reduce(token_kl(b.old_R, b.ref_R, f.kl_estimator), torch.sum)
+        dist.all_reduce(kl_B)  # each sequence was on one rank
+        reward_B = reward_B - f.kl * kl_B
+    adv_B = advantages(reward_B.view(f.prompts, f.group), f.advantage).flatten()
+    weight_B = torch.cat([weights([done[i] for i in part], f) for part in parts]).to(device)
+    for b in mine:
+        b.adv_R, b.weight_R = b.spread(adv_B[b.places]), b.spread(weight_B[b.places])
     total = torch.zeros(6, dtype=torch.float64, device=device)  # loss, clipped, kl, entropy, gap, skipped updates
     norms = []
     with phase("train"):
         for u, batches in enumerate(updates):
-            tokens = sum(len(c.ids) for c, _ in sequences[u * share : (u + 1) * share])  # of all ranks: the denominator
+            tokens = sum(len(done[i].ids) for i in parts[u])  # of all ranks
             for i, b in enumerate(batches):
                 # Within a copy of the model gradients are summed at once, since whole ones do not fit; between copies last.
                 model.set_requires_all_reduce(i == len(batches) - 1)
                 logp_R, entropy_R = log_probs(model, b, f.temperature)
-                old_R = logp_R.detach() if b.old_R is None else b.old_R
-                loss, clipped, kl = grpo_loss(logp_R, old_R, b.ref_R, b.adv_R, f)
-                (loss / tokens * world).backward()  # FSDP averages over ranks; the sum is wanted
-                gap = (b.sampler_R - old_R).abs().sum()
-                total[:5] += torch.stack((loss.detach(), clipped, kl, entropy_R.detach().sum(), gap)).double() / tokens
+                b.old_R = logp_R.detach() if b.old_R is None else b.old_R
+                loss, clipped, kl = grpo_loss(logp_R, entropy_R, b, f)
+                (loss * world).backward()  # FSDP averages over ranks; the sum is wanted
+                gap = (b.sampler_R - b.old_R).abs().sum()
+                total[0] += loss.detach()
+                total[1:5] += torch.stack((clipped, kl, entropy_R.detach().sum(), gap)).double() / tokens
             norm = full(torch.nn.utils.clip_grad_norm_(model.parameters(), f.clip_grad))
             norms.append(norm.item())
             if math.isfinite(norms[-1]):
@@ -294,32 +324,15 @@ def train_step(model: Model, ref: Model | None, optimizer, scheduler, done: list
     loss, clipped, kl, entropy, gap, skipped = total.tolist()
     finite = [n for n in norms if math.isfinite(n)]
     return {
-        "reward": reward_PG.mean().item(), "loss": loss / f.updates, "kl": kl / f.updates, "entropy": entropy / f.updates,
+        "reward": sum(c.verdict.score for c in done) / len(done),
+        "loss": loss / f.updates, "kl": kl / f.updates, "entropy": entropy / f.updates,
         "clip_fraction": clipped / f.updates, "grad_norm": sum(finite) / len(finite) if finite else None,
         "skipped_updates": round(skipped), "lr": scheduler.get_last_lr()[0],
         "length": sum(len(c.ids) for c in done) / len(done), "truncated": sum(not c.finished for c in done) / len(done),
-        "zero_variance": (reward_PG.std(1) == 0).float().mean().item(), "sampler_gap": gap / f.updates,
+        "zero_variance": sum(not mixed(done[i : i + f.group]) for i in range(0, len(done), f.group)) / f.prompts,
+        "in_loss": (weight_B > 0).float().mean().item(), "sampler_gap": gap / f.updates,
         "micro_batches": sum(map(len, updates)), "imbalance": max(max(load) * world / sum(load) for load in loads) - 1,
     }
-
-
-def held_out(f: Flags) -> tuple[Sequence[data.Problem], list[tuple[Source, list[data.Problem]]]]:
-    """-> (training problems in their order, the problems of each --eval). One without a NAME takes the test split of the tiny
-    world, and of a file every n-th problem, which then is not trained on."""
-    problems, tests = data.load(f.data, seed=f.seed), []
-    for source in map(Source.read, f.eval):
-        if source.name or isinstance(problems, data.Arithmetic):
-            test = data.load(source.name or f.data, split="test", seed=f.seed)[: f.eval_problems]
-        else:
-            n = max(1, min(f.eval_problems, len(problems) // 5))
-            chosen = {(2 * i + 1) * len(problems) // (2 * n) for i in range(n)}
-            test = [problems[i] for i in sorted(chosen)]
-            problems = [p for i, p in enumerate(problems) if i not in chosen]
-        check_source(source, test)
-        tests.append((source, test))
-    if len({source.name for source, _ in tests}) < len(tests):
-        raise ValueError(f"--eval names a source twice: {' '.join(f.eval)}; give each once, with its largest n")
-    return problems, tests
 
 
 def main(f: Flags) -> None:
@@ -339,6 +352,8 @@ def main(f: Flags) -> None:
     tests = [(source, *data.drop_long(test, tokenizer, f.max_prompt, f.template)) for source, test in tests]
     held, dropped_test = sum(len(test) for _, test, _ in tests), sum(n for _, _, n in tests)
     problems = data.order(problems, f.reuse, f.steps * f.prompts)
+    if (most := f.prompts * (f.rounds if f.equal_groups == "resample" else 1)) > len(problems):
+        raise ValueError(f"a step may draw {most} prompts, and there are {len(problems)}; lower --prompts or --rounds")
     free = FREE | ({"steps"} if f.reuse == 1 else set())
     fresh = Path("runs", f"{Path(f.data).stem.replace('/', '-')}-seed{f.seed}-{datetime.now():%m%d-%H%M%S}")
     out, newest, _lock = open_run(dataclasses.asdict(f), free, fresh)
@@ -393,13 +408,12 @@ def main(f: Flags) -> None:
                 if ledger.stop:
                     break
                 with phase("generation"):
-                    batch = data.pick(problems, step - 1, f.prompts)
-                    done = collect(sampler, tokenizer, grader, batch, f.group, f.max_new, f.temperature, f.seed, step,
-                                   f.template)
+                    done, drawn = draw(lambda batch, step=step: collect(sampler, tokenizer, grader, batch, f.group, f.max_new,
+                                       f.temperature, f.seed, step, f.template), problems, ledger.D, f)
                 stats = train_step(model, ref, optimizer, scheduler, done, f, device, phase)
                 with phase("weights"):
                     copy_weights(model, sampler.model)
-                line = ledger.trained(step, done, stats, sampler.set_back)
+                line = ledger.trained(step, done, drawn, stats, sampler.set_back)
                 if ledger.failed == 3:
                     raise Stopped(f"no finite gradient in three steps in a row, at step {step}; try a lower --lr; see {out}")
                 if due(step) and not ledger.stop:

@@ -98,7 +98,8 @@ class Ledger:
         self.seconds, self.flops = defaultdict(float), defaultdict(int)  # by phase, since the last line
         self.stop, self.error, self.set_back, self.spoken, self.tick = "", "", 0, False, time.perf_counter()
         self.saved = 0  # the step of the newest checkpoint, whole or being written
-        # `step` is the last whole one, `measured` the last evaluated one and pass1 what that gave; `failed` counts steps.
+        # `step` is the last whole one, `measured` the last evaluated one and pass1 what that gave; `failed` counts steps. D is
+        # the prompts drawn, and so the place in the curriculum where the next step goes on.
         self.step, self.measured, self.pass1, self.D, self.tokens, self.failed, self.hours = 0, -1, None, 0, 0, 0, 0.0
         if f.wandb and self.rank == 0:
             import wandb
@@ -157,21 +158,21 @@ class Ledger:
         if self.measured != self.step:
             self.measured, self.pass1 = self.step, result["pass1"]
         self.flops["evaluation"] = sampling_flops(self.config, done)
-        self._log("metrics.jsonl", {"kind": "eval", **self._progress(), **result, **self._rates(done, set_back)})
+        self._log("metrics.jsonl", {"kind": "eval", **self._progress(), **result, **self._rates(done, done, set_back)})
         self._log("samples.jsonl", *({"step": self.step, **row(c, test[c.problem], result["source"])}
                                      for c in done[: 5 * result["n"]]))
 
-    def trained(self, step: int, done: list[Completion], stats: dict, set_back: int) -> dict:
-        """Counts a step as whole, and writes and returns its line."""
-        forward, tokens = sequence_flops(self.config, done), sum(len(c.prompt) + len(c.ids) for c in done)
-        self.flops["generation"] = sampling_flops(self.config, done)
+    def trained(self, step: int, done: list[Completion], drawn: list[Completion], stats: dict, set_back: int) -> dict:
+        """Counts a step as whole, and writes and returns its line. D and C count all that was drawn for it, done or not."""
+        forward, tokens = sequence_flops(self.config, done), sum(len(c.prompt) + len(c.ids) for c in drawn)
+        self.flops["generation"] = sampling_flops(self.config, drawn)
         for name, times in {"old": 1, "reference": 1, "train": 4 if self.f.recompute else 3}.items():
             self.flops[name] = times * forward if name in self.seconds else 0
-        self.step, self.D, self.tokens = step, self.D + self.f.prompts, self.tokens + tokens
+        self.step, self.D, self.tokens = step, self.D + len(drawn) // self.f.group, self.tokens + tokens
         self.failed = self.failed + 1 if stats["skipped_updates"] == self.f.updates else 0
         verdicts = Counter(sorted(c.verdict.verdict for c in done))
         line = {"kind": "train", **self._progress(), **stats, "tokens": tokens, "verdicts": verdicts,
-                **self._rates(done, set_back)}
+                **self._rates(done, drawn, set_back)}
         self._log("metrics.jsonl", line)
         return line
 
@@ -179,13 +180,13 @@ class Ledger:
         N = self.config.N
         return {"step": self.step, "D": self.D, "C": 6 * N * self.tokens, "N": N, "N_total": self.config.N_total}
 
-    def _rates(self, done: list[Completion], set_back: int) -> dict:
+    def _rates(self, done: list[Completion], drawn: list[Completion], set_back: int) -> dict:
         """What was done since the last line, and how fast, by phase; gpu_hours are the whole run's, up to its last step."""
         seconds, flops = dict(self.seconds), dict(self.flops)
         self.seconds.clear()
         self.flops.clear()
-        new = sum(len(c.ids) for c in done)
-        tokens = dict.fromkeys(flops, new + sum(len(c.prompt) for c in done)) | {"generation": new, "evaluation": new}
+        new = sum(len(c.ids) for c in drawn)
+        tokens = dict.fromkeys(flops, sum(len(c.prompt) + len(c.ids) for c in done)) | {"generation": new, "evaluation": new}
         now = time.perf_counter()
         self.hours, self.tick = self.hours + (now - self.tick) / 3600 * self.world, now
         set_back, self.set_back = set_back - self.set_back, set_back

@@ -136,7 +136,8 @@ def step_flops(f, c: Config, prompt: int, new: int) -> dict[str, float]:
         return prompts * (c.flops(prompt, prompt * (prompt + 1) // 2, 1) + group * c.flops(
             new, (L * (L + 1) - prompt * (prompt + 1)) // 2, new))
 
-    return {"generation": sampling(f.prompts, f.group), "old": forward * (f.updates > 1), "reference": forward * (f.kl > 0),
+    old = f.updates > 1 or f.kl_in == "reward"
+    return {"generation": sampling(f.prompts, f.group), "old": forward * old, "reference": forward * (f.kl > 0),
             "train": forward * (4 if f.recompute else 3), "evaluation": sampling(f.eval_problems, eval_n(f)) / f.eval_every}
 
 

@@ -1,17 +1,16 @@
-"""grpo.py: the mathematics against slow float64 transcriptions, and runs of the loop; each test names its mutation."""
+"""grpo.py: packing, flags, and runs of the loop; each test names its mutation. The mathematics: test_algorithms.py."""
 
 import json
-import math
 import random
 from pathlib import Path
 
 import pytest
 import torch
 
+from batch import pack
 from evaluate import Completion
-from grpo import Flags, advantages, check, grpo_loss, log_probs, make_batch, pack, parse_flags
+from grpo import Flags, advantages, check, parse_flags
 from ledger import sampling_flops, sequence_flops
-from reward import Verdict
 
 TINY = ["--prompts", "8", "--group", "4", "--eval-problems", "20", "--max-prompt", "32", "--max-new", "32"]
 
@@ -21,44 +20,6 @@ def test_advantages_by_hand():
     adv_PG = advantages(torch.tensor([[1.0, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0]]))
     expected = [[1.5, -0.5, -0.5, -0.5], [0.8660254, 0.8660254, -0.8660254, -0.8660254], [0.0] * 4, [0.0] * 4]
     torch.testing.assert_close(adv_PG, torch.tensor(expected), atol=1e-5, rtol=0)
-
-
-def slow_loss(logp, old, ref, adv, f):
-    """The equations of the module's docstring, a token at a time, in Python floats (float64)."""
-    loss = clipped = kl = 0.0
-    for i in range(len(logp)):
-        ratio = math.exp(logp[i] - old[i])
-        bounded = min(max(ratio, 1 - f.clip_low), 1 + f.clip_high)
-        term = min(ratio * adv[i], bounded * adv[i])
-        clipped += bounded * adv[i] < ratio * adv[i]
-        if f.dual_clip and adv[i] < 0:
-            term = max(term, f.dual_clip * adv[i])
-        if ref is not None:
-            d = ref[i] - logp[i]
-            k3 = min(math.exp(d) - d - 1, 10.0)
-            kl += k3
-            term -= f.kl * k3
-        loss -= term
-    return loss, clipped, kl
-
-
-@pytest.mark.parametrize("f", [Flags(), Flags(dual_clip=0.0), Flags(clip_low=0.1, clip_high=0.3, kl=0.01)])
-def test_loss_and_gradient_are_the_equations(f):
-    # Caught: clip bounds swapped, max for min, dual clip applied to positive advantages, d with the other sign, k1 for k3.
-    rng = torch.Generator().manual_seed(0)
-    logp, old, ref, adv = (torch.randn(200, generator=rng, dtype=torch.float64) for _ in range(4))
-    ref = ref if f.kl else None
-    logp.requires_grad_()
-    loss, clipped, kl = grpo_loss(logp, old, ref, adv, f)
-    expected = slow_loss(logp.tolist(), old.tolist(), None if ref is None else ref.tolist(), adv.tolist(), f)
-    assert (loss.item(), clipped.item(), kl.item()) == pytest.approx(expected, rel=1e-12)
-    loss.backward()
-    for i in range(0, 200, 17):
-        changed = [logp.tolist() for _ in range(2)]
-        changed[0][i] += 1e-6
-        changed[1][i] -= 1e-6
-        up, down = (slow_loss(x, old.tolist(), None if ref is None else ref.tolist(), adv.tolist(), f)[0] for x in changed)
-        assert logp.grad[i].item() == pytest.approx((up - down) / 2e-6, abs=1e-6)
 
 
 def test_packing_deals_every_sequence_once_and_evenly():
@@ -76,34 +37,6 @@ def test_packing_deals_every_sequence_once_and_evenly():
         pack([9, 1, 1], 4, 10)
     with pytest.raises(ValueError, match="up to 11 tokens do not fit 1 ranks with micro-batches of 10"):
         pack([11], 1, 10)
-
-
-def completions(n=12, seed=0) -> list[Completion]:
-    rng = random.Random(seed)
-    made = []
-    for i in range(n):
-        prompt, ids = ([rng.randrange(1, 97) for _ in range(rng.randint(1, 9))] for _ in range(2))
-        verdict = Verdict(float(i % 3 == 0), "right", "", "")
-        made.append(Completion(i // 4, i % 4, prompt, ids, [-1.0] * len(ids), True, "", verdict))
-    return made
-
-
-def test_gradient_does_not_depend_on_the_cut(ours):
-    # Caught: dividing each micro-batch by its own tokens. In float64, so that 1e-12 is far below any such difference.
-    done, model = completions(), ours().double()
-    adv = advantages(torch.tensor([c.verdict.score for c in done]).view(3, 4)).flatten().tolist()
-    gradients = []
-    for budget in (18, 60, 1000):
-        model.zero_grad()
-        (micros,) = pack([len(c.prompt) + len(c.ids) for c in done], 1, budget)
-        for micro in micros:
-            b = make_batch([(done[i], adv[i]) for i in micro], "cpu")
-            logp_R, _ = log_probs(model, b, 1.0)
-            loss, _, _ = grpo_loss(logp_R, b.sampler_R, None, b.adv_R, Flags())
-            (loss / sum(len(c.ids) for c in done)).backward()
-        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
-    for g in gradients[1:]:
-        torch.testing.assert_close(g, gradients[0], atol=1e-6, rtol=1e-5)  # log-probs are float32 whatever the weights are
 
 
 def test_flops_are_counted_as_the_work_is_done(ours):
