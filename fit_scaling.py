@@ -88,15 +88,15 @@ def read_runs(paths, source=None):
         source = source or next((r.get("source") for r in evals), None)  # one held-out set: losses on two do not mix
         if others := {str(r.get("source")) for r in evals if r.get("source") != source}:
             warn(f"{path}: using evaluations on {source}, not on {sorted(others)} (choose with --source)")
+        evals = [r for r in evals if r.get("source") == source]
+        for r in evals:
+            if lacking := {"step", "D", "C", "loss"} - r.keys():
+                raise ValueError(f"{path}: an eval line lacks {sorted(lacking)}: {r}")
         kind = "instruct" if "instruct" in str(flags.get("model")).lower() else "base"
         run = {"run": str(path.parent), "N": N / 1e9, "model_type": flags.get("model_type", kind),
                "reuse": flags.get("reuse", 1), "group": flags.get("group")}
-        by_step = {}  # a resumed run may repeat a step; the last line is the one it went on from
-        for r in (r for r in evals if r.get("source") == source):
-            if lacking := {"step", "D", "C", "loss"} - r.keys():
-                raise ValueError(f"{path}: an eval line lacks {sorted(lacking)}: {r}")
-            by_step[r["step"]] = run | {"step": r["step"], "D": r["D"], "C": r["C"], "L": r["loss"]}
-        rows += by_step.values()
+        # by step, as a resumed run may repeat one; the last line is the one it went on from
+        rows += {r["step"]: run | {c: r[c] for c in ("step", "D", "C")} | {"L": r["loss"]} for r in evals}.values()
     return rows
 
 
@@ -107,13 +107,12 @@ def read_csv(path, need=("N", "L")):
     """
     with open(path, newline="") as f:
         reader = csv.DictReader(f)
-        found, raw = set(reader.fieldnames or []), list(reader)
+        found, raw, rows = set(reader.fieldnames or []), list(reader), []
     missing = [c for c in need if c not in found]
     if "N" in need and not found & {"C", "D"} and not {"X", "x_kind"} <= found:
         missing.append("C or D (or X with x_kind)")
     if missing:
         raise ValueError(f"{path}: missing column {', '.join(missing)}; found {', '.join(sorted(found)) or 'nothing'}")
-    rows, dropped = [], []
     for i, r in enumerate(raw, 2):
         if {"X", "x_kind"} <= found:
             r[r["x_kind"]] = r["X"]
@@ -121,14 +120,12 @@ def read_csv(path, need=("N", "L")):
             row = {c: float(r[c]) for c in ("N", "C", "D", "L", "step", "tau") if r.get(c)}
         except ValueError as e:
             raise ValueError(f"{path}:{i}: {e}") from None
-        if {*need} <= row.keys() and row.keys() & {"C", "D", "tau"} and np.isfinite([*row.values()]).all():
-            text = {c: r[c] for c in ("model_type", "run", "seed", "kind") if r.get(c)}
-            rows.append(row | text | {"at": f"{path}:{i}"})
-        else:
-            dropped.append(i)
-    if dropped:
+        rows.append(row | {c: r[c] for c in ("model_type", "run", "seed", "kind") if r.get(c)} | {"at": f"{path}:{i}"})
+        if not ({*need} <= row.keys() and row.keys() & {"C", "D", "tau"} and np.isfinite([*row.values()]).all()):
+            rows[-1] = None
+    if dropped := [i for i, r in enumerate(rows, 2) if r is None]:
         warn(f"{path}: dropped {len(dropped)} rows with an empty or NaN number (lines {str(dropped[:9])[1:-1]})")
-    return rows
+    return [r for r in rows if r]
 
 
 def curves_from(rows, clip=(1, np.inf)):
@@ -136,41 +133,43 @@ def curves_from(rows, clip=(1, np.inf)):
 
     Raises ValueError naming the row (L outside 0..1; N, or X after step 0, not positive) or the size (too few points).
     """
-    table, repeats = defaultdict(lambda: defaultdict(lambda: defaultdict(dict))), Counter()
+    table, repeats, out = defaultdict(lambda: defaultdict(lambda: defaultdict(dict))), Counter(), {}
     for r in rows:
-        at = r.get("at") or f"{r['run']}, step {r['step']}"
-        if not 0 <= r["L"] <= 1:
-            raise ValueError(f"{at}: L = {r['L']:g}; L = 1 - pass@1 lies in 0..1 (from percent, divide by 100)")
-        if not 0 < r["N"] < 1e5:
-            raise ValueError(f"{at}: N = {r['N']:g}; sizes are in billions of parameters (7 for 7B)")
+        at, N, L = r.get("at") or f"{r['run']}, step {r['step']}", r["N"], r["L"]
+        if not 0 <= L <= 1:
+            raise ValueError(f"{at}: L = {L:g}; L = 1 - pass@1 lies in 0..1 (from percent, divide by 100)")
+        if not 0 < N < 1e5:
+            raise ValueError(f"{at}: N = {N:g}; sizes are in billions of parameters (7 for 7B)")
         for x in {"C", "D"} & r.keys():
             if r[x] < 0 or (r[x] == 0 and r.get("step") != 0):
                 raise ValueError(f"{at}: {x} = {r[x]:g}; the law takes its logarithm, so after step 0 it is positive")
             key, step, seed = (r.get("model_type", "base"), x), r.get("step", r[x]), r.get("run", r.get("seed"))
-            repeats[key, r["N"], seed, step] += 1  # rows that repeat a step and name no run are further seeds
-            table[key][r["N"]][seed, repeats[key, r["N"], seed, step]][step] = r[x], r["L"]
+            repeats[key, N, seed, step] += 1  # rows that repeat a step and name no run are further seeds
+            table[key][N][seed, repeats[key, N, seed, step]][step] = r[x], L
     if not table:
         raise ValueError("no points: the input holds no evaluation with a loss")
-    out = defaultdict(list)
     for (kind, x), sizes in sorted(table.items()):
         if len(sizes) < 2:
             raise ValueError(f"{kind} models: only one size ({label(*sizes)}); k(N) needs at least two")
-        for N, seeds in sorted(sizes.items()):
-            seeds = list(seeds.values())
-            shared = sorted(set.intersection(*map(set, seeds)))
-            if lost := len(set.union(*map(set, seeds))) - len(shared):
-                warn(f"size {label(N)}: {lost} steps are not in all of its {len(seeds)} seeds; dropped")
-            X_ST, L_ST = np.array([[s[t] for t in shared] for s in seeds]).reshape(len(seeds), -1, 2).transpose(2, 0, 1)
-            c = Curve(kind, x, N, np.array(shared), X_ST.mean(0), L_ST)
-            c = replace(c.keep((c.X_T > 0) & (c.step_T >= clip[0]) & (c.step_T <= clip[1])),
-                        start=float(c.L_T[0]) if len(shared) and c.X_T[0] == 0 else None)
-            if len(set(c.X_T)) < 3:
-                raise ValueError(f"size {label(N)}: {len(set(c.X_T))} points with {x} > 0; at least three are needed")
-            if solved := int((c.L_T == 0).sum()):
-                warn(f"size {label(N)}: L = 0 (all problems solved) at {solved} points. log 0 is infinite: fits of the "
-                     "error of L use these points, fits of log L and R2 leave them out")
-            out[kind, x].append(c)
-    return dict(out)
+        out[kind, x] = [curve_of(kind, x, N, [*seeds.values()], clip) for N, seeds in sorted(sizes.items())]
+    return out
+
+
+def curve_of(kind, x, N, seeds, clip):
+    """One Curve from the seeds {step: (X, L)} of a size."""
+    shared = sorted(set.intersection(*map(set, seeds)))
+    if lost := len(set.union(*map(set, seeds))) - len(shared):
+        warn(f"size {label(N)}: {lost} steps are not in all of its {len(seeds)} seeds; dropped")
+    X_ST, L_ST = np.array([[s[t] for t in shared] for s in seeds]).reshape(len(seeds), -1, 2).transpose(2, 0, 1)
+    c = Curve(kind, x, N, np.array(shared), X_ST.mean(0), L_ST)
+    start = float(c.L_T[0]) if len(shared) and c.X_T[0] == 0 else None
+    c = replace(c.keep((c.X_T > 0) & (c.step_T >= clip[0]) & (c.step_T <= clip[1])), start=start)
+    if len(set(c.X_T)) < 3:
+        raise ValueError(f"size {label(N)}: {len(set(c.X_T))} points with {x} > 0; at least three are needed")
+    if solved := int((c.L_T == 0).sum()):
+        warn(f"size {label(N)}: L = 0 (all problems solved) at {solved} points. log 0 is infinite: fits of the error of L use "
+             "these points, fits of log L and R2 leave them out")
+    return c
 
 
 # ---------------------------------------------------------------- 2. The law
@@ -287,10 +286,10 @@ class Fit:
                 f"K_max/N0 = {self.K / self.N0:.3g}{span(interval(d['K'] / d['N0']), '{:.3g}'.format)} per billion")
 
     def to_json(self):
-        keys = ("x", "model_type", "protocol", "loss", "N0", "r2_log", "points", "N0_range")
-        return {"K_max": self.K, **{c: getattr(self, c) for c in keys}, "K_max_ci": self.ci("K"), "N0_ci": self.ci("N0"),
-                "N0_pinned": self.pinned, "verdict": self.verdict(), "k": by_level(self.N, self.k),
-                "E": by_level(self.N, self.E), "k_ci": self.draws and by_level(self.N, self.ci("k").T)}
+        same = {c: getattr(self, c) for c in ("x", "model_type", "protocol", "loss", "N0", "r2_log", "points", "N0_range")}
+        return same | {"K_max": self.K, "K_max_ci": self.ci("K"), "N0_ci": self.ci("N0"), "N0_pinned": self.pinned,
+                       "verdict": self.verdict(), "k": by_level(self.N, self.k), "E": by_level(self.N, self.E),
+                       "k_ci": self.draws and by_level(self.N, self.ci("k").T)}
 
 
 def interval(draws):
@@ -384,10 +383,11 @@ def stability(curves, loss, **options):
     """K_max and N0 without each size and on either half of the steps: what an interval that trusts the law cannot see."""
     parts = {f"without {label(c.N)}": [o for o in curves if o is not c] for c in curves if len(curves) > 2}
     if min(len(c.X_T) for c in curves) >= 6:
-        parts["first half of steps"] = [c.keep(np.arange(len(c.X_T)) < len(c.X_T) / 2) for c in curves]
-        parts["second half of steps"] = [c.keep(np.arange(len(c.X_T)) >= len(c.X_T) / 2) for c in curves]
-    return [{"fitted_to": part, "K_max": f.K, "N0": f.N0}
-            for part, some in parts.items() for f in [fit(some, loss, **options)]]
+        for half in ("first", "second"):
+            parts[f"{half} half of steps"] = [
+                c.keep((np.arange(len(c.X_T)) < len(c.X_T) / 2) == (half == "first")) for c in curves]
+    fits = {part: fit(some, loss, **options) for part, some in parts.items()}
+    return [{"fitted_to": part, "K_max": f.K, "N0": f.N0} for part, f in fits.items()]
 
 
 def sigmoid(p, X_T, start):
@@ -400,31 +400,33 @@ def floored(p, X_T, start):
     return p[0] + 10 ** (p[1] - p[2] * np.log10(X_T))
 
 
+RIVALS = {"sigmoid": (sigmoid, ("A", "B", "log10_X_mid")), "floor": (floored, ("L_inf", "E", "k"))}
+
+
 def learn(name, curves, loss):
     """One model of the table of alternatives: predict(n, X_T) -> L_T, its number of free parameters, their values."""
-    if name not in ("sigmoid", "floor"):
+    if name not in RIVALS:
         f = fit(curves, loss, name)
         values = {"saturating": {"K_max": f.K, "N0": f.N0}, "power": {"a": f.K, "b": f.theta}, "constant": {"k": f.K}}
         values = values.get(name) or by_level(f.N, f.k)
         return lambda n, X: f.predict(f.N[n], X)[0], len(f.N) + len(values), values
-    found = []
+    (curve, names), found = RIVALS[name], []
     for c in curves:
         on, x, L, start = (c.L_T > 0) | (loss == "linear"), np.log10(c.X_T), c.L_T, c.L_T[0] if c.start is None else c.start
         if name == "sigmoid":  # A between the measured start and 1
-            curve, low, high = sigmoid, [1 - start, 0.05, x[0] - 2], [1 + 1e-9, 10, x[-1] + 6]
+            low, high = [1 - start, 0.05, x[0] - 2], [1 + 1e-9, 10, x[-1] + 6]
             guesses = [[1 - L[-1] / 2, b, m] for b in (0.5, 1.5) for m in (x.mean(), x[-1])]
         else:
-            curve, low, high = floored, [0, -99, 0], [L.min() + 1e-9, 99, 5]
+            low, high = [0, -99, 0], [L.min() + 1e-9, 99, 5]
             guesses = [[part * L.min(), np.log10(L[0]) + k * x[0], k] for part in (0.1, 0.9) for k in (0.1, 0.5)]
 
-        def errors(p, L=L[on], X=c.X_T[on], curve=curve, start=start):
+        def errors(p, L=L[on], X=c.X_T[on], start=start):
             L_hat = curve(p, X, start)
             return L_hat - L if loss == "linear" else np.log10(np.maximum(L_hat, 1e-6) / L)
         tries = [least_squares(errors, np.clip(g, low, high), bounds=(low, high), x_scale=(0.1, 1, 1)) for g in guesses]
-        found.append((curve, min(tries, key=lambda r: r.cost).x, start))
-    names = ("A", "B", "log10_X_mid") if name == "sigmoid" else ("L_inf", "E", "k")
-    values = by_level([c.N for c in curves], [dict(zip(names, map(float, p), strict=True)) for _, p, _ in found])
-    return lambda n, X: found[n][0](found[n][1], X, found[n][2]), 3 * len(curves), values
+        found.append((min(tries, key=lambda r: r.cost).x, start))
+    values = by_level([c.N for c in curves], [dict(zip(names, map(float, p), strict=True)) for p, _ in found])
+    return lambda n, X: curve(found[n][0], X, found[n][1]), 3 * len(curves), values
 
 
 def alternatives(curves, loss, first):
@@ -657,7 +659,7 @@ def coloured(items):
     return [*zip(items, plt.get_cmap("viridis")(np.linspace(0.75, 0.0, len(items))), strict=True)]
 
 
-def draw(path, rows, panel, ylabels, size):
+def draw(path, rows, panel, ylabels, size, bottom=None):
     """A figure as PNG and PDF: panel(axis, *item) for every item of each row; size is one panel's, in inches."""
     wide = max(map(len, rows))
     figure, axes = plt.subplots(len(rows), wide, figsize=(size[0] * wide, size[1] * len(rows)), sharey=True, squeeze=False,
@@ -666,6 +668,7 @@ def draw(path, rows, panel, ylabels, size):
         row[0].set_ylabel(ylabel)
         for axis, item in zip(row, items, strict=False):
             panel(axis, *item)
+    axes[0][0].set_ylim(bottom)
     figure.savefig(f"{path}.png")
     figure.savefig(f"{path}.pdf", metadata={"CreationDate": None})  # same points, same file
     plt.close(figure)
@@ -707,7 +710,7 @@ def k_panel(axis, own, laws):
         axis.annotate(text, (N[0], f.K if f.pinned else k_N[-1]), (0, 3 if above else -3), color=colour, fontsize=9,
                       textcoords="offset points", va="bottom" if above else "top")
     axis.errorbar(own.N, own.k, own.draws and np.abs(own.ci("k") - own.k), fmt="o", ms=5, color="black", lw=1.1, capsize=2)
-    axis.set(xscale="log", xlabel="model size N (parameters)", title=f"slope against {AXIS[own.x]}, {own.model_type}", ylim=0)
+    axis.set(xscale="log", xlabel="model size N (parameters)", title=f"slope against {AXIS[own.x]}, {own.model_type}")
     axis.set_xticks(own.N, map(label, own.N))
     axis.minorticks_off()
     axis.text(0.98, 0.04, "dots: a free slope per size\nlines: the law\nboth with 95% intervals", ha="right", fontsize=9,
@@ -839,7 +842,7 @@ def figures(a, sets, laws, free, result):
         parts = [(curves, p, select(curves, p, a.first, a.upto), a.loss or "linear") for p in ("inter", "intra")]
         draw(a.out / name, [parts], loss_panel, [LOSS], (5.6, 4.8))
     shown = [(free[key], [f for f in laws[key] if f.protocol != "intra"]) for key in sets]
-    draw(a.out / "k", [shown], k_panel, ["k(N), decades of L per decade of X"], (5.6, 4.4))
+    draw(a.out / "k", [shown], k_panel, ["k(N), decades of L per decade of X"], (5.6, 4.4), bottom=0)
     draw(a.out / "residuals", [[(laws[key][0], *c) for c in coloured(curves)] for key, curves in sets.items()],
          residual_panel, [f"L minus law in {x}" for _, x in sets], (1.6, 1.9))
     for name in ("reuse", "group"):
