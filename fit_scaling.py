@@ -88,15 +88,15 @@ def read_runs(paths, source=None):
         source = source or next((r.get("source") for r in evals), None)  # one held-out set: losses on two do not mix
         if others := {str(r.get("source")) for r in evals if r.get("source") != source}:
             warn(f"{path}: using evaluations on {source}, not on {sorted(others)} (choose with --source)")
+        evals = [r for r in evals if r.get("source") == source]
+        for r in evals:
+            if lacking := {"step", "D", "C", "loss"} - r.keys():
+                raise ValueError(f"{path}: an eval line lacks {sorted(lacking)}: {r}")
         kind = "instruct" if "instruct" in str(flags.get("model")).lower() else "base"
         run = {"run": str(path.parent), "N": N / 1e9, "model_type": flags.get("model_type", kind),
                "reuse": flags.get("reuse", 1), "group": flags.get("group")}
-        by_step = {}  # a resumed run may repeat a step; the last line is the one it went on from
-        for r in (r for r in evals if r.get("source") == source):
-            if lacking := {"step", "D", "C", "loss"} - r.keys():
-                raise ValueError(f"{path}: an eval line lacks {sorted(lacking)}: {r}")
-            by_step[r["step"]] = run | {"step": r["step"], "D": r["D"], "C": r["C"], "L": r["loss"]}
-        rows += by_step.values()
+        # by step, as a resumed run may repeat one; the last line is the one it went on from
+        rows += {r["step"]: run | {c: r[c] for c in ("step", "D", "C")} | {"L": r["loss"]} for r in evals}.values()
     return rows
 
 
@@ -107,13 +107,12 @@ def read_csv(path, need=("N", "L")):
     """
     with open(path, newline="") as f:
         reader = csv.DictReader(f)
-        found, raw = set(reader.fieldnames or []), list(reader)
+        found, raw, rows = set(reader.fieldnames or []), list(reader), []
     missing = [c for c in need if c not in found]
     if "N" in need and not found & {"C", "D"} and not {"X", "x_kind"} <= found:
         missing.append("C or D (or X with x_kind)")
     if missing:
         raise ValueError(f"{path}: missing column {', '.join(missing)}; found {', '.join(sorted(found)) or 'nothing'}")
-    rows, dropped = [], []
     for i, r in enumerate(raw, 2):
         if {"X", "x_kind"} <= found:
             r[r["x_kind"]] = r["X"]
@@ -121,14 +120,12 @@ def read_csv(path, need=("N", "L")):
             row = {c: float(r[c]) for c in ("N", "C", "D", "L", "step", "tau") if r.get(c)}
         except ValueError as e:
             raise ValueError(f"{path}:{i}: {e}") from None
-        if {*need} <= row.keys() and row.keys() & {"C", "D", "tau"} and np.isfinite([*row.values()]).all():
-            text = {c: r[c] for c in ("model_type", "run", "seed", "kind") if r.get(c)}
-            rows.append(row | text | {"at": f"{path}:{i}"})
-        else:
-            dropped.append(i)
-    if dropped:
+        rows.append(row | {c: r[c] for c in ("model_type", "run", "seed", "kind") if r.get(c)} | {"at": f"{path}:{i}"})
+        if not ({*need} <= row.keys() and row.keys() & {"C", "D", "tau"} and np.isfinite([*row.values()]).all()):
+            rows[-1] = None
+    if dropped := [i for i, r in enumerate(rows, 2) if r is None]:
         warn(f"{path}: dropped {len(dropped)} rows with an empty or NaN number (lines {str(dropped[:9])[1:-1]})")
-    return rows
+    return [r for r in rows if r]
 
 
 def curves_from(rows, clip=(1, np.inf)):
@@ -136,41 +133,43 @@ def curves_from(rows, clip=(1, np.inf)):
 
     Raises ValueError naming the row (L outside 0..1; N, or X after step 0, not positive) or the size (too few points).
     """
-    table, repeats = defaultdict(lambda: defaultdict(lambda: defaultdict(dict))), Counter()
+    table, repeats, out = defaultdict(lambda: defaultdict(lambda: defaultdict(dict))), Counter(), {}
     for r in rows:
-        at = r.get("at") or f"{r['run']}, step {r['step']}"
-        if not 0 <= r["L"] <= 1:
-            raise ValueError(f"{at}: L = {r['L']:g}; L = 1 - pass@1 lies in 0..1 (from percent, divide by 100)")
-        if not 0 < r["N"] < 1e5:
-            raise ValueError(f"{at}: N = {r['N']:g}; sizes are in billions of parameters (7 for 7B)")
+        at, N, L = r.get("at") or f"{r['run']}, step {r['step']}", r["N"], r["L"]
+        if not 0 <= L <= 1:
+            raise ValueError(f"{at}: L = {L:g}; L = 1 - pass@1 lies in 0..1 (from percent, divide by 100)")
+        if not 0 < N < 1e5:
+            raise ValueError(f"{at}: N = {N:g}; sizes are in billions of parameters (7 for 7B)")
         for x in {"C", "D"} & r.keys():
             if r[x] < 0 or (r[x] == 0 and r.get("step") != 0):
                 raise ValueError(f"{at}: {x} = {r[x]:g}; the law takes its logarithm, so after step 0 it is positive")
             key, step, seed = (r.get("model_type", "base"), x), r.get("step", r[x]), r.get("run", r.get("seed"))
-            repeats[key, r["N"], seed, step] += 1  # rows that repeat a step and name no run are further seeds
-            table[key][r["N"]][seed, repeats[key, r["N"], seed, step]][step] = r[x], r["L"]
+            repeats[key, N, seed, step] += 1  # rows that repeat a step and name no run are further seeds
+            table[key][N][seed, repeats[key, N, seed, step]][step] = r[x], L
     if not table:
         raise ValueError("no points: the input holds no evaluation with a loss")
-    out = defaultdict(list)
     for (kind, x), sizes in sorted(table.items()):
         if len(sizes) < 2:
             raise ValueError(f"{kind} models: only one size ({label(*sizes)}); k(N) needs at least two")
-        for N, seeds in sorted(sizes.items()):
-            seeds = list(seeds.values())
-            shared = sorted(set.intersection(*map(set, seeds)))
-            if lost := len(set.union(*map(set, seeds))) - len(shared):
-                warn(f"size {label(N)}: {lost} steps are not in all of its {len(seeds)} seeds; dropped")
-            X_ST, L_ST = np.array([[s[t] for t in shared] for s in seeds]).reshape(len(seeds), -1, 2).transpose(2, 0, 1)
-            c = Curve(kind, x, N, np.array(shared), X_ST.mean(0), L_ST)
-            c = replace(c.keep((c.X_T > 0) & (c.step_T >= clip[0]) & (c.step_T <= clip[1])),
-                        start=float(c.L_T[0]) if len(shared) and c.X_T[0] == 0 else None)
-            if len(set(c.X_T)) < 3:
-                raise ValueError(f"size {label(N)}: {len(set(c.X_T))} points with {x} > 0; at least three are needed")
-            if solved := int((c.L_T == 0).sum()):
-                warn(f"size {label(N)}: L = 0 (all problems solved) at {solved} points. log 0 is infinite: fits of the "
-                     "error of L use these points, fits of log L and R2 leave them out")
-            out[kind, x].append(c)
-    return dict(out)
+        out[kind, x] = [curve_of(kind, x, N, [*seeds.values()], clip) for N, seeds in sorted(sizes.items())]
+    return out
+
+
+def curve_of(kind, x, N, seeds, clip):
+    """One Curve from the seeds {step: (X, L)} of a size."""
+    shared = sorted(set.intersection(*map(set, seeds)))
+    if lost := len(set.union(*map(set, seeds))) - len(shared):
+        warn(f"size {label(N)}: {lost} steps are not in all of its {len(seeds)} seeds; dropped")
+    X_ST, L_ST = np.array([[s[t] for t in shared] for s in seeds]).reshape(len(seeds), -1, 2).transpose(2, 0, 1)
+    c = Curve(kind, x, N, np.array(shared), X_ST.mean(0), L_ST)
+    start = float(c.L_T[0]) if len(shared) and c.X_T[0] == 0 else None
+    c = replace(c.keep((c.X_T > 0) & (c.step_T >= clip[0]) & (c.step_T <= clip[1])), start=start)
+    if len(set(c.X_T)) < 3:
+        raise ValueError(f"size {label(N)}: {len(set(c.X_T))} points with {x} > 0; at least three are needed")
+    if solved := int((c.L_T == 0).sum()):
+        warn(f"size {label(N)}: L = 0 (all problems solved) at {solved} points. log 0 is infinite: fits of the error of L use "
+             "these points, fits of log L and R2 leave them out")
+    return c
 
 
 # ---------------------------------------------------------------- 2. The law
@@ -252,14 +251,18 @@ class Fit:
     def N0(self):
         return float(np.exp(self.theta))
 
+    def of(self, formula):
+        """formula(p) of the estimate and, along a first axis, of the draws (None without); p holds K, N0, k (n) and E (n)."""
+        return formula({"K": self.K, "N0": self.N0, "k": self.k, "E": self.E}), self.draws and formula(self.draws)
+
     def slope(self, N):
         """k at sizes N (billions), seen or not; not for a table of free slopes."""
         return self.K * SHAPES[self.shape](np.asarray(N, float), self.theta)
 
     def predict(self, N, X_T):
         """L_T at a fitted size, and the bootstrap's (B, T) of it (None without)."""
-        n, x_T, d = int(np.flatnonzero(self.N == N)[0]), np.log10(X_T), self.draws
-        return 10 ** (self.E[n] - self.k[n] * x_T), d and 10 ** (d["E"][:, n, None] - d["k"][:, n, None] * x_T)
+        n, x_T = int(np.flatnonzero(self.N == N)[0]), np.log10(X_T)
+        return self.of(lambda p: 10 ** (p["E"][..., n, None] - p["k"][..., n, None] * x_T))
 
     def ci(self, name):
         """95% interval of K, N0 (2,), k or E (2, n); None without bootstrap."""
@@ -283,10 +286,10 @@ class Fit:
                 f"K_max/N0 = {self.K / self.N0:.3g}{span(interval(d['K'] / d['N0']), '{:.3g}'.format)} per billion")
 
     def to_json(self):
-        keys = ("x", "model_type", "protocol", "loss", "N0", "r2_log", "points", "N0_range")
-        return {"K_max": self.K, **{c: getattr(self, c) for c in keys}, "K_max_ci": self.ci("K"), "N0_ci": self.ci("N0"),
-                "N0_pinned": self.pinned, "verdict": self.verdict(), "k": by_level(self.N, self.k),
-                "E": by_level(self.N, self.E), "k_ci": self.draws and by_level(self.N, self.ci("k").T)}
+        same = {c: getattr(self, c) for c in ("x", "model_type", "protocol", "loss", "N0", "r2_log", "points", "N0_range")}
+        return same | {"K_max": self.K, "K_max_ci": self.ci("K"), "N0_ci": self.ci("N0"), "N0_pinned": self.pinned,
+                       "verdict": self.verdict(), "k": by_level(self.N, self.k), "E": by_level(self.N, self.E),
+                       "k_ci": self.draws and by_level(self.N, self.ci("k").T)}
 
 
 def interval(draws):
@@ -380,10 +383,11 @@ def stability(curves, loss, **options):
     """K_max and N0 without each size and on either half of the steps: what an interval that trusts the law cannot see."""
     parts = {f"without {label(c.N)}": [o for o in curves if o is not c] for c in curves if len(curves) > 2}
     if min(len(c.X_T) for c in curves) >= 6:
-        parts["first half of steps"] = [c.keep(np.arange(len(c.X_T)) < len(c.X_T) / 2) for c in curves]
-        parts["second half of steps"] = [c.keep(np.arange(len(c.X_T)) >= len(c.X_T) / 2) for c in curves]
-    return [{"x": f.x, "model_type": f.model_type, "fitted_to": part, "K_max": f.K, "N0": f.N0}
-            for part, some in parts.items() for f in [fit(some, loss, **options)]]
+        for half in ("first", "second"):
+            parts[f"{half} half of steps"] = [
+                c.keep((np.arange(len(c.X_T)) < len(c.X_T) / 2) == (half == "first")) for c in curves]
+    fits = {part: fit(some, loss, **options) for part, some in parts.items()}
+    return [{"fitted_to": part, "K_max": f.K, "N0": f.N0} for part, f in fits.items()]
 
 
 def sigmoid(p, X_T, start):
@@ -396,31 +400,33 @@ def floored(p, X_T, start):
     return p[0] + 10 ** (p[1] - p[2] * np.log10(X_T))
 
 
+RIVALS = {"sigmoid": (sigmoid, ("A", "B", "log10_X_mid")), "floor": (floored, ("L_inf", "E", "k"))}
+
+
 def learn(name, curves, loss):
     """One model of the table of alternatives: predict(n, X_T) -> L_T, its number of free parameters, their values."""
-    if name not in ("sigmoid", "floor"):
+    if name not in RIVALS:
         f = fit(curves, loss, name)
         values = {"saturating": {"K_max": f.K, "N0": f.N0}, "power": {"a": f.K, "b": f.theta}, "constant": {"k": f.K}}
         values = values.get(name) or by_level(f.N, f.k)
         return lambda n, X: f.predict(f.N[n], X)[0], len(f.N) + len(values), values
-    found = []
+    (curve, names), found = RIVALS[name], []
     for c in curves:
         on, x, L, start = (c.L_T > 0) | (loss == "linear"), np.log10(c.X_T), c.L_T, c.L_T[0] if c.start is None else c.start
         if name == "sigmoid":  # A between the measured start and 1
-            curve, low, high = sigmoid, [1 - start, 0.05, x[0] - 2], [1 + 1e-9, 10, x[-1] + 6]
+            low, high = [1 - start, 0.05, x[0] - 2], [1 + 1e-9, 10, x[-1] + 6]
             guesses = [[1 - L[-1] / 2, b, m] for b in (0.5, 1.5) for m in (x.mean(), x[-1])]
         else:
-            curve, low, high = floored, [0, -99, 0], [L.min() + 1e-9, 99, 5]
+            low, high = [0, -99, 0], [L.min() + 1e-9, 99, 5]
             guesses = [[part * L.min(), np.log10(L[0]) + k * x[0], k] for part in (0.1, 0.9) for k in (0.1, 0.5)]
 
-        def errors(p, L=L[on], X=c.X_T[on], curve=curve, start=start):
+        def errors(p, L=L[on], X=c.X_T[on], start=start):
             L_hat = curve(p, X, start)
             return L_hat - L if loss == "linear" else np.log10(np.maximum(L_hat, 1e-6) / L)
         tries = [least_squares(errors, np.clip(g, low, high), bounds=(low, high), x_scale=(0.1, 1, 1)) for g in guesses]
-        found.append((curve, min(tries, key=lambda r: r.cost).x, start))
-    names = ("A", "B", "log10_X_mid") if name == "sigmoid" else ("L_inf", "E", "k")
-    values = by_level([c.N for c in curves], [dict(zip(names, map(float, p), strict=True)) for _, p, _ in found])
-    return lambda n, X: found[n][0](found[n][1], X, found[n][2]), 3 * len(curves), values
+        found.append((min(tries, key=lambda r: r.cost).x, start))
+    values = by_level([c.N for c in curves], [dict(zip(names, map(float, p), strict=True)) for p, _ in found])
+    return lambda n, X: curve(found[n][0], X, found[n][1]), 3 * len(curves), values
 
 
 def alternatives(curves, loss, first):
@@ -440,8 +446,8 @@ def alternatives(curves, loss, first):
             n_eff = sum(map(len, errors)) * (1 - rho) / (1 + rho)
         p, mse = count + 1, np.mean([(e**2).mean() for e in errors])
         aicc = n_eff * np.log(mse) + 2 * p + 2 * p * (p + 1) / (n_eff - p - 1) if n_eff > p + 1 and mse > 0 else None
-        row = {"x": curves[0].x, "model_type": curves[0].model_type, "loss": loss, "name": name, "parameters": count,
-               "r2_log": r_squared([np.log10(np.concatenate(pairs, 1))]), "aicc": aicc, "n_eff": n_eff}
+        row = {"loss": loss, "name": name, "parameters": count, "aicc": aicc, "n_eff": n_eff,
+               "r2_log": r_squared([np.log10(np.concatenate(pairs, 1))])}
         if all(3 <= len(e.X_T) < len(c.X_T) for e, c in zip(early, curves, strict=True)):
             ahead, pairs = learn(name, early, loss)[0], zip(curves, early, strict=True)
             misses = [np.abs(ahead(n, c.X_T) - c.L_T)[len(e.X_T):] for n, (c, e) in enumerate(pairs)]
@@ -460,24 +466,20 @@ def refit_E(k, curve, loss):
     return p_T * (curve.L_T @ p_T / (p_T @ p_T) if loss == "linear" else 10 ** np.log10(curve.L_T[on] / p_T[on]).mean())
 
 
-def freeze(f, train, N):
-    """Forecast of an unseen size by a law fitted to others: predict(X_T) -> L_T, draws (B, T) or None. No loss of it is read.
+def extrapolate(f, train, N, X_T):
+    """L_T (and draws (B, T) or None) of an unseen size by the law f of the others; reads no loss of it, so nothing can leak.
 
     k(N) is the law's. E(N) follows a trend, that the loss at a size's first step falls linearly with its slope:
     E = a + b k + k log10 X_first. The X of a run are known before it is made (512 prompts a step, 6 N tokens).
     """
-    x1_n = np.log10([c.X_T[0] for c in train])
+    x1_n, x_T = np.log10([c.X_T[0] for c in train]), np.log10(X_T)
 
-    def line(k_Bn, E_Bn, k_B, x_T):
-        u_Bn, dk_Bn = E_Bn - k_Bn * x1_n, k_Bn - k_Bn.mean(-1, keepdims=True)
-        b_B = (dk_Bn * u_Bn).sum(-1) / (dk_Bn**2).sum(-1)
-        return 10 ** ((u_Bn.mean(-1) + b_B * (k_B - k_Bn.mean(-1)))[:, None] - k_B[:, None] * (x_T - x_T[0]))
-
-    def predict(X_T):
-        d, x_T = f.draws, np.log10(X_T)
-        one = line(f.k[None], f.E[None], f.slope([N]), x_T)[0]
-        return one, d and line(d["k"], d["E"], d["K"] / (1 + d["N0"] / N), x_T)
-    return predict
+    def line(p):
+        k = p["K"] / (1 + p["N0"] / N)
+        u_n, dk_n = p["E"] - p["k"] * x1_n, p["k"] - p["k"].mean(-1, keepdims=True)
+        first = u_n.mean(-1) + (dk_n * u_n).sum(-1) / (dk_n**2).sum(-1) * (k - p["k"].mean(-1))
+        return 10 ** (first[..., None] - np.multiply.outer(k, x_T - x_T[0]))
+    return f.of(line)
 
 
 def forecast(curves, loss, first=0.24, upto=None, **options):
@@ -485,36 +487,32 @@ def forecast(curves, loss, first=0.24, upto=None, **options):
     points not seen, and the last of them with the forecast line's 95% interval. N is None where sizes are pooled."""
     rows, train, target = [], select(curves, "inter", upto=upto), curves[-1]
 
-    def score(protocol, variant, N, pairs, drawn=None):
-        (L, L_hat), x, kind = pairs[-1], target.x, target.model_type
-        rows.append({"x": x, "model_type": kind, "protocol": protocol, "loss": loss, "N": N, "variant": variant,
-                     "points": sum(len(y) for y, _ in pairs), "r2": r_squared(pairs),
-                     "mae": np.abs(np.concatenate([y - z for y, z in pairs])).mean()} | ({} if N is None else {
-                         "last_L": L[-1], "forecast": L_hat[-1], "forecast_ci": drawn and interval(drawn[0][:, -1])}))
+    def score(protocol, variant, N, pairs, L_BT=None):
+        (L, L_hat), errors = pairs[0], np.concatenate([y - z for y, z in pairs])
+        last = {"last_L": L[-1], "forecast": L_hat[-1], "forecast_ci": None if L_BT is None else interval(L_BT[:, -1])}
+        rows.append({"protocol": protocol, "loss": loss, "N": N, "variant": variant, "points": len(errors),
+                     "r2": r_squared(pairs), "mae": np.abs(errors).mean()} | (last if N else {}))
     if 1 < len(train) < len(curves):
         f, big = fit(train, loss, protocol="inter", **options), train[-1]
-        name, own, x_T = label(big.N), fit([big], loss, "free"), np.log10(target.X_T)
-        blind, many = freeze(f, train, target.N)(target.X_T)
-        for variant, L_hat in {
-                "law, everything extrapolated": blind,
-                f"naive: losses of {name} carried over": np.interp(x_T, np.log10(big.X_T), big.L_T),
-                f"naive: line of {name}": own.predict(big.N, target.X_T)[0],
-                "law, slope only (E refitted on the target)": refit_E(f.slope(target.N), target, loss),
-                "naive: constant (refitted on the target)": refit_E(0.0, target, loss),
-                f"naive: slope of {name} (E refitted on the target)": refit_E(own.k[0], target, loss)}.items():
-            score("inter", variant, target.N, [(target.L_T, L_hat)], [many] if L_hat is blind and f.draws else None)
+        name, own = label(big.N), fit([big], loss, "free")
+        for variant, L_T, L_BT in (
+                ("law, everything extrapolated", *extrapolate(f, train, target.N, target.X_T)),
+                (f"naive: losses of {name} carried over", np.interp(*map(np.log10, (target.X_T, big.X_T)), big.L_T), None),
+                (f"naive: line of {name}", *own.predict(big.N, target.X_T)),
+                ("law, slope only (E refitted on the target)", refit_E(f.slope(target.N), target, loss), None),
+                ("naive: constant (refitted on the target)", refit_E(0.0, target, loss), None),
+                (f"naive: slope of {name} (E refitted on the target)", refit_E(own.k[0], target, loss), None)):
+            score("inter", variant, target.N, [(target.L_T, L_T)], L_BT)
     early = select(curves, "intra", first)
     rest = [c.keep(c.step_T > e.step_T.max(initial=0)) for c, e in zip(curves, early, strict=True)]
     if min(len(e.X_T) for e in early) >= 3 and min(len(r.X_T) for r in rest) >= 2:
-        f, free = fit(early, loss, protocol="intra", **options), fit(early, loss, "free")
-        for variant, guess in {"law": lambda e, X: f.predict(e.N, X),
-                               "naive: last value carried forward": lambda e, X: (np.full(len(X), e.L_T[-1]), None),
-                               "naive: a line per size": lambda e, X: (free.predict(e.N, X)[0], None)}.items():
-            guesses = [guess(e, r.X_T) for e, r in zip(early, rest, strict=True)]
-            pairs = [(r.L_T, g[0]) for r, g in zip(rest, guesses, strict=True)]
-            score("intra", variant, None, pairs)
-            for e, pair, g in zip(early, pairs, guesses, strict=True):
-                score("intra", variant, e.N, [pair], None if g[1] is None else [g[1]])
+        f, free, last = fit(early, loss, protocol="intra", **options), fit(early, loss, "free"), {e.N: e.L_T[-1] for e in early}
+        for variant, predict in (("law", f.predict), ("naive: last value carried forward", lambda N, X_T: (
+                np.full(len(X_T), last[N]), None)), ("naive: a line per size", free.predict)):
+            guesses = [predict(r.N, r.X_T) for r in rest]
+            score("intra", variant, None, [(r.L_T, L_T) for r, (L_T, _) in zip(rest, guesses, strict=True)])
+            for r, (L_T, L_BT) in zip(rest, guesses, strict=True):
+                score("intra", variant, r.N, [(r.L_T, L_T)], L_BT)
     return rows
 
 
@@ -553,8 +551,8 @@ def sweep(rows, by, x):
             at = round(at) if x == "step" else at
             found = {level: got for level in sorted(levels) if (got := loss_at(levels[level], at))}
             for level, (L, half, runs) in found.items():
-                row = {"model_type": kind, "N": N, "x": x, "at": at, by: level, "L": L, "L_ci": [L - half, L + half]}
-                row["runs"] = runs
+                row = {"model_type": kind, "N": N, "x": x, "at": at, by: level, "runs": runs, "L": L,
+                       "L_ci": [L - half, L + half]}
                 if 1 in found and level != 1:
                     d, h = L - found[1][0], np.hypot(half, found[1][1])
                     row |= {"above_1": d, "above_1_ci": [d - h, d + h]}
@@ -564,13 +562,13 @@ def sweep(rows, by, x):
 
 def limits(rows, margin):
     """Of a reuse sweep: the largest tau whose loss is within `margin` of tau = 1, by estimate and surely (95% upper end)."""
-    out = defaultdict(lambda: {"largest_within": 1, "surely": 1, "margin": margin})
+    out = {}
     for r in rows:
-        entry = out[r["model_type"], r["N"], r["at"]]
-        entry |= {c: r[c] for c in ("model_type", "N", "x", "at")}
-        if "above_1" in r and r["above_1"] <= margin:
+        place = {c: r[c] for c in ("model_type", "N", "x", "at")}
+        entry = out.setdefault((*place.values(),), place | {"largest_within": 1, "surely": 1, "margin": margin})
+        if r.get("above_1", np.inf) <= margin:
             entry["largest_within"] = r["reuse"]
-        if "above_1" in r and r["above_1_ci"][1] <= margin:
+        if r.get("above_1_ci", [0, np.inf])[1] <= margin:
             entry["surely"] = r["reuse"]
     return [*out.values()]
 
@@ -584,15 +582,15 @@ def outside(curve, X, factor):
 
 def best_size(f, curves, X, factor=3.0, beyond=False):
     """L of each fitted size at X and in which share of the draws it is the lowest. ValueError if no size was seen near X."""
-    L_n, L_Bn = (10 ** (E - k * np.log10(X)) for E, k in ((f.E, f.k), (f.draws["E"], f.draws["k"])))
+    L_n, L_Bn = f.of(lambda p: 10 ** (p["E"] - p["k"] * np.log10(X)))
     far_n = [outside(c, X, factor) for c in curves]
     asked_n = np.array([beyond or far is None for far in far_n])
     if not asked_n.any():
         raise ValueError(f"{f.x} = {X:g} lies {min(far_n):.3g} times outside the nearest size's points; {factor:g} is allowed. "
                          "Raise --factor, or pass --beyond to trust the law out there")
     best_B = np.where(asked_n, L_Bn, np.inf).argmin(1)
-    return [{"model_type": f.model_type, "x": f.x, "X": X, "N": N, "L": L_n[n], "L_ci": interval(L_Bn[:, n]),
-             "outside": far_n[n], "best_in": (best_B == n).mean() if asked_n[n] else None} for n, N in enumerate(f.N)]
+    return [{"X": X, "N": N, "L": L_n[n], "L_ci": interval(L_Bn[:, n]), "outside": far_n[n],
+             "best_in": (best_B == n).mean() if asked_n[n] else None} for n, N in enumerate(f.N)]
 
 
 def crossings(f, curves, factor=3.0):
@@ -600,24 +598,20 @@ def crossings(f, curves, factor=3.0):
     out = []
     for i, j in combinations(range(len(curves)), 2):
         with np.errstate(all="ignore"):  # parallel lines cross nowhere
-            x, x_B = (np.clip((E[..., j] - E[..., i]) / (k[..., j] - k[..., i]), -99, 99)
-                      for E, k in ((f.E, f.k), (f.draws["E"], f.draws["k"])))
+            x, x_B = f.of(lambda p, i=i, j=j: np.clip(
+                (p["E"][..., j] - p["E"][..., i]) / (p["k"][..., j] - p["k"][..., i]), -99, 99))
         if not (outside(curves[i], 10**x, factor) or outside(curves[j], 10**x, factor)):
-            out.append({"model_type": f.model_type, "x": f.x, "sizes": f"{label(f.N[i])} and {label(f.N[j])}", "X": 10**x,
-                        "X_ci": 10 ** interval(x_B), "L": 10 ** (f.E[i] - f.k[i] * x)})
+            out.append({"sizes": f"{label(f.N[i])} and {label(f.N[j])}", "X": 10**x, "X_ci": 10 ** interval(x_B),
+                        "L": 10 ** (f.E[i] - f.k[i] * x)})
     return out
 
 
 def needed(f, curves, L, factor=3.0, beyond=False):
     """The X at which each fitted size reaches loss L; none is given where it lies too far outside the size's points."""
-    X_n, X_Bn = (10 ** np.clip((E - np.log10(L)) / np.maximum(k, 1e-9), -99, 99)
-                 for E, k in ((f.E, f.k), (f.draws["E"], f.draws["k"])))
-    rows = []
-    for n, c in enumerate(curves):
-        far = outside(c, X_n[n], factor)
-        rows.append({"model_type": f.model_type, "x": f.x, "L": L, "N": c.N, "outside": far} | (
-            {} if far and not beyond else {"X": X_n[n], "X_ci": interval(X_Bn[:, n])}))
-    return rows
+    X_n, X_Bn = f.of(lambda p: 10 ** np.clip((p["E"] - np.log10(L)) / np.maximum(p["k"], 1e-9), -99, 99))
+    far_n = [outside(c, X, factor) for c, X in zip(curves, X_n, strict=True)]
+    return [{"L": L, "N": N, "outside": far_n[n]} | ({} if far_n[n] and not beyond else {
+        "X": X_n[n], "X_ci": interval(X_Bn[:, n])}) for n, N in enumerate(f.N)]
 
 
 # ---------------------------------------------------------------- 7. Tables and figures
@@ -632,8 +626,7 @@ TABLES = {  # the lists of fit.json: title and columns on the terminal
     "reuse": ("Loss against the reuse factor tau", "model_type N x at reuse L above_1 runs"),
     "reuse_limits": ("The largest tau that costs no more than a margin", "model_type N x at margin largest_within surely"),
     "group": ("Loss against group size", "model_type N x at group L runs"),
-    "best": ("The loss of each size (outside: how many times beyond its points, so not compared)",
-             "model_type x X N L best_in outside"),
+    "best": ("Each size's loss (outside: how many times beyond its points)", "model_type x X N L best_in outside"),
     "crossings": ("Where two sizes cross", "model_type sizes x X L"),
     "needed": ("What a loss needs (outside: how many times beyond the size's points)", "model_type x L N X outside"),
 }
@@ -658,131 +651,117 @@ def report(result):
 
 plt.rcParams.update({"axes.grid": True, "grid.alpha": 0.25, "axes.spines.top": False, "axes.spines.right": False,
                      "axes.titlesize": 10, "savefig.bbox": "tight", "savefig.dpi": 130})
+LOSS = "held-out loss L = 1 - pass@1"
 
 
 def coloured(items):
     """Items with colours, light to dark: viridis without its yellow end, which cannot be read on white."""
-    return zip(items, plt.get_cmap("viridis")(np.linspace(0.75, 0.0, len(items))), strict=True)
+    return [*zip(items, plt.get_cmap("viridis")(np.linspace(0.75, 0.0, len(items))), strict=True)]
 
 
-def save(figure, out, name):
-    figure.savefig(out / f"{name}.png")
-    figure.savefig(out / f"{name}.pdf", metadata={"CreationDate": None})  # same points, same file
+def draw(path, rows, panel, ylabels, size, bottom=None):
+    """A figure as PNG and PDF: panel(axis, *item) for every item of each row; size is one panel's, in inches."""
+    wide = max(map(len, rows))
+    figure, axes = plt.subplots(len(rows), wide, figsize=(size[0] * wide, size[1] * len(rows)), sharey=True, squeeze=False,
+                                layout="constrained")
+    for row, items, ylabel in zip(axes, rows, ylabels, strict=True):
+        row[0].set_ylabel(ylabel)
+        for axis, item in zip(row, items, strict=False):
+            panel(axis, *item)
+    axes[0][0].set_ylim(bottom)
+    figure.savefig(f"{path}.png")
+    figure.savefig(f"{path}.pdf", metadata={"CreationDate": None})  # same points, same file
     plt.close(figure)
 
 
-def draw_loss(curves, first, upto, loss, out, name):
-    """Loss against X, log-log: solid where the law was fitted, dashed where it forecasts (left a size, right later steps)."""
-    figure, axes = plt.subplots(1, 2, figsize=(11.2, 4.8), sharey=True)
+def loss_panel(axis, curves, protocol, part, loss):
+    """Loss against X, log-log: solid where the law was fitted (`part`), dashed where it forecasts."""
     log_L = np.log10(np.concatenate([c.L_T[c.L_T > 0] for c in curves]))
-    for axis, protocol in zip(axes, ("inter", "intra"), strict=True):
-        part = {c.N: c for c in select(curves, protocol, first, upto) if len(c.X_T) > 2}
-        f, bottom = fit([*part.values()], loss) if len(part) > 1 else None, -np.inf
-        for c, colour in reversed([*coloured(curves)]):
-            axis.plot(c.X_T, c.L_T, ".", ms=4, alpha=0.4, color=colour, mew=0)
-            line, seen = np.maximum(c.L_T[-5:], 10**log_L.min()), len(part[c.N].X_T) if c.N in part else 1
-            if f:
-                line = f.predict(c.N, c.X_T)[0] if c.N in part else refit_E(f.slope(c.N), c, loss)
-                axis.plot(c.X_T[:seen], line[:seen], color=colour, lw=1.7)
-                axis.plot(c.X_T[seen - 1:], line[seen - 1:], "--", color=colour, lw=1.7)
-            bottom = max(np.log10(line[-1]), bottom + 0.04 * np.ptp(log_L))  # labels keep their distance, upwards
-            axis.text(c.X_T[-1] * 1.2, 10**bottom, label(c.N), color=colour, fontsize=9, va="center", fontweight="bold")
-        axis.set(xscale="log", yscale="log", xlabel=AXIS[curves[0].x], xmargin=0.1, title=(
-            f"fit to the first {max(len(c.X_T) for c in part.values())} points; dashed: later ones" if protocol == "intra" else
-            f"fit to {label(min(part))}-{label(max(part))}; dashed: a size not fitted (its E refitted)"))
-        axis.yaxis.set_major_formatter("{x:g}")
-        axis.yaxis.set_minor_formatter(lambda v, _: f"{v:.1g}" if log_L.min() > -0.8 or f"{v:.0e}"[0] in "25" else "")
-    axes[0].set_ylabel("held-out loss L = 1 - pass@1")
-    save(figure, out, name)
+    part = {c.N: c for c in part if len(c.X_T) > 2}
+    f, bottom = fit([*part.values()], loss) if len(part) > 1 else None, -np.inf
+    for c, colour in reversed(coloured(curves)):
+        axis.plot(c.X_T, c.L_T, ".", ms=4, alpha=0.4, color=colour, mew=0)
+        line, seen = np.maximum(c.L_T[-5:], 10**log_L.min()), len(part[c.N].X_T) if c.N in part else 1
+        if f:
+            line = f.predict(c.N, c.X_T)[0] if c.N in part else refit_E(f.slope(c.N), c, loss)
+            axis.plot(c.X_T[:seen], line[:seen], color=colour, lw=1.7)
+            axis.plot(c.X_T[seen - 1:], line[seen - 1:], "--", color=colour, lw=1.7)
+        bottom = max(np.log10(line[-1]), bottom + 0.04 * np.ptp(log_L))  # labels keep their distance, upwards
+        axis.text(c.X_T[-1] * 1.2, 10**bottom, label(c.N), color=colour, fontsize=9, va="center", fontweight="bold")
+    axis.set(xscale="log", yscale="log", xlabel=AXIS[curves[0].x], xmargin=0.1, title=(
+        f"fit to the first {max(len(c.X_T) for c in part.values())} points; dashed: later ones" if protocol == "intra" else
+        f"fit to {label(min(part))}-{label(max(part))}; dashed: a size not fitted (its E refitted)"))
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_formatter(lambda v, _: f"{v:.1g}" if log_L.min() > -0.8 or f"{v:.0e}"[0] in "25" else "")
 
 
-def draw_k(fits, free, out):
+def k_panel(axis, own, laws):
     """k(N) of the fits to all sizes and without the largest, with 95% bands and K_max, beside each size's own slope."""
-    figure, axes = plt.subplots(1, len(free), figsize=(5.6 * len(free), 4.4), sharey=True, squeeze=False)
-    for axis, own in zip(axes[0], free, strict=True):
-        N = np.geomspace(own.N[0] / 1.6, own.N[-1] * 6, 200)
-        mine = [f for f in fits if (f.model_type, f.x) == (own.model_type, own.x) and f.protocol != "intra"]
-        for f, colour, dash in zip(mine, ("#0072B2", "#D55E00"), ("-", "--"), strict=False):
-            axis.plot(N, f.slope(N), dash, color=colour, lw=1.8)
-            if f.draws:
-                band = interval(f.draws["K"][:, None] / (1 + f.draws["N0"][:, None] / N))
-                axis.fill_between(N, *band, color=colour, alpha=0.15, lw=0)
-            if f.pinned:
-                axis.axhline(f.K, color=colour, lw=0.9, ls=":")
-            text = f"{label(f.N[0])}-{label(f.N[-1])}: $K_{{max}}$ " + (f"= {f.K:.3f}" if f.pinned else "not pinned")
-            above = f.K == max(g.K for g in mine)
-            axis.annotate(text, (N[0], f.K if f.pinned else f.slope(N[-1])), (0, 3 if above else -3), color=colour, fontsize=9,
-                          textcoords="offset points", va="bottom" if above else "top")
-        error = own.draws and np.abs(own.ci("k") - own.k)
-        axis.errorbar(own.N, own.k, error, fmt="o", ms=5, color="black", lw=1.1, capsize=2, zorder=3)
-        axis.set(xscale="log", xlabel="model size N (parameters)", title=f"slope against {AXIS[own.x]}, {own.model_type}")
-        axis.set_xticks(own.N, map(label, own.N))
-        axis.minorticks_off()
-        axis.text(0.98, 0.04, "dots: a free slope per size\nlines: the law\nboth with 95% intervals", ha="right", fontsize=9,
-                  transform=axis.transAxes, color="0.3")
-    axes[0][0].set(ylabel="k(N), decades of L per decade of X", ylim=(0, None))
-    save(figure, out, "k")
+    N = np.geomspace(own.N[0] / 1.6, own.N[-1] * 6, 200)
+    for f, colour, dash in zip(laws, ("#0072B2", "#D55E00"), ("-", "--"), strict=False):
+        k_N, k_BN = f.of(lambda p: np.asarray(p["K"])[..., None] / (1 + np.asarray(p["N0"])[..., None] / N))
+        axis.plot(N, k_N, dash, color=colour, lw=1.8)
+        if f.draws:
+            axis.fill_between(N, *interval(k_BN), color=colour, alpha=0.15, lw=0)
+        if f.pinned:
+            axis.axhline(f.K, color=colour, lw=0.9, ls=":")
+        text = f"{label(f.N[0])}-{label(f.N[-1])}: $K_{{max}}$ " + (f"= {f.K:.3f}" if f.pinned else "not pinned")
+        above = f.K == max(g.K for g in laws)
+        axis.annotate(text, (N[0], f.K if f.pinned else k_N[-1]), (0, 3 if above else -3), color=colour, fontsize=9,
+                      textcoords="offset points", va="bottom" if above else "top")
+    axis.errorbar(own.N, own.k, own.draws and np.abs(own.ci("k") - own.k), fmt="o", ms=5, color="black", lw=1.1, capsize=2)
+    axis.set(xscale="log", xlabel="model size N (parameters)", title=f"slope against {AXIS[own.x]}, {own.model_type}")
+    axis.set_xticks(own.N, map(label, own.N))
+    axis.minorticks_off()
+    axis.text(0.98, 0.04, "dots: a free slope per size\nlines: the law\nboth with 95% intervals", ha="right", fontsize=9,
+              transform=axis.transAxes, color="0.3")
 
 
-def draw_residuals(sets, fits, out):
+def residual_panel(axis, f, c, colour):
     """L minus the law fitted to everything, step by step: what one line per size does not describe."""
-    wide = max(map(len, sets))
-    figure, axes = plt.subplots(len(sets), wide, figsize=(1.6 * wide + 1, 1.9 * len(sets) + 0.3), sharey=True,
-                                squeeze=False, layout="constrained")
-    for row, curves, f in zip(axes, sets, [f for f in fits if f.protocol == "all"], strict=True):
-        for axis, (c, colour) in zip(row, coloured(curves), strict=False):
-            axis.axhline(0, color="0.6", lw=0.8)
-            axis.plot(c.step_T, c.L_T - f.predict(c.N, c.X_T)[0], color=colour, lw=1)
-            axis.set_title(label(c.N), color=colour, fontweight="bold")
-        row[0].set_ylabel(f"L minus law in {f.x}")
-    figure.supxlabel("step", fontsize=10)
-    save(figure, out, "residuals")
+    axis.axhline(0, color="0.6", lw=0.8)
+    axis.plot(c.step_T, c.L_T - f.predict(c.N, c.X_T)[0], color=colour, lw=1)
+    axis.set_title(label(c.N), color=colour, fontweight="bold")
+    axis.set_xlabel("step")
 
 
-def draw_sweep(rows, out, name):
-    """Loss against reuse or group size with 95% intervals, a panel per fixed coordinate and size."""
-    panels = list(dict.fromkeys((r["model_type"], r["N"], r["x"]) for r in rows))
-    figure, axes = plt.subplots(1, len(panels), figsize=(5.4 * len(panels), 4.2), sharey=True, squeeze=False)
-    for axis, (kind, N, x) in zip(axes[0], panels, strict=True):
-        here = [r for r in rows if (r["model_type"], r["N"], r["x"]) == (kind, N, x)]
-        levels = sorted({r[name] for r in here})  # evenly spaced on the axis: 20 and 25 must both be legible
-        for i, (at, colour) in enumerate(coloured(sorted({r["at"] for r in here}))):
-            line = [r for r in here if r["at"] == at]
-            place, L = [levels.index(r[name]) + 0.06 * (i - 1) for r in line], [r["L"] for r in line]
-            half = [r["L_ci"][1] - r["L"] for r in line]
-            axis.errorbar(place, L, half, fmt="o-", ms=4, lw=1.3, capsize=2, color=colour)
-            axis.text(place[-1] + 0.2, L[-1], f"{x} {at:.3g}", color=colour, va="center")
-        axis.set(xlim=(-0.3, len(levels) + 0.1), title=f"at fixed {AXIS[x]}, {kind}" + (f" {label(N)}" if N else ""), xlabel={
-            "reuse": "reuse factor tau (times each problem is seen)", "group": "group size G (responses per prompt)"}[name])
-        axis.set_xticks(range(len(levels)), [f"{v:g}" for v in levels])
-    axes[0][0].set_ylabel("held-out loss L = 1 - pass@1")
-    save(figure, out, name)
+def sweep_panel(axis, rows, name):
+    """Loss against reuse or group size with 95% intervals, at one fixed coordinate and size."""
+    levels, (kind, N, x) = sorted({r[name] for r in rows}), (rows[0][c] for c in ("model_type", "N", "x"))
+    for i, (at, colour) in enumerate(coloured(sorted({r["at"] for r in rows}))):
+        line = [r for r in rows if r["at"] == at]  # levels evenly spaced on the axis: 20 and 25 must both be legible
+        place, L = [levels.index(r[name]) + 0.06 * (i - 1) for r in line], [r["L"] for r in line]
+        axis.errorbar(place, L, [r["L_ci"][1] - r["L"] for r in line], fmt="o-", ms=4, lw=1.3, capsize=2, color=colour)
+        axis.text(place[-1] + 0.2, L[-1], f"{x} {at:.3g}", color=colour, va="center")
+    axis.set(xlim=(-0.3, len(levels) + 0.1), title=f"at fixed {AXIS[x]}, {kind}" + (f" {label(N)}" if N else ""), xlabel={
+        "reuse": "reuse factor tau (times each problem is seen)", "group": "group size G (responses per prompt)"}[name])
+    axis.set_xticks(range(len(levels)), [f"{v:g}" for v in levels])
 
 
 # ---------------------------------------------------------------- The command
 def flags(argv):
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
-    p.add_argument("runs", nargs="*", help="metrics.jsonl files of finished runs")
-    p.add_argument("--points", help="a CSV instead: N (billions), L, and C, D or X with x_kind; optional run, seed, step")
-    p.add_argument("--reuse-points", help="a CSV of a reuse sweep: tau, step, L; optional N, run, model_type")
-    p.add_argument("--out", type=Path, required=True, help="directory for fit.json and the figures")
-    p.add_argument("--source", help="which evaluation set of the runs (default: the first seen)")
-    p.add_argument("--x", choices=["C", "D"], help="only this X (default: both)")
-    p.add_argument("--protocol", choices=["all", "inter", "intra"], help="only this fit, and nothing but fits")
-    p.add_argument("--loss", choices=["linear", "log"], help="only the error of L, or of log L (default: fits both, rest L)")
-    p.add_argument("--first", type=float, default=0.24, help="steps intra fits; below 1 a share (default 0.24: 25 of 105)")
-    p.add_argument("--upto", type=float, help="largest size inter fits, billions (default: all but the largest)")
-    p.add_argument("--clip-steps", type=between, default="1:", metavar="A:B", help="use steps A to B only")
-    p.add_argument("--n0-bounds", type=between, metavar="A:B",
-                   help="search range of N0, billions (paper: 0.1:100; default: by the sizes)")
-    p.add_argument("--bootstrap", type=int, default=1000, help="redraws behind the 95%% intervals; 0 for none")
-    p.add_argument("--seed", type=int, default=0, help="of the redraws")
-    p.add_argument("--margin", type=float, default=0.01, help="loss that reuse may cost")
-    p.add_argument("--budget", type=amount("C"), metavar="C=1e20", help="which size reaches the lowest loss with this compute")
-    p.add_argument("--data", type=amount("D"), metavar="D=50000", help="the same with this many prompts")
-    p.add_argument("--target", type=amount("L"), metavar="L=0.4", help="what compute and data each size needs")
-    p.add_argument("--factor", type=float, default=3.0, help="how far outside a size's points the planner answers")
-    p.add_argument("--beyond", action="store_true", help="let the planner answer at any distance")
+    flag = p.add_argument
+    flag("runs", nargs="*", help="metrics.jsonl files of finished runs")
+    flag("--points", help="a CSV instead: N (billions), L, and C, D or X with x_kind; optional run, seed, step, model_type")
+    flag("--reuse-points", help="a CSV of a reuse sweep: tau, step, L; optional N, run, model_type")
+    flag("--out", type=Path, required=True, help="directory for fit.json and the figures")
+    flag("--source", help="which evaluation set of the runs (default: the first seen)")
+    flag("--x", choices=["C", "D"], help="only this X (default: both)")
+    flag("--protocol", choices=["all", "inter", "intra"], help="only this fit, and nothing but fits")
+    flag("--loss", choices=["linear", "log"], help="only the error of L, or of log L (default: fits both, the rest of L)")
+    flag("--first", type=float, default=0.24, help="steps intra fits; below 1 a share (default 0.24: 25 of 105)")
+    flag("--upto", type=float, help="largest size inter fits, billions (default: all but the largest)")
+    flag("--clip-steps", type=between, default="1:", metavar="A:B", help="use steps A to B only")
+    flag("--n0-bounds", type=between, metavar="A:B", help="range of N0, billions (paper: 0.1:100; default: by the sizes)")
+    flag("--bootstrap", type=int, default=1000, help="redraws behind the 95%% intervals; 0 for none")
+    flag("--seed", type=int, default=0, help="of the redraws")
+    flag("--margin", type=float, default=0.01, help="loss that reuse may cost")
+    flag("--budget", type=amount("C"), metavar="C=1e20", help="which size reaches the lowest loss with this compute")
+    flag("--data", type=amount("D"), metavar="D=50000", help="the same with this many prompts")
+    flag("--target", type=amount("L"), metavar="L=0.4", help="what compute and data each size needs")
+    flag("--factor", type=float, default=3.0, help="how far outside a size's points the planner answers")
+    flag("--beyond", action="store_true", help="let the planner answer at any distance")
     a = p.parse_args(argv)
     if bool(a.runs) == bool(a.points):
         p.error("give metrics.jsonl files or --points FILE")
@@ -808,40 +787,38 @@ def between(text):
 
 def main(argv=None):
     a = flags(argv)
-    bounds, loss = {"n0_bounds": a.n0_bounds}, a.loss or "linear"
-    options = bounds | {"bootstrap": a.bootstrap, "seed": a.seed}
+    loss, options = a.loss or "linear", {"n0_bounds": a.n0_bounds, "bootstrap": a.bootstrap, "seed": a.seed}
     rows = read_csv(a.points) if a.points else read_runs(a.runs, a.source)
     settings = Counter((r.get("reuse", 1), r.get("group")) for r in rows)
     reuse, group = study = min(settings, key=lambda s: (s[0], -settings[s]), default=(1, None))
     if len(settings) > 1:
         warn(f"the law is fitted to the runs with reuse {reuse:g} and group {group}; the others serve the sweeps only")
     sets = curves_from([r for r in rows if (r.get("reuse", 1), r.get("group")) == study], a.clip_steps)
-    sets = [curves for (_, x), curves in sets.items() if a.x in (None, x)]
-    result, fits, free = {name: [] for name in TABLES}, [], []
-    for curves in sets:
+    sets = {key: curves for key, curves in sets.items() if a.x in (None, key[1])}
+    result, laws, free = {name: [] for name in TABLES}, defaultdict(list), {}
+    for (kind, x), curves in sets.items():
         for protocol in [a.protocol] if a.protocol else ["all", "inter", "intra"]:
             part = select(curves, protocol, a.first, a.upto)
             if len(part) < 2 or min(len(c.X_T) for c in part) < 3:
-                warn(f"{curves[0].x}, {protocol}: no fit, for want of two sizes of three points each (--first, --upto)")
+                warn(f"{x}, {protocol}: no fit, for want of two sizes of three points each (--first, --upto)")
                 continue
             both = [fit(part, error, protocol=protocol, **options) for error in ([a.loss] if a.loss else ["linear", "log"])]
-            fits.append(both[0])
+            laws[kind, x].append(both[0])
             result["fits"] += [f.to_json() for f in both]
         if a.protocol:
             continue
-        law = next(f for f in fits if (f.model_type, f.x, f.protocol) == (curves[0].model_type, curves[0].x, "all"))
-        free.append(fit(curves, loss, "free", **options))
-        (k, k_ci), (own, own_ci) = ([f.k, f.ci("k").T if f.draws else [None] * len(f.k)] for f in (law, free[-1]))
-        result["slopes"] += [{"model_type": law.model_type, "x": law.x, "N": N, "law": k[n], "law_ci": k_ci[n], "free": own[n],
-                              "free_ci": own_ci[n]} for n, N in enumerate(law.N)]
-        if asked := {"C": a.budget, "D": a.data}[law.x]:
-            result["best"] += best_size(law, curves, asked, a.factor, a.beyond)
-            result["crossings"] += crossings(law, curves, a.factor)
-        if a.target:
-            result["needed"] += needed(law, curves, a.target, a.factor, a.beyond)
-        result["stability"] += stability(curves, loss, **bounds)
-        result["alternatives"] += alternatives(curves, loss, a.first)
-        result["forecasts"] += forecast(curves, loss, a.first, a.upto, **options)
+        law, own = laws[kind, x][0], fit(curves, loss, "free", **options)
+        free[kind, x], asked = own, {"C": a.budget, "D": a.data}[x]
+        slopes = [{"N": N, "law": law.k[n], "free": own.k[n]} | (
+            {"law_ci": law.ci("k")[:, n], "free_ci": own.ci("k")[:, n]} if a.bootstrap else {}) for n, N in enumerate(law.N)]
+        for name, found in {
+                "slopes": slopes, "stability": stability(curves, loss, n0_bounds=a.n0_bounds),
+                "alternatives": alternatives(curves, loss, a.first),
+                "forecasts": forecast(curves, loss, a.first, a.upto, **options),
+                "best": best_size(law, curves, asked, a.factor, a.beyond) if asked else [],
+                "crossings": crossings(law, curves, a.factor) if asked else [],
+                "needed": needed(law, curves, a.target, a.factor, a.beyond) if a.target else []}.items():
+            result[name] += [{"x": x, "model_type": kind} | row for row in found]
     if not a.protocol:
         tau = [r for r in rows if r.get("group") == group]
         if a.reuse_points:
@@ -855,15 +832,25 @@ def main(argv=None):
     (a.out / "fit.json").write_text(json.dumps(head | result, indent=1, default=lambda v: v.tolist()) + "\n")
     report(result)
     if not a.protocol:
-        for curves in sets:
-            kind = f"_{curves[0].model_type}" if len({c[0].model_type for c in sets}) > 1 else ""
-            draw_loss(curves, a.first, a.upto, loss, a.out, f"loss_{curves[0].x}{kind}")
-        draw_k(fits, free, a.out)
-        draw_residuals(sets, fits, a.out)
-        for name in ("reuse", "group"):
-            if result[name]:
-                draw_sweep(result[name], a.out, name)
+        figures(a, sets, laws, free, result)
     print(f"\nwrote {a.out}/fit.json" + ("" if a.protocol else " and the figures beside it"))
+
+
+def figures(a, sets, laws, free, result):
+    for (kind, x), curves in sets.items():
+        name = f"loss_{x}" + (f"_{kind}" if len({k for k, _ in sets}) > 1 else "")
+        parts = [(curves, p, select(curves, p, a.first, a.upto), a.loss or "linear") for p in ("inter", "intra")]
+        draw(a.out / name, [parts], loss_panel, [LOSS], (5.6, 4.8))
+    shown = [(free[key], [f for f in laws[key] if f.protocol != "intra"]) for key in sets]
+    draw(a.out / "k", [shown], k_panel, ["k(N), decades of L per decade of X"], (5.6, 4.4), bottom=0)
+    draw(a.out / "residuals", [[(laws[key][0], *c) for c in coloured(curves)] for key, curves in sets.items()],
+         residual_panel, [f"L minus law in {x}" for _, x in sets], (1.6, 1.9))
+    for name in ("reuse", "group"):
+        panels = defaultdict(list)
+        for r in result[name]:
+            panels[r["model_type"], r["N"], r["x"]].append(r)
+        if panels:
+            draw(a.out / name, [[(rows, name) for rows in panels.values()]], sweep_panel, [LOSS], (5.4, 4.2))
 
 
 if __name__ == "__main__":
