@@ -92,13 +92,14 @@ class Flags:
     correct: Literal["none", "token", "sequence"] = "none"  # surrogate times pi_old / pi_sampler of the token, or sequence ..
     correct_cap: float = 2.0  # .. cut at this
     # the optimiser
-    lr: float = 5e-4  # AdamW, constant after the warm-up (the paper: 1e-6)
+    lr: float = 5e-4  # AdamW (the paper: 1e-6)
     warmup: int = 5  # updates over which the learning rate rises linearly
+    decay: Literal["none", "inverse"] = "none"  # after the warm-up: constant, as in the paper; or lr / update
     weight_decay: float = 0.1  # AdamW's
     clip_grad: float = 1.0  # the gradient's norm is clipped to this
     # evaluation
     eval: list[str] = dataclasses.field(default_factory=[":1:1"].copy)  # NAME:n:temperature, repeated; no NAME: part of --data
-    eval_every: int = 10  # steps between evaluations; step 0 and the last are always evaluated
+    eval_every: int = 10  # steps between evaluations, 0: at 1, 2, 3, 4, 6, 8, 11, 16, .. 2^(i/2); step 0 and the last always
     eval_problems: int = 500  # at most so many problems of each --eval
     # the machine, and how the run is kept: from here on a flag may change when a run is resumed
     micro_tokens: int = 16384  # tokens of a micro-batch on one rank, prompts included
@@ -148,10 +149,12 @@ def parse_flags(argv: list[str]) -> Flags:
 
 def check(f: Flags, world: int) -> None:
     """ValueError for flags that cannot make a run, saying what to change."""
-    for name in ("steps", "prompts", "group", "updates", "reuse", "max_prompt", "max_new", "eval_every", "eval_problems",
-                 "rounds", "micro_tokens", "slots", "graders", "replicas", "save_every", "keep"):
+    for name in ("steps", "prompts", "group", "updates", "reuse", "max_prompt", "max_new", "eval_problems", "rounds",
+                 "micro_tokens", "slots", "graders", "replicas", "save_every", "keep"):
         if getattr(f, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(f, name)}: must be at least 1")
+    if f.eval_every < 0:
+        raise ValueError(f"--eval-every {f.eval_every}: steps, or 0 for evaluations at powers of the square root of 2")
     if f.group < 2:
         raise ValueError(f"--group {f.group}: an advantage compares the samples of one prompt; at least 2 are needed")
     if f.temperature <= 0:
@@ -335,6 +338,13 @@ def train_step(model: Model, ref: Model | None, optimizer, scheduler, done: list
     }
 
 
+def schedule(update: int, f: Flags) -> float:
+    """What the learning rate is multiplied by at an update, counted from 1."""
+    if update <= f.warmup:
+        return update / f.warmup
+    return 1.0 if f.decay == "none" else 1 / update
+
+
 def main(f: Flags) -> None:
     if f.plan:
         return plan.show(f)
@@ -374,7 +384,7 @@ def main(f: Flags) -> None:
             model = shard(model, mesh, dtype, f.offload).to_empty(device=home)
             ref = load(shard(frozen.to(dtype), mesh, dtype, f.offload).to_empty(device=home), source) if f.kl else None
             optimizer = torch.optim.AdamW(model.parameters(), f.lr, (0.9, 0.999), weight_decay=f.weight_decay, fused=True)
-            scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda update: min(1.0, (update + 1) / max(f.warmup, 1)))
+            scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda update: schedule(update + 1, f))
             if newest:
                 restore(newest, model, optimizer, scheduler, ledger)
             else:
@@ -394,7 +404,8 @@ def main(f: Flags) -> None:
             return samples
 
         def due(step: int) -> bool:
-            return step % f.eval_every == 0 or step == f.steps
+            every = step % f.eval_every == 0 if f.eval_every else step in {round(2 ** (i / 2)) for i in range(64)}
+            return every or step in (0, f.steps)
 
         shown = {}  # step: some completions of its evaluation
         try:
