@@ -21,6 +21,7 @@ import argparse
 import dataclasses
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -183,6 +184,7 @@ def main() -> None:
     out = a.out or Path("runs", "study-quick" if a.quick else "study")
     runs = real_grid(a.models, a.recipe, a.seeds) if a.models else ladder_grid(a.quick)
     grid = Grid(out, a.jobs, a.torchrun)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job queue's way of asking, treated like Ctrl-C
     if a.list:
         return print("\n".join(shlex.join(grid.command(run)) for run in runs))
     there = sum(finished(run, out) for run in runs)  # and refuses a directory of other runs before it starts any
