@@ -192,13 +192,13 @@ def project(shape, weight_Bn, slope_Bn, N_n, theta_range):
     return K_BG[row_B, best_B], theta_BG[row_B, best_B]
 
 
-def solve(shape, x_nT, Y_BnT, w_nT, N_n, theta_range, loss, L_hat, tol=1e-11):
+def solve(shape, x_nT, Y_BnT, w_nT, N_n, theta_range, loss, L_hat):
     """Least squares of L ("linear", Y = L) or of log10 L ("log", Y = log10 L), for B data sets on one x = log10 X.
 
     In log L the law is linear but for theta: centring each size eliminates E(N) and leaves a free slope and its weight
     Sxx, and the law is the weighted least-squares curve through these slopes. The error of L is a Gaussian GLM with a
     log link: the same step on the working response log10 L_hat + (L - L_hat) / (L_hat ln 10), with weights L_hat^2, from
-    the given L_hat until nothing moves. Returns K_B, theta_B, k_Bn, E_Bn and L_hat_BnT. Shape "free" keeps the slopes.
+    the given L_hat until nothing moves by 1e-7. Returns K_B, theta_B, k_Bn, E_Bn, L_hat_BnT. Shape "free" keeps the slopes.
     """
     last = np.inf
     for _ in range(300):
@@ -215,7 +215,7 @@ def solve(shape, x_nT, Y_BnT, w_nT, N_n, theta_range, loss, L_hat, tol=1e-11):
             k_Bn = K_B[:, None] * SHAPES[shape](N_n, theta_B[:, None])
         E_Bn = y0_Bn + k_Bn * x0_Bn
         L_hat, now = 10 ** (E_Bn[..., None] - k_Bn[..., None] * x_nT), np.concatenate([k_Bn, E_Bn])
-        if loss == "log" or np.abs(now - last).max() < tol:
+        if loss == "log" or np.abs(now - last).max() < 1e-7:  # theta, a minimum's place, is known to about 1e-8
             break
         last = now
     else:
@@ -323,7 +323,7 @@ def fit(points, loss="linear", shape="saturating", protocol="all", bootstrap=0, 
     if bootstrap:
         rng = np.random.default_rng([seed, zlib.crc32(f"{c.model_type} {c.x} {protocol} {loss}".encode())])
         Y_BnT = redraw(points, x_nT, Y_nT, L_hat_nT if linear else np.log10(L_hat_nT), w_nT, linear, bootstrap, rng)
-        many = solve(shape, x_nT, Y_BnT, w_nT, N_n, theta_range, loss, np.broadcast_to(L_hat_nT, Y_BnT.shape), 1e-6)
+        many = solve(shape, x_nT, Y_BnT, w_nT, N_n, theta_range, loss, np.broadcast_to(L_hat_nT, Y_BnT.shape))
         draws = {"K": many[0], "N0": np.exp(many[1]), "k": many[2], "E": many[3]}
     return Fit(c.model_type, c.x, protocol, loss, shape, N_n, float(K), float(theta), k_n, E_n, float(r2),
                int((w_nT > 0).sum()), N0_range, draws)
@@ -448,11 +448,15 @@ def forecast(curves, loss, first=0.24, upto=None, **options):
     points not seen, and the last of them with the forecast line's 95% interval. N is None where sizes are pooled."""
     rows, train, target = [], select(curves, "inter", upto=upto), curves[-1]
 
-    def score(protocol, variant, N, pairs, L_BT=None):
-        (L, L_hat), errors = pairs[0], np.concatenate([y - z for y, z in pairs])
-        last = {"last_L": L[-1], "forecast": L_hat[-1], "forecast_ci": None if L_BT is None else interval(L_BT[:, -1])}
-        rows.append({"protocol": protocol, "loss": loss, "N": N, "variant": variant, "points": len(errors),
-                     "r2": r_squared(pairs), "mae": np.abs(errors).mean()} | (last if N else {}))
+    def score(protocol, variant, guesses):  # of one size or several: its curve, the forecast L_T, draws (B, T) of it or None
+        pairs = [(c.L_T, L_T) for c, L_T, _ in guesses]
+        errors = np.concatenate([L - L_hat for L, L_hat in pairs])
+        rows.append({"protocol": protocol, "loss": loss, "N": None, "variant": variant, "points": len(errors),
+                     "r2": r_squared(pairs), "mae": np.abs(errors).mean()})
+        if len(guesses) == 1:
+            (c, L_T, L_BT), = guesses
+            rows[-1] |= {"N": c.N, "last_L": c.L_T[-1], "forecast": L_T[-1],
+                         "forecast_ci": None if L_BT is None else interval(L_BT[:, -1])}
     if 1 < len(train) < len(curves):
         f, power, big = fit(train, loss, protocol="inter", **options), fit(train, loss, "power"), train[-1]
         name, own = label(big.N), fit([big], loss, "free")
@@ -463,17 +467,16 @@ def forecast(curves, loss, first=0.24, upto=None, **options):
                 ("law, slope only (E refitted on the target)", target.line(f.slope(target.N), loss), None),
                 ("k = a N^b, slope only (E refitted on the target)", target.line(power.slope(target.N), loss), None),
                 (f"naive: slope of {name} (E refitted on the target)", target.line(own.k[0], loss), None)):
-            score("inter", variant, target.N, [(target.L_T, L_T)], L_BT)
+            score("inter", variant, [(target, L_T, L_BT)])
     early = select(curves, "intra", first)
     rest = [c.keep(c.step_T > e.step_T.max(initial=0)) for c, e in zip(curves, early, strict=True)]
     if min(len(e.X_T) for e in early) >= 3 and min(len(r.X_T) for r in rest) >= 2:
         f, free, last = fit(early, loss, protocol="intra", **options), fit(early, loss, "free"), {e.N: e.L_T[-1] for e in early}
         for variant, predict in (("law", f.predict), ("naive: a line per size", free.predict), (
                 "naive: last value carried forward", lambda N, X_T: (np.full(len(X_T), last[N]), None))):
-            guesses = [predict(r.N, r.X_T) for r in rest]
-            score("intra", variant, None, [(r.L_T, L_T) for r, (L_T, _) in zip(rest, guesses, strict=True)])
-            for r, (L_T, L_BT) in zip(rest, guesses, strict=True):
-                score("intra", variant, r.N, [(r.L_T, L_T)], L_BT)
+            guesses = [(r, *predict(r.N, r.X_T)) for r in rest]
+            for some in (guesses, *([g] for g in guesses)):
+                score("intra", variant, some)
     return rows
 
 
@@ -505,7 +508,7 @@ def sweep(rows, by, x):
     table, out = defaultdict(lambda: defaultdict(lambda: defaultdict(list))), []
     for r in rows:
         if r.get(x, 0) > 0 and r.get(by) is not None and r.get("kind") != "curve":  # a smoothed curve has no scatter
-            table[r.get("model_type", "base"), r.get("N")][r[by]][r.get("run")].append((r[x], r["L"]))
+            table[r.get("model_type") or "base", r.get("N")][r[by]][r.get("run", r.get("seed"))].append((r[x], r["L"]))
     for (kind, N), levels in table.items():
         end = min(max(X for run in runs.values() for X, _ in run) for runs in levels.values())
         for at in (end / 4, end / 2, end) if len(levels) > 1 else ():
@@ -527,8 +530,10 @@ def limits(rows, margin):
         if r["reuse"] == 1:
             out.append({c: r[c] for c in ("model_type", "N", "x", "at")} | {"largest_within": 1, "surely": 1, "margin": margin})
         elif "above_1" in r:
-            out[-1] |= {"largest_within": r["reuse"]} if r["above_1"] <= margin else {}
-            out[-1] |= {"surely": r["reuse"]} if r["above_1_ci"][1] <= margin else {}
+            if r["above_1"] <= margin:
+                out[-1]["largest_within"] = r["reuse"]
+            if r["above_1_ci"][1] <= margin:
+                out[-1]["surely"] = r["reuse"]
     return out
 
 
