@@ -20,19 +20,19 @@ import warnings
 import zlib
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from scipy.optimize import least_squares
 from scipy.stats import t as student_t
 
-matplotlib.use("Agg")  # figures go to files; a login node has no display
-import matplotlib.pyplot as plt
+import figures
+from figures import label, span
 
 LN10 = np.log(10.0)
-AXIS = {"C": "training compute C (FLOPs)", "D": "data D (prompts)", "step": "step"}
+warn = partial(warnings.warn, stacklevel=2)
 
 
 # ---------------------------------------------------------------- 1. Input
@@ -54,26 +54,24 @@ class Curve:
     def keep(self, mask_T):
         return replace(self, step_T=self.step_T[mask_T], X_T=self.X_T[mask_T], L_ST=self.L_ST[:, mask_T])
 
-
-def label(N):
-    """N in billions as people write it: 72B, 0.5B, 3.2M, 84k."""
-    unit, letter = (1, "B") if N >= 0.2 else (1e-3, "M") if N >= 1e-3 else (1e-6, "k") if N >= 1e-6 else (1e-9, "")
-    return f"{N / unit:.3g}{letter}"
-
-
-def warn(text):
-    warnings.warn(text, stacklevel=3)
+    def line(self, k, loss):
+        """L_T of a line of slope k whose E is fitted on this very curve, as the paper forecasts a new size: not blind."""
+        p_T, on = self.X_T**-k, self.L_T > 0
+        return p_T * (self.L_T @ p_T / (p_T @ p_T) if loss == "linear" else 10 ** np.log10(self.L_T[on] / p_T[on]).mean())
 
 
 def read_runs(paths, source=None):
     """Rows (dicts) of the eval lines of metrics.jsonl files, with reuse, group and model from the flags.json beside each.
 
-    Raises ValueError naming file and line for broken input; a torn last line (a killed run) is dropped with a warning.
+    source: the evaluation set to use, by default the first one met. Raises ValueError naming file and line for broken input;
+    a torn last line (a killed run) is dropped with a warning.
     """
     rows = []
     for path in map(Path, paths):
-        flags, lines, records = path.with_name("flags.json"), path.read_text().splitlines(), []
-        flags = json.loads(flags.read_text()) if flags.is_file() else warn(f"{path}: no flags.json there, so reuse 1") or {}
+        settings, lines, records = path.with_name("flags.json"), path.read_text().splitlines(), []
+        flags = json.loads(settings.read_text()) if settings.is_file() else {}
+        if not flags:
+            warn(f"{path}: no flags.json there, so reuse 1")
         for i, line in enumerate(lines, 1):
             try:
                 records.append(json.loads(line))
@@ -81,59 +79,55 @@ def read_runs(paths, source=None):
                 if i < len(lines):
                     raise ValueError(f"{path}:{i}: not JSON ({e}); repair or delete that line") from None
                 warn(f"{path}: the last line is torn (was the run killed?); dropped")
-        N = next((r["N"] for r in records if r.get("kind") == "train" and "N" in r), None)
+        N = next((r["N"] for r in records if "N" in r), None)
         if N is None:
             raise ValueError(f"{path}: no training line gives N, so the model's size is unknown; leave this run out")
         evals = [r for r in records if r.get("kind") == "eval"]
-        source = source or next((r.get("source") for r in evals), None)  # one held-out set: losses on two do not mix
-        if others := {str(r.get("source")) for r in evals if r.get("source") != source}:
+        source = source or next((r.get("source") for r in evals), None)
+        if others := {str(r.get("source")) for r in evals} - {str(source)}:
             warn(f"{path}: using evaluations on {source}, not on {sorted(others)} (choose with --source)")
-        evals = [r for r in evals if r.get("source") == source]
-        for r in evals:
-            if lacking := {"step", "D", "C", "loss"} - r.keys():
-                raise ValueError(f"{path}: an eval line lacks {sorted(lacking)}: {r}")
-        kind = "instruct" if "instruct" in str(flags.get("model")).lower() else "base"
-        run = {"run": str(path.parent), "N": N / 1e9, "model_type": flags.get("model_type", kind),
-               "reuse": flags.get("reuse", 1), "group": flags.get("group")}
-        # by step, as a resumed run may repeat one; the last line is the one it went on from
-        rows += {r["step"]: run | {c: r[c] for c in ("step", "D", "C")} | {"L": r["loss"]} for r in evals}.values()
+        run = {"run": str(path.parent), "N": N / 1e9, "reuse": flags.get("reuse", 1), "group": flags.get("group"),
+               "model_type": "instruct" if "instruct" in str(flags.get("model")).lower() else "base"}
+        try:  # by step, as a resumed run may repeat one; the last line is the one it went on from
+            rows += {r["step"]: run | {c: r[c] for c in ("step", "D", "C")} | {"L": r["loss"]}
+                     for r in evals if r.get("source") == source}.values()
+        except KeyError as e:
+            raise ValueError(f"{path}: an eval line lacks {e}") from None
     return rows
 
 
-def read_csv(path, need=("N", "L")):
-    """Rows (dicts) of a CSV: N in billions, L, and D, C, or X with x_kind; optional run, seed, step, model_type, tau.
+def read_csv(path, need=("N", "L", "C or D or x_kind")):
+    """Rows (dicts) of a CSV: N in billions, L, and D, C, or X with x_kind; optional step, run, seed, model_type, reuse, group.
 
     Rows with an empty or NaN number are dropped and counted; ValueError for a missing column or a word for a number.
     """
+    rows, dropped = [], []
     with open(path, newline="") as f:
         reader = csv.DictReader(f)
-        found, raw, rows = set(reader.fieldnames or []), list(reader), []
-    missing = [c for c in need if c not in found]
-    if "N" in need and not found & {"C", "D"} and not {"X", "x_kind"} <= found:
-        missing.append("C or D (or X with x_kind)")
-    if missing:
-        raise ValueError(f"{path}: missing column {', '.join(missing)}; found {', '.join(sorted(found)) or 'nothing'}")
-    for i, r in enumerate(raw, 2):
-        if {"X", "x_kind"} <= found:
-            r[r["x_kind"]] = r["X"]
-        try:
-            row = {c: float(r[c]) for c in ("N", "C", "D", "L", "step", "tau") if r.get(c)}
-        except ValueError as e:
-            raise ValueError(f"{path}:{i}: {e}") from None
-        rows.append(row | {c: r[c] for c in ("model_type", "run", "seed", "kind") if r.get(c)} | {"at": f"{path}:{i}"})
-        if not ({*need} <= row.keys() and row.keys() & {"C", "D", "tau"} and np.isfinite([*row.values()]).all()):
-            rows[-1] = None
-    if dropped := [i for i, r in enumerate(rows, 2) if r is None]:
-        warn(f"{path}: dropped {len(dropped)} rows with an empty or NaN number (lines {str(dropped[:9])[1:-1]})")
-    return [r for r in rows if r]
+        found = reader.fieldnames or []
+        if missing := [c for c in need if not {*found} & {*c.split(" or ")}]:
+            raise ValueError(f"{path}: missing column {', '.join(missing)}; found {', '.join(sorted(found)) or 'nothing'}")
+        numbers = [c for c in found if c in ("N", "X", "C", "D", "L", "step", "tau", "reuse", "group")]
+        for i, r in enumerate(reader, 2):
+            try:
+                row = r | {c: float(r[c] or "nan") for c in numbers} | {"at": f"{path}:{i}"}
+            except ValueError as e:
+                raise ValueError(f"{path}:{i}: {e}") from None
+            if {"X", "x_kind"} <= row.keys():
+                row[row["x_kind"]] = row["X"]
+            (rows if np.isfinite([row[c] for c in numbers]).all() else dropped).append(row)
+    if dropped:
+        warn(f"dropped {len(dropped)} rows with an empty or NaN number, first {', '.join(r['at'] for r in dropped[:5])}")
+    return rows
 
 
 def curves_from(rows, clip=(1, np.inf)):
     """Rows to {(model_type, x): [Curve, ...] by size}. Runs of one size are seeds, averaged at the steps all of them have.
 
-    Raises ValueError naming the row (L outside 0..1; N, or X after step 0, not positive) or the size (too few points).
+    clip: first and last step used. Raises ValueError naming the row (L outside 0..1; N, or X after step 0, not positive; a
+    step twice in one run) or the size (too few points).
     """
-    table, repeats, out = defaultdict(lambda: defaultdict(lambda: defaultdict(dict))), Counter(), {}
+    seeds = defaultdict(lambda: defaultdict(lambda: defaultdict(dict)))  # (model_type, x), N, run: {step: (X, L)}
     for r in rows:
         at, N, L = r.get("at") or f"{r['run']}, step {r['step']}", r["N"], r["L"]
         if not 0 <= L <= 1:
@@ -143,16 +137,16 @@ def curves_from(rows, clip=(1, np.inf)):
         for x in {"C", "D"} & r.keys():
             if r[x] < 0 or (r[x] == 0 and r.get("step") != 0):
                 raise ValueError(f"{at}: {x} = {r[x]:g}; the law takes its logarithm, so after step 0 it is positive")
-            key, step, seed = (r.get("model_type", "base"), x), r.get("step", r[x]), r.get("run", r.get("seed"))
-            repeats[key, N, seed, step] += 1  # rows that repeat a step and name no run are further seeds
-            table[key][N][seed, repeats[key, N, seed, step]][step] = r[x], L
-    if not table:
+            points = seeds[r.get("model_type") or "base", x][N][r.get("run", r.get("seed"))]
+            if (step := r.get("step", r[x])) in points:
+                raise ValueError(f"{at}: step {step:g} of {label(N)} was there before; tell runs apart by a column run or seed")
+            points[step] = r[x], L
+    if not seeds:
         raise ValueError("no points: the input holds no evaluation with a loss")
-    for (kind, x), sizes in sorted(table.items()):
+    for (kind, _), sizes in seeds.items():
         if len(sizes) < 2:
             raise ValueError(f"{kind} models: only one size ({label(*sizes)}); k(N) needs at least two")
-        out[kind, x] = [curve_of(kind, x, N, [*seeds.values()], clip) for N, seeds in sorted(sizes.items())]
-    return out
+    return {key: [curve_of(*key, N, [*seeds[key][N].values()], clip) for N in sorted(seeds[key])] for key in sorted(seeds)}
 
 
 def curve_of(kind, x, N, seeds, clip):
@@ -176,7 +170,7 @@ def curve_of(kind, x, N, seeds, clip):
 SHAPES = {  # k(N) = K f(N; theta): every shape leaves one number to search
     "saturating": lambda N, theta: 1 / (1 + np.exp(theta) / N),  # theta = ln N0
     "power": lambda N, theta: N**theta,
-    "constant": lambda N, theta: np.ones_like(N * theta),
+    "constant": lambda N, theta: N**theta,  # theta = 0
 }
 
 
@@ -186,27 +180,27 @@ def project(shape, weight_Bn, slope_Bn, N_n, theta_range):
     The inner minimum is a ratio of sums; the outer a grid of 25 thetas zoomed in twelve times, to 1e-12 of the range, so
     deterministic. 0 <= K (<= 2 for the saturating shape), as in the paper. Returns K_B, theta_B.
     """
-    row_B, top = np.arange(len(slope_Bn)), 2.0 if shape == "saturating" else np.inf
+    row_B, weight_B1n, slope_B1n = np.arange(len(slope_Bn)), weight_Bn[:, None], slope_Bn[:, None]
     low_B, high_B = (np.full(len(slope_Bn), float(v)) for v in theta_range)
-    weight_B1n, slope_B1n = weight_Bn[:, None], slope_Bn[:, None]
     for _ in range(12):
         theta_BG = np.linspace(low_B, high_B, 25, axis=-1)
         f_BGn = SHAPES[shape](N_n, theta_BG[..., None])
-        K_BG = np.clip((weight_B1n * slope_B1n * f_BGn).sum(-1) / (weight_B1n * f_BGn**2).sum(-1), 0, top)
+        K_BG = (weight_B1n * slope_B1n * f_BGn).sum(-1) / (weight_B1n * f_BGn**2).sum(-1)
+        K_BG = np.clip(K_BG, 0, 2 if shape == "saturating" else None)
         best_B = (weight_B1n * (K_BG[..., None] * f_BGn - slope_B1n) ** 2).sum(-1).argmin(-1)
         low_B, high_B = theta_BG[row_B, np.maximum(best_B - 1, 0)], theta_BG[row_B, np.minimum(best_B + 1, 24)]
     return K_BG[row_B, best_B], theta_BG[row_B, best_B]
 
 
-def solve(shape, x_nT, Y_BnT, w_nT, N_n, theta_range, loss, L_hat=None, tol=1e-11):
+def solve(shape, x_nT, Y_BnT, w_nT, N_n, theta_range, loss, L_hat):
     """Least squares of L ("linear", Y = L) or of log10 L ("log", Y = log10 L), for B data sets on one x = log10 X.
 
     In log L the law is linear but for theta: centring each size eliminates E(N) and leaves a free slope and its weight
     Sxx, and the law is the weighted least-squares curve through these slopes. The error of L is a Gaussian GLM with a
-    log link: the same step on the working response log10 L_hat + (L - L_hat) / (L_hat ln 10), with weights L_hat^2, until
-    nothing moves. Returns K_B, theta_B, k_Bn, E_Bn and fitted L_BnT. Shape "free" keeps the slopes as they are.
+    log link: the same step on the working response log10 L_hat + (L - L_hat) / (L_hat ln 10), with weights L_hat^2, from
+    the given L_hat until nothing moves by 1e-7. Returns K_B, theta_B, k_Bn, E_Bn, L_hat_BnT. Shape "free" keeps the slopes.
     """
-    L_hat, last = np.maximum(Y_BnT, 1e-3) if L_hat is None else L_hat, np.inf
+    last = np.inf
     for _ in range(300):
         y, W = Y_BnT, np.broadcast_to(w_nT, Y_BnT.shape)
         if loss == "linear":
@@ -221,7 +215,7 @@ def solve(shape, x_nT, Y_BnT, w_nT, N_n, theta_range, loss, L_hat=None, tol=1e-1
             k_Bn = K_B[:, None] * SHAPES[shape](N_n, theta_B[:, None])
         E_Bn = y0_Bn + k_Bn * x0_Bn
         L_hat, now = 10 ** (E_Bn[..., None] - k_Bn[..., None] * x_nT), np.concatenate([k_Bn, E_Bn])
-        if loss == "log" or np.abs(now - last).max() < tol:
+        if loss == "log" or np.abs(now - last).max() < 1e-7:  # theta, a minimum's place, is known to about 1e-8
             break
         last = now
     else:
@@ -271,37 +265,33 @@ class Fit:
     @property
     def pinned(self):
         """Whether the data choose an N0: its interval ends within the search range and spans less than a factor of ten."""
-        low, high = self.ci("N0") if self.draws else (self.N0, self.N0)
+        low, high = interval(self.draws["N0"] if self.draws else [self.N0])
         return bool(self.N0_range[0] * 1.01 < low and high < min(self.N0_range[1] / 1.01, 10 * low) and self.K < 1.99)
 
     def verdict(self):
         """What may be said of the saturation, in words."""
+        low, high = interval(self.draws["N0"] if self.draws else [self.N0])
         if self.pinned:
-            return f"K_max {self.K:.4f}{span(self.ci('K'))}, N0 {label(self.N0)}{span(self.ci('N0'), label)}"
-        d = self.draws or {"N0": np.array([self.N0]), "K": np.array([self.K])}
-        low, high = interval(d["N0"])
+            return f"K_max {self.K:.4f}{span(self.ci('K'), '{:.4f}'.format)}, N0 {label(self.N0)}{span(self.ci('N0'), label)}"
         if high < 3 * self.N[0]:
             return f"N0 is not pinned: all values below {label(high)} fit; k hardly depends on size, {self.k.mean():.4f}"
+        ratio, ratio_B = self.of(lambda p: p["K"] / p["N0"])
         return (f"N0 is not pinned ({label(low)} to {label(high)} fit): no saturation is seen in these sizes. They fix only "
-                f"K_max/N0 = {self.K / self.N0:.3g}{span(interval(d['K'] / d['N0']), '{:.3g}'.format)} per billion")
+                f"K_max/N0 = {ratio:.3g}{span(self.draws and interval(ratio_B), '{:.3g}'.format)} per billion")
 
     def to_json(self):
         same = {c: getattr(self, c) for c in ("x", "model_type", "protocol", "loss", "N0", "r2_log", "points", "N0_range")}
         return same | {"K_max": self.K, "K_max_ci": self.ci("K"), "N0_ci": self.ci("N0"), "N0_pinned": self.pinned,
-                       "verdict": self.verdict(), "k": by_level(self.N, self.k), "E": by_level(self.N, self.E),
-                       "k_ci": self.draws and by_level(self.N, self.ci("k").T)}
+                       "verdict": self.verdict(), "k": by_size(self.N, self.k), "E": by_size(self.N, self.E),
+                       "k_ci": self.draws and by_size(self.N, self.ci("k").T)}
 
 
 def interval(draws):
     return np.percentile(draws, (2.5, 97.5), axis=0)
 
 
-def span(ci, form="{:.4f}".format):
-    return "" if ci is None else f" [{form(ci[0])}, {form(ci[1])}]"
-
-
-def by_level(levels, values):
-    return {f"{v:g}": value for v, value in zip(levels, values, strict=True)}
+def by_size(N_n, values):
+    return {f"{N:g}": value for N, value in zip(N_n, values, strict=True)}
 
 
 def r_squared(pairs):
@@ -318,29 +308,27 @@ def fit(points, loss="linear", shape="saturating", protocol="all", bootstrap=0, 
     if len(points) < 1 + (shape != "free"):
         raise ValueError(f"{len(points)} sizes; a {shape} fit needs at least two")
     N_n, linear, size = np.array([c.N for c in points]), loss == "linear", (len(points), max(len(c.X_T) for c in points))
-    x_nT, w_nT, Y_nT = np.zeros(size), np.zeros(size), np.full(size, float(linear))
+    x_nT, w_nT, L_nT = np.zeros(size), np.zeros(size), np.ones(size)
     for n, c in enumerate(points):
         on = np.flatnonzero((c.L_T > 0) | linear)
         if len(on) < 2:
             raise ValueError(f"size {label(c.N)}: {len(on)} points with L > 0; fit the error of L (--loss linear)")
-        x_nT[n, on], w_nT[n, on], Y_nT[n, on] = np.log10(c.X_T[on]), 1 / len(on), c.L_T[on]
-    Y_nT = Y_nT if linear else np.log10(np.where(w_nT > 0, Y_nT, 1))
+        x_nT[n, on], w_nT[n, on], L_nT[n, on] = np.log10(c.X_T[on]), 1 / len(on), c.L_T[on]
+    Y_nT, start_nT = L_nT if linear else np.log10(L_nT), np.maximum(L_nT, 1e-3)
     N0_range = tuple(map(float, n0_bounds or (N_n[0] / 100, N_n[-1] * 100)))
     theta_range = {"saturating": np.log(N0_range), "power": (-1, 4)}.get(shape, (0, 0))
-    K, theta, k_n, E_n, L_hat_nT = (v[0] for v in solve(shape, x_nT, Y_nT[None], w_nT, N_n, theta_range, loss))
-    seen, draws = (w_nT > 0) & ((Y_nT > 0) | (not linear)), None
-    r2 = r_squared([(np.log10(Y_nT[seen]) if linear else Y_nT[seen], np.log10(L_hat_nT[seen]))])
+    K, theta, k_n, E_n, L_hat_nT = (v[0] for v in solve(shape, x_nT, Y_nT[None], w_nT, N_n, theta_range, loss, start_nT[None]))
+    seen, draws = (w_nT > 0) & (L_nT > 0), None
+    r2 = r_squared([(np.log10(L_nT[seen]), np.log10(L_hat_nT[seen]))])
     if bootstrap:
-        c, centre_nT = points[0], L_hat_nT if linear else np.log10(L_hat_nT)
         rng = np.random.default_rng([seed, zlib.crc32(f"{c.model_type} {c.x} {protocol} {loss}".encode())])
-        Y_BnT = redraw(points, x_nT, Y_nT, centre_nT, w_nT, linear, bootstrap, rng)
-        many = solve(shape, x_nT, Y_BnT, w_nT, N_n, theta_range, loss, np.broadcast_to(L_hat_nT, Y_BnT.shape), 1e-6)
+        Y_BnT = redraw(points, x_nT, Y_nT, L_hat_nT if linear else np.log10(L_hat_nT), w_nT, linear, bootstrap, rng)
+        many = solve(shape, x_nT, Y_BnT, w_nT, N_n, theta_range, loss, np.broadcast_to(L_hat_nT, Y_BnT.shape))
         draws = {"K": many[0], "N0": np.exp(many[1]), "k": many[2], "E": many[3]}
-    return Fit(points[0].model_type, points[0].x, protocol, loss, shape, N_n, float(K), float(theta), k_n, E_n, float(r2),
+    return Fit(c.model_type, c.x, protocol, loss, shape, N_n, float(K), float(theta), k_n, E_n, float(r2),
                int((w_nT > 0).sum()), N0_range, draws)
 
 
-# ---------------------------------------------------------------- 3. Uncertainty, and alternatives
 def redraw(points, x_nT, Y_nT, Y_hat_nT, w_nT, linear, B, rng):
     """B data sets (B, n, T) as they might have been: the fitted law + resampled seeds + blocks of residuals, scaled.
 
@@ -368,6 +356,7 @@ def redraw(points, x_nT, Y_nT, Y_hat_nT, w_nT, linear, B, rng):
     return Y_BnT
 
 
+# ---------------------------------------------------------------- 3. Rivals, and forecasts that are scored
 def select(curves, protocol, first=0.24, upto=None):
     """The Curves a protocol fits. inter: sizes up to `upto` billions (all but the largest); intra: the first steps of each.
 
@@ -379,28 +368,12 @@ def select(curves, protocol, first=0.24, upto=None):
     return [c.keep(c.step_T <= last) for c in curves]
 
 
-def stability(curves, loss, **options):
-    """K_max and N0 without each size and on either half of the steps: what an interval that trusts the law cannot see."""
-    parts = {f"without {label(c.N)}": [o for o in curves if o is not c] for c in curves if len(curves) > 2}
-    if min(len(c.X_T) for c in curves) >= 6:
-        for half in ("first", "second"):
-            parts[f"{half} half of steps"] = [
-                c.keep((np.arange(len(c.X_T)) < len(c.X_T) / 2) == (half == "first")) for c in curves]
-    fits = {part: fit(some, loss, **options) for part, some in parts.items()}
-    return [{"fitted_to": part, "K_max": f.K, "N0": f.N0} for part, f in fits.items()]
-
-
-def sigmoid(p, X_T, start):
-    """ScaleRL's pass rate R0 + (A - R0) / (1 + (X_mid / X)^B) (arXiv 2510.13786), as a loss; p = A, B, log10 X_mid."""
-    return start - (p[0] - (1 - start)) / (1 + 10 ** (p[1] * (p[2] - np.log10(X_T))))
-
-
-def floored(p, X_T, start):
-    """L = L_inf + 10^E X^-k; p = L_inf, E, k."""
-    return p[0] + 10 ** (p[1] - p[2] * np.log10(X_T))
-
-
-RIVALS = {"sigmoid": (sigmoid, ("A", "B", "log10_X_mid")), "floor": (floored, ("L_inf", "E", "k"))}
+RIVALS = {  # other curves for one size, L_T of (p, x_T = log10 X, L at the start), and the names of p
+    "floor": (lambda p, x_T, start: p[0] + 10 ** (p[1] - p[2] * x_T), ("L_inf", "E", "k")),
+    # ScaleRL's pass rate R0 + (A - R0) / (1 + (X_mid / X)^B), as a loss
+    "sigmoid": (lambda p, x_T, start: start - (p[0] - (1 - start)) / (1 + 10 ** (p[1] * (p[2] - x_T))),
+                ("A", "B", "log10_X_mid")),
+}
 
 
 def learn(name, curves, loss):
@@ -408,11 +381,11 @@ def learn(name, curves, loss):
     if name not in RIVALS:
         f = fit(curves, loss, name)
         values = {"saturating": {"K_max": f.K, "N0": f.N0}, "power": {"a": f.K, "b": f.theta}, "constant": {"k": f.K}}
-        values = values.get(name) or by_level(f.N, f.k)
-        return lambda n, X: f.predict(f.N[n], X)[0], len(f.N) + len(values), values
+        values = values.get(name) or by_size(f.N, f.k)
+        return lambda n, X_T: f.predict(f.N[n], X_T)[0], len(f.N) + len(values), values
     (curve, names), found = RIVALS[name], []
-    for c in curves:
-        on, x, L, start = (c.L_T > 0) | (loss == "linear"), np.log10(c.X_T), c.L_T, c.L_T[0] if c.start is None else c.start
+    for c in (c.keep((c.L_T > 0) | (loss == "linear")) for c in curves):
+        x, L, start = np.log10(c.X_T), c.L_T, c.L_T[0] if c.start is None else c.start
         if name == "sigmoid":  # A between the measured start and 1
             low, high = [1 - start, 0.05, x[0] - 2], [1 + 1e-9, 10, x[-1] + 6]
             guesses = [[1 - L[-1] / 2, b, m] for b in (0.5, 1.5) for m in (x.mean(), x[-1])]
@@ -420,24 +393,23 @@ def learn(name, curves, loss):
             low, high = [0, -99, 0], [L.min() + 1e-9, 99, 5]
             guesses = [[part * L.min(), np.log10(L[0]) + k * x[0], k] for part in (0.1, 0.9) for k in (0.1, 0.5)]
 
-        def errors(p, L=L[on], X=c.X_T[on], start=start):
-            L_hat = curve(p, X, start)
+        def errors(p, x=x, L=L, start=start):
+            L_hat = curve(p, x, start)
             return L_hat - L if loss == "linear" else np.log10(np.maximum(L_hat, 1e-6) / L)
         tries = [least_squares(errors, np.clip(g, low, high), bounds=(low, high), x_scale=(0.1, 1, 1)) for g in guesses]
         found.append((min(tries, key=lambda r: r.cost).x, start))
-    values = by_level([c.N for c in curves], [dict(zip(names, map(float, p), strict=True)) for p, _ in found])
-    return lambda n, X: curve(found[n][0], X, found[n][1]), 3 * len(curves), values
+    values = by_size([c.N for c in curves], [dict(zip(names, map(float, p), strict=True)) for p, _ in found])
+    return lambda n, X_T: curve(found[n][0], np.log10(X_T), found[n][1]), 3 * len(curves), values
 
 
 def alternatives(curves, loss, first):
     """The law and its rivals on the same points (dicts). The sigmoid starts at step 0, or at the first point without one.
 
     aicc: neighbouring steps are not independent; n points count as n_eff = n (1 - rho) / (1 + rho), rho being the lag-1
-    correlation of the free slopes' residuals. held_out: mean absolute error of L after the first steps. next_size: that of the
-    largest size, its slope extrapolated from the others, E refitted; only shapes of k(N) say anything of an unseen size.
+    correlation of the free slopes' residuals. held_out: mean absolute error of L after the first steps.
     """
     early, rows = select(curves, "intra", first), []
-    for name in ("free", *SHAPES, "floor", "sigmoid"):
+    for name in ("free", *SHAPES, *RIVALS):
         predict, count, values = learn(name, curves, loss)
         pairs = [(c.L_T[c.L_T > 0], predict(n, c.X_T)[c.L_T > 0]) for n, c in enumerate(curves)]
         errors = [np.log10(L / h) if loss == "log" else L - h for L, h in pairs]
@@ -446,24 +418,13 @@ def alternatives(curves, loss, first):
             n_eff = sum(map(len, errors)) * (1 - rho) / (1 + rho)
         p, mse = count + 1, np.mean([(e**2).mean() for e in errors])
         aicc = n_eff * np.log(mse) + 2 * p + 2 * p * (p + 1) / (n_eff - p - 1) if n_eff > p + 1 and mse > 0 else None
-        row = {"loss": loss, "name": name, "parameters": count, "aicc": aicc, "n_eff": n_eff,
-               "r2_log": r_squared([np.log10(np.concatenate(pairs, 1))])}
+        rows.append({"loss": loss, "name": name, "parameters": count, "aicc": aicc, "n_eff": n_eff,
+                     "r2_log": r_squared([np.log10(np.concatenate(pairs, 1))]), "values": values})
         if all(3 <= len(e.X_T) < len(c.X_T) for e, c in zip(early, curves, strict=True)):
-            ahead, pairs = learn(name, early, loss)[0], zip(curves, early, strict=True)
-            misses = [np.abs(ahead(n, c.X_T) - c.L_T)[len(e.X_T):] for n, (c, e) in enumerate(pairs)]
-            row["held_out"] = np.concatenate(misses).mean()
-        if name in SHAPES and len(curves) > 2:
-            k = fit(curves[:-1], loss, name).slope(curves[-1].N)
-            row["next_size"] = np.abs(refit_E(k, curves[-1], loss) - curves[-1].L_T).mean()
-        rows.append(row | {"values": values})
+            ahead = learn(name, early, loss)[0]
+            rows[-1]["held_out"] = np.concatenate([np.abs(ahead(n, c.X_T) - c.L_T)[len(early[n].X_T):]
+                                                   for n, c in enumerate(curves)]).mean()
     return rows
-
-
-# ---------------------------------------------------------------- 4. Forecasts, scored
-def refit_E(k, curve, loss):
-    """L_T of a line of given slope whose E is fitted on the curve itself, as the paper forecasts a new size: not blind."""
-    p_T, on = curve.X_T**-k, curve.L_T > 0
-    return p_T * (curve.L_T @ p_T / (p_T @ p_T) if loss == "linear" else 10 ** np.log10(curve.L_T[on] / p_T[on]).mean())
 
 
 def extrapolate(f, train, N, X_T):
@@ -487,36 +448,39 @@ def forecast(curves, loss, first=0.24, upto=None, **options):
     points not seen, and the last of them with the forecast line's 95% interval. N is None where sizes are pooled."""
     rows, train, target = [], select(curves, "inter", upto=upto), curves[-1]
 
-    def score(protocol, variant, N, pairs, L_BT=None):
-        (L, L_hat), errors = pairs[0], np.concatenate([y - z for y, z in pairs])
-        last = {"last_L": L[-1], "forecast": L_hat[-1], "forecast_ci": None if L_BT is None else interval(L_BT[:, -1])}
-        rows.append({"protocol": protocol, "loss": loss, "N": N, "variant": variant, "points": len(errors),
-                     "r2": r_squared(pairs), "mae": np.abs(errors).mean()} | (last if N else {}))
+    def score(protocol, variant, guesses):  # of one size or several: its curve, the forecast L_T, draws (B, T) of it or None
+        pairs = [(c.L_T, L_T) for c, L_T, _ in guesses]
+        errors = np.concatenate([L - L_hat for L, L_hat in pairs])
+        rows.append({"protocol": protocol, "loss": loss, "N": None, "variant": variant, "points": len(errors),
+                     "r2": r_squared(pairs), "mae": np.abs(errors).mean()})
+        if len(guesses) == 1:
+            (c, L_T, L_BT), = guesses
+            rows[-1] |= {"N": c.N, "last_L": c.L_T[-1], "forecast": L_T[-1],
+                         "forecast_ci": None if L_BT is None else interval(L_BT[:, -1])}
     if 1 < len(train) < len(curves):
-        f, big = fit(train, loss, protocol="inter", **options), train[-1]
+        f, power, big = fit(train, loss, protocol="inter", **options), fit(train, loss, "power"), train[-1]
         name, own = label(big.N), fit([big], loss, "free")
         for variant, L_T, L_BT in (
                 ("law, everything extrapolated", *extrapolate(f, train, target.N, target.X_T)),
                 (f"naive: losses of {name} carried over", np.interp(*map(np.log10, (target.X_T, big.X_T)), big.L_T), None),
                 (f"naive: line of {name}", *own.predict(big.N, target.X_T)),
-                ("law, slope only (E refitted on the target)", refit_E(f.slope(target.N), target, loss), None),
-                ("naive: constant (refitted on the target)", refit_E(0.0, target, loss), None),
-                (f"naive: slope of {name} (E refitted on the target)", refit_E(own.k[0], target, loss), None)):
-            score("inter", variant, target.N, [(target.L_T, L_T)], L_BT)
+                ("law, slope only (E refitted on the target)", target.line(f.slope(target.N), loss), None),
+                ("k = a N^b, slope only (E refitted on the target)", target.line(power.slope(target.N), loss), None),
+                (f"naive: slope of {name} (E refitted on the target)", target.line(own.k[0], loss), None)):
+            score("inter", variant, [(target, L_T, L_BT)])
     early = select(curves, "intra", first)
     rest = [c.keep(c.step_T > e.step_T.max(initial=0)) for c, e in zip(curves, early, strict=True)]
     if min(len(e.X_T) for e in early) >= 3 and min(len(r.X_T) for r in rest) >= 2:
         f, free, last = fit(early, loss, protocol="intra", **options), fit(early, loss, "free"), {e.N: e.L_T[-1] for e in early}
-        for variant, predict in (("law", f.predict), ("naive: last value carried forward", lambda N, X_T: (
-                np.full(len(X_T), last[N]), None)), ("naive: a line per size", free.predict)):
-            guesses = [predict(r.N, r.X_T) for r in rest]
-            score("intra", variant, None, [(r.L_T, L_T) for r, (L_T, _) in zip(rest, guesses, strict=True)])
-            for r, (L_T, L_BT) in zip(rest, guesses, strict=True):
-                score("intra", variant, r.N, [(r.L_T, L_T)], L_BT)
+        for variant, predict in (("law", f.predict), ("naive: a line per size", free.predict), (
+                "naive: last value carried forward", lambda N, X_T: (np.full(len(X_T), last[N]), None))):
+            guesses = [(r, *predict(r.N, r.X_T)) for r in rest]
+            for some in (guesses, *([g] for g in guesses)):
+                score("intra", variant, some)
     return rows
 
 
-# ---------------------------------------------------------------- 5. Reuse and group size
+# ---------------------------------------------------------------- 4. Reuse and group size
 def loss_at(runs, at):
     """L at X = at of {run: [(X, L), ...]}, its 95% half-width and the number of runs; None without four points near.
 
@@ -544,198 +508,72 @@ def sweep(rows, by, x):
     table, out = defaultdict(lambda: defaultdict(lambda: defaultdict(list))), []
     for r in rows:
         if r.get(x, 0) > 0 and r.get(by) is not None and r.get("kind") != "curve":  # a smoothed curve has no scatter
-            table[r.get("model_type", "base"), r.get("N")][r[by]][r.get("run")].append((r[x], r["L"]))
+            table[r.get("model_type") or "base", r.get("N")][r[by]][r.get("run", r.get("seed"))].append((r[x], r["L"]))
     for (kind, N), levels in table.items():
         end = min(max(X for run in runs.values() for X, _ in run) for runs in levels.values())
         for at in (end / 4, end / 2, end) if len(levels) > 1 else ():
             at = round(at) if x == "step" else at
             found = {level: got for level in sorted(levels) if (got := loss_at(levels[level], at))}
             for level, (L, half, runs) in found.items():
-                row = {"model_type": kind, "N": N, "x": x, "at": at, by: level, "runs": runs, "L": L,
-                       "L_ci": [L - half, L + half]}
+                out.append({"model_type": kind, "N": N, "x": x, "at": at, by: level, "runs": runs, "L": L,
+                            "L_ci": [L - half, L + half]})
                 if 1 in found and level != 1:
                     d, h = L - found[1][0], np.hypot(half, found[1][1])
-                    row |= {"above_1": d, "above_1_ci": [d - h, d + h]}
-                out.append(row)
+                    out[-1] |= {"above_1": d, "above_1_ci": [d - h, d + h]}
     return out
 
 
 def limits(rows, margin):
     """Of a reuse sweep: the largest tau whose loss is within `margin` of tau = 1, by estimate and surely (95% upper end)."""
-    out = {}
-    for r in rows:
-        place = {c: r[c] for c in ("model_type", "N", "x", "at")}
-        entry = out.setdefault((*place.values(),), place | {"largest_within": 1, "surely": 1, "margin": margin})
-        if r.get("above_1", np.inf) <= margin:
-            entry["largest_within"] = r["reuse"]
-        if r.get("above_1_ci", [0, np.inf])[1] <= margin:
-            entry["surely"] = r["reuse"]
-    return [*out.values()]
+    out = []
+    for r in rows:  # of each place the levels follow each other, upwards
+        if r["reuse"] == 1:
+            out.append({c: r[c] for c in ("model_type", "N", "x", "at")} | {"largest_within": 1, "surely": 1, "margin": margin})
+        elif "above_1" in r:
+            if r["above_1"] <= margin:
+                out[-1]["largest_within"] = r["reuse"]
+            if r["above_1_ci"][1] <= margin:
+                out[-1]["surely"] = r["reuse"]
+    return out
 
 
-# ---------------------------------------------------------------- 6. The planner's questions
+# ---------------------------------------------------------------- 5. The planner's questions
 def outside(curve, X, factor):
     """By how much X lies outside a size's points, where that is more than the factor allowed; else None."""
     ratio = max(X / curve.X_T[-1], curve.X_T[0] / X)
     return float(ratio) if ratio > factor else None
 
 
-def best_size(f, curves, X, factor=3.0, beyond=False):
-    """L of each fitted size at X and in which share of the draws it is the lowest. ValueError if no size was seen near X."""
+def best_size(f, curves, X, factor=3.0):
+    """L of each size at X and in which share of the draws it is the lowest, of those seen near X. ValueError if none was."""
     L_n, L_Bn = f.of(lambda p: 10 ** (p["E"] - p["k"] * np.log10(X)))
     far_n = [outside(c, X, factor) for c in curves]
-    asked_n = np.array([beyond or far is None for far in far_n])
-    if not asked_n.any():
-        raise ValueError(f"{f.x} = {X:g} lies {min(far_n):.3g} times outside the nearest size's points; {factor:g} is allowed. "
-                         "Raise --factor, or pass --beyond to trust the law out there")
-    best_B = np.where(asked_n, L_Bn, np.inf).argmin(1)
+    if all(far_n):
+        raise ValueError(f"{f.x} = {X:g} lies {min(far_n):.3g} times outside the nearest size's points; {factor:g} is allowed "
+                         "(--factor; the law is a guess out there)")
+    best_B = np.where([far is None for far in far_n], L_Bn, np.inf).argmin(1)
     return [{"X": X, "N": N, "L": L_n[n], "L_ci": interval(L_Bn[:, n]), "outside": far_n[n],
-             "best_in": (best_B == n).mean() if asked_n[n] else None} for n, N in enumerate(f.N)]
+             "best_in": None if far_n[n] else (best_B == n).mean()} for n, N in enumerate(f.N)]
 
 
 def crossings(f, curves, factor=3.0):
     """Where two sizes' lines meet, within the allowed factor of both sizes' points."""
     out = []
     for i, j in combinations(range(len(curves)), 2):
-        with np.errstate(all="ignore"):  # parallel lines cross nowhere
-            x, x_B = f.of(lambda p, i=i, j=j: np.clip(
-                (p["E"][..., j] - p["E"][..., i]) / (p["k"][..., j] - p["k"][..., i]), -99, 99))
+        x, x_B = f.of(lambda p, i=i, j=j: np.clip(  # the law's k grows with N; nearly parallel lines cross far away
+            (p["E"][..., j] - p["E"][..., i]) / np.maximum(p["k"][..., j] - p["k"][..., i], 1e-12), -99, 99))
         if not (outside(curves[i], 10**x, factor) or outside(curves[j], 10**x, factor)):
             out.append({"sizes": f"{label(f.N[i])} and {label(f.N[j])}", "X": 10**x, "X_ci": 10 ** interval(x_B),
                         "L": 10 ** (f.E[i] - f.k[i] * x)})
     return out
 
 
-def needed(f, curves, L, factor=3.0, beyond=False):
+def needed(f, curves, L, factor=3.0):
     """The X at which each fitted size reaches loss L; none is given where it lies too far outside the size's points."""
     X_n, X_Bn = f.of(lambda p: 10 ** np.clip((p["E"] - np.log10(L)) / np.maximum(p["k"], 1e-9), -99, 99))
     far_n = [outside(c, X, factor) for c, X in zip(curves, X_n, strict=True)]
-    return [{"L": L, "N": N, "outside": far_n[n]} | ({} if far_n[n] and not beyond else {
-        "X": X_n[n], "X_ci": interval(X_Bn[:, n])}) for n, N in enumerate(f.N)]
-
-
-# ---------------------------------------------------------------- 7. Tables and figures
-TABLES = {  # the lists of fit.json: title and columns on the terminal
-    "fits": ("The law (95% intervals in brackets)", "model_type x protocol loss r2_log verdict"),
-    "slopes": ("k: a free slope per size, and the law's (all sizes and steps)", "model_type x N free law"),
-    "stability": ("The law fitted to a part: what no interval above knows of", "model_type x fitted_to K_max N0"),
-    "alternatives": ("Rivals on the same points (smaller AICc is better; held_out, next_size: mean |error| of L)",
-                     "model_type x name parameters r2_log aicc held_out next_size"),
-    "forecasts": ("Forecasts of points not seen (R2 within sizes; single sizes' intra-model ones are in fit.json)",
-                  "model_type x protocol N variant r2 mae last_L forecast"),
-    "reuse": ("Loss against the reuse factor tau", "model_type N x at reuse L above_1 runs"),
-    "reuse_limits": ("The largest tau that costs no more than a margin", "model_type N x at margin largest_within surely"),
-    "group": ("Loss against group size", "model_type N x at group L runs"),
-    "best": ("Each size's loss (outside: how many times beyond its points)", "model_type x X N L best_in outside"),
-    "crossings": ("Where two sizes cross", "model_type sizes x X L"),
-    "needed": ("What a loss needs (outside: how many times beyond the size's points)", "model_type x L N X outside"),
-}
-
-
-def report(result):
-    """Prints the lists of fit.json, with the interval that stands under KEY_ci; sizes as people write them."""
-    def cell(r, c):
-        if (v := r.get(c)) is None:
-            return "-"
-        text = label(v) if c in ("N", "N0") else v if isinstance(v, str) else f"{v:.4g}"
-        return text + span(r.get(c + "_ci"), "{:.4g}".format)
-    for name, (title, columns) in TABLES.items():
-        rows = [r for r in result[name] if name != "forecasts" or r["protocol"] == "inter" or r["N"] is None]
-        cells = [columns.split(), *([cell(r, c) for c in columns.split()] for r in rows)]
-        width = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        if rows:
-            print(f"\n{title}", *("  " + "  ".join(map(str.ljust, row, width)).rstrip() for row in cells), sep="\n")
-    if result["best"] or result["needed"]:
-        print("  Assumed: one straight line per size, the same recipe and data, C = 6 N x tokens of training only.")
-
-
-plt.rcParams.update({"axes.grid": True, "grid.alpha": 0.25, "axes.spines.top": False, "axes.spines.right": False,
-                     "axes.titlesize": 10, "savefig.bbox": "tight", "savefig.dpi": 130})
-LOSS = "held-out loss L = 1 - pass@1"
-
-
-def coloured(items):
-    """Items with colours, light to dark: viridis without its yellow end, which cannot be read on white."""
-    return [*zip(items, plt.get_cmap("viridis")(np.linspace(0.75, 0.0, len(items))), strict=True)]
-
-
-def draw(path, rows, panel, ylabels, size, bottom=None):
-    """A figure as PNG and PDF: panel(axis, *item) for every item of each row; size is one panel's, in inches."""
-    wide = max(map(len, rows))
-    figure, axes = plt.subplots(len(rows), wide, figsize=(size[0] * wide, size[1] * len(rows)), sharey=True, squeeze=False,
-                                layout="constrained")
-    for row, items, ylabel in zip(axes, rows, ylabels, strict=True):
-        row[0].set_ylabel(ylabel)
-        for axis, item in zip(row, items, strict=False):
-            panel(axis, *item)
-    axes[0][0].set_ylim(bottom)
-    figure.savefig(f"{path}.png")
-    figure.savefig(f"{path}.pdf", metadata={"CreationDate": None})  # same points, same file
-    plt.close(figure)
-
-
-def loss_panel(axis, curves, protocol, part, loss):
-    """Loss against X, log-log: solid where the law was fitted (`part`), dashed where it forecasts."""
-    log_L = np.log10(np.concatenate([c.L_T[c.L_T > 0] for c in curves]))
-    part = {c.N: c for c in part if len(c.X_T) > 2}
-    f, bottom = fit([*part.values()], loss) if len(part) > 1 else None, -np.inf
-    for c, colour in reversed(coloured(curves)):
-        axis.plot(c.X_T, c.L_T, ".", ms=4, alpha=0.4, color=colour, mew=0)
-        line, seen = np.maximum(c.L_T[-5:], 10**log_L.min()), len(part[c.N].X_T) if c.N in part else 1
-        if f:
-            line = f.predict(c.N, c.X_T)[0] if c.N in part else refit_E(f.slope(c.N), c, loss)
-            axis.plot(c.X_T[:seen], line[:seen], color=colour, lw=1.7)
-            axis.plot(c.X_T[seen - 1:], line[seen - 1:], "--", color=colour, lw=1.7)
-        bottom = max(np.log10(line[-1]), bottom + 0.04 * np.ptp(log_L))  # labels keep their distance, upwards
-        axis.text(c.X_T[-1] * 1.2, 10**bottom, label(c.N), color=colour, fontsize=9, va="center", fontweight="bold")
-    axis.set(xscale="log", yscale="log", xlabel=AXIS[curves[0].x], xmargin=0.1, title=(
-        f"fit to the first {max(len(c.X_T) for c in part.values())} points; dashed: later ones" if protocol == "intra" else
-        f"fit to {label(min(part))}-{label(max(part))}; dashed: a size not fitted (its E refitted)"))
-    axis.yaxis.set_major_formatter("{x:g}")
-    axis.yaxis.set_minor_formatter(lambda v, _: f"{v:.1g}" if log_L.min() > -0.8 or f"{v:.0e}"[0] in "25" else "")
-
-
-def k_panel(axis, own, laws):
-    """k(N) of the fits to all sizes and without the largest, with 95% bands and K_max, beside each size's own slope."""
-    N = np.geomspace(own.N[0] / 1.6, own.N[-1] * 6, 200)
-    for f, colour, dash in zip(laws, ("#0072B2", "#D55E00"), ("-", "--"), strict=False):
-        k_N, k_BN = f.of(lambda p: np.asarray(p["K"])[..., None] / (1 + np.asarray(p["N0"])[..., None] / N))
-        axis.plot(N, k_N, dash, color=colour, lw=1.8)
-        if f.draws:
-            axis.fill_between(N, *interval(k_BN), color=colour, alpha=0.15, lw=0)
-        if f.pinned:
-            axis.axhline(f.K, color=colour, lw=0.9, ls=":")
-        text = f"{label(f.N[0])}-{label(f.N[-1])}: $K_{{max}}$ " + (f"= {f.K:.3f}" if f.pinned else "not pinned")
-        above = f.K == max(g.K for g in laws)
-        axis.annotate(text, (N[0], f.K if f.pinned else k_N[-1]), (0, 3 if above else -3), color=colour, fontsize=9,
-                      textcoords="offset points", va="bottom" if above else "top")
-    axis.errorbar(own.N, own.k, own.draws and np.abs(own.ci("k") - own.k), fmt="o", ms=5, color="black", lw=1.1, capsize=2)
-    axis.set(xscale="log", xlabel="model size N (parameters)", title=f"slope against {AXIS[own.x]}, {own.model_type}")
-    axis.set_xticks(own.N, map(label, own.N))
-    axis.minorticks_off()
-    axis.text(0.98, 0.04, "dots: a free slope per size\nlines: the law\nboth with 95% intervals", ha="right", fontsize=9,
-              transform=axis.transAxes, color="0.3")
-
-
-def residual_panel(axis, f, c, colour):
-    """L minus the law fitted to everything, step by step: what one line per size does not describe."""
-    axis.axhline(0, color="0.6", lw=0.8)
-    axis.plot(c.step_T, c.L_T - f.predict(c.N, c.X_T)[0], color=colour, lw=1)
-    axis.set_title(label(c.N), color=colour, fontweight="bold")
-    axis.set_xlabel("step")
-
-
-def sweep_panel(axis, rows, name):
-    """Loss against reuse or group size with 95% intervals, at one fixed coordinate and size."""
-    levels, (kind, N, x) = sorted({r[name] for r in rows}), (rows[0][c] for c in ("model_type", "N", "x"))
-    for i, (at, colour) in enumerate(coloured(sorted({r["at"] for r in rows}))):
-        line = [r for r in rows if r["at"] == at]  # levels evenly spaced on the axis: 20 and 25 must both be legible
-        place, L = [levels.index(r[name]) + 0.06 * (i - 1) for r in line], [r["L"] for r in line]
-        axis.errorbar(place, L, [r["L_ci"][1] - r["L"] for r in line], fmt="o-", ms=4, lw=1.3, capsize=2, color=colour)
-        axis.text(place[-1] + 0.2, L[-1], f"{x} {at:.3g}", color=colour, va="center")
-    axis.set(xlim=(-0.3, len(levels) + 0.1), title=f"at fixed {AXIS[x]}, {kind}" + (f" {label(N)}" if N else ""), xlabel={
-        "reuse": "reuse factor tau (times each problem is seen)", "group": "group size G (responses per prompt)"}[name])
-    axis.set_xticks(range(len(levels)), [f"{v:g}" for v in levels])
+    return [{"L": L, "N": N, "outside": far_n[n]} | (
+        {} if far_n[n] else {"X": X_n[n], "X_ci": interval(X_Bn[:, n])}) for n, N in enumerate(f.N)]
 
 
 # ---------------------------------------------------------------- The command
@@ -743,12 +581,10 @@ def flags(argv):
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     flag = p.add_argument
     flag("runs", nargs="*", help="metrics.jsonl files of finished runs")
-    flag("--points", help="a CSV instead: N (billions), L, and C, D or X with x_kind; optional run, seed, step, model_type")
+    flag("--points", help="a CSV: N (billions), L, and C, D or X with x_kind; optional step, run, seed, model_type, ...")
     flag("--reuse-points", help="a CSV of a reuse sweep: tau, step, L; optional N, run, model_type")
     flag("--out", type=Path, required=True, help="directory for fit.json and the figures")
     flag("--source", help="which evaluation set of the runs (default: the first seen)")
-    flag("--x", choices=["C", "D"], help="only this X (default: both)")
-    flag("--protocol", choices=["all", "inter", "intra"], help="only this fit, and nothing but fits")
     flag("--loss", choices=["linear", "log"], help="only the error of L, or of log L (default: fits both, the rest of L)")
     flag("--first", type=float, default=0.24, help="steps intra fits; below 1 a share (default 0.24: 25 of 105)")
     flag("--upto", type=float, help="largest size inter fits, billions (default: all but the largest)")
@@ -757,27 +593,22 @@ def flags(argv):
     flag("--bootstrap", type=int, default=1000, help="redraws behind the 95%% intervals; 0 for none")
     flag("--seed", type=int, default=0, help="of the redraws")
     flag("--margin", type=float, default=0.01, help="loss that reuse may cost")
-    flag("--budget", type=amount("C"), metavar="C=1e20", help="which size reaches the lowest loss with this compute")
-    flag("--data", type=amount("D"), metavar="D=50000", help="the same with this many prompts")
-    flag("--target", type=amount("L"), metavar="L=0.4", help="what compute and data each size needs")
-    flag("--factor", type=float, default=3.0, help="how far outside a size's points the planner answers")
-    flag("--beyond", action="store_true", help="let the planner answer at any distance")
+    flag("--budget", "--data", "--target", dest="asked", type=amount, action="append", default=[], metavar="C=1e20|D=5e4|L=0.4",
+         help="which size is best with this compute or data; what compute and data each size needs for this loss")
+    flag("--factor", type=float, default=3.0, help="how far outside a size's points the planner answers (inf: anywhere)")
     a = p.parse_args(argv)
     if bool(a.runs) == bool(a.points):
         p.error("give metrics.jsonl files or --points FILE")
-    if (a.budget or a.data or a.target) and (a.protocol or not a.bootstrap):
-        p.error("the planner needs the intervals and the fit to everything: drop --protocol and --bootstrap 0")
+    if a.asked and not a.bootstrap:
+        p.error("the planner needs the intervals: drop --bootstrap 0")
     return a
 
 
-def amount(name):
-    """Type of a flag that reads NAME=NUMBER, or the number alone."""
-    def parse(text):
-        head, _, value = text.rpartition("=")
-        if head not in ("", name) or not float(value) > 0:
-            raise argparse.ArgumentTypeError(f"{text!r} was given where {name}=NUMBER was expected, a positive one")
-        return float(value)
-    return parse
+def amount(text):
+    name, _, value = text.partition("=")
+    if name not in ("C", "D", "L") or not float(value) > 0:
+        raise argparse.ArgumentTypeError(f"{text!r} was given where C=1e20, D=5e4 or L=0.4 was expected")
+    return name, float(value)
 
 
 def between(text):
@@ -787,70 +618,50 @@ def between(text):
 
 def main(argv=None):
     a = flags(argv)
-    loss, options = a.loss or "linear", {"n0_bounds": a.n0_bounds, "bootstrap": a.bootstrap, "seed": a.seed}
+    losses, asked = [a.loss] if a.loss else ["linear", "log"], dict(a.asked)
+    options = {"n0_bounds": a.n0_bounds, "bootstrap": a.bootstrap, "seed": a.seed}
     rows = read_csv(a.points) if a.points else read_runs(a.runs, a.source)
     settings = Counter((r.get("reuse", 1), r.get("group")) for r in rows)
     reuse, group = study = min(settings, key=lambda s: (s[0], -settings[s]), default=(1, None))
     if len(settings) > 1:
         warn(f"the law is fitted to the runs with reuse {reuse:g} and group {group}; the others serve the sweeps only")
     sets = curves_from([r for r in rows if (r.get("reuse", 1), r.get("group")) == study], a.clip_steps)
-    sets = {key: curves for key, curves in sets.items() if a.x in (None, key[1])}
-    result, laws, free = {name: [] for name in TABLES}, defaultdict(list), {}
+    result, studies = {name: [] for name in figures.TABLES}, []
     for (kind, x), curves in sets.items():
-        for protocol in [a.protocol] if a.protocol else ["all", "inter", "intra"]:
+        laws = {}
+        for protocol in ("all", "inter", "intra"):
             part = select(curves, protocol, a.first, a.upto)
             if len(part) < 2 or min(len(c.X_T) for c in part) < 3:
                 warn(f"{x}, {protocol}: no fit, for want of two sizes of three points each (--first, --upto)")
                 continue
-            both = [fit(part, error, protocol=protocol, **options) for error in ([a.loss] if a.loss else ["linear", "log"])]
-            laws[kind, x].append(both[0])
+            both = [fit(part, loss, protocol=protocol, **options) for loss in losses]
+            laws[protocol] = both[0], part
             result["fits"] += [f.to_json() for f in both]
-        if a.protocol:
-            continue
-        law, own = laws[kind, x][0], fit(curves, loss, "free", **options)
-        free[kind, x], asked = own, {"C": a.budget, "D": a.data}[x]
-        slopes = [{"N": N, "law": law.k[n], "free": own.k[n]} | (
-            {"law_ci": law.ci("k")[:, n], "free_ci": own.ci("k")[:, n]} if a.bootstrap else {}) for n, N in enumerate(law.N)]
+        law, own = laws["all"][0], fit(curves, losses[0], "free", **options)
+        studies.append((curves, own, laws))
         for name, found in {
-                "slopes": slopes, "stability": stability(curves, loss, n0_bounds=a.n0_bounds),
-                "alternatives": alternatives(curves, loss, a.first),
-                "forecasts": forecast(curves, loss, a.first, a.upto, **options),
-                "best": best_size(law, curves, asked, a.factor, a.beyond) if asked else [],
-                "crossings": crossings(law, curves, a.factor) if asked else [],
-                "needed": needed(law, curves, a.target, a.factor, a.beyond) if a.target else []}.items():
+                "slopes": [{"N": N, "free": own.k[n], "free_ci": own.draws and own.ci("k")[:, n], "law": law.k[n],
+                            "law_ci": law.draws and law.ci("k")[:, n]} for n, N in enumerate(law.N)],
+                "alternatives": alternatives(curves, losses[0], a.first),
+                "forecasts": forecast(curves, losses[0], a.first, a.upto, **options),
+                "best": best_size(law, curves, asked[x], a.factor) if x in asked else [],
+                "crossings": crossings(law, curves, a.factor) if x in asked else [],
+                "needed": needed(law, curves, asked["L"], a.factor) if "L" in asked else []}.items():
             result[name] += [{"x": x, "model_type": kind} | row for row in found]
-    if not a.protocol:
-        tau = [r for r in rows if r.get("group") == group]
-        if a.reuse_points:
-            tau = [r | {"reuse": r["tau"]} for r in read_csv(a.reuse_points, ("tau", "step", "L"))]
-        result["reuse"] = sweep(tau, "reuse", "step")
-        result["reuse_limits"] = limits(result["reuse"], a.margin)
-        result["group"] = [e for x in "DC" for e in sweep([r for r in rows if r.get("reuse") == reuse], "group", x)]
+    tau = [r for r in rows if r.get("group") == group]
+    if a.reuse_points:
+        tau = [r | {"reuse": r["tau"]} for r in read_csv(a.reuse_points, ("tau", "step", "L"))]
+    result["reuse"] = sweep(tau, "reuse", "step")
+    result["reuse_limits"] = limits(result["reuse"], a.margin)
+    result["group"] = [e for x in "DC" for e in sweep([r for r in rows if r.get("reuse") == reuse], "group", x)]
     a.out.mkdir(parents=True, exist_ok=True)
     inputs = {str(p): hashlib.sha256(Path(p).read_bytes()).hexdigest() for p in (*a.runs, a.points, a.reuse_points) if p}
     head = {"version": 1, "seed": a.seed, "bootstrap": a.bootstrap, "unit_of_N": "1e9 parameters", "inputs": inputs}
     (a.out / "fit.json").write_text(json.dumps(head | result, indent=1, default=lambda v: v.tolist()) + "\n")
-    report(result)
-    if not a.protocol:
-        figures(a, sets, laws, free, result)
-    print(f"\nwrote {a.out}/fit.json" + ("" if a.protocol else " and the figures beside it"))
-
-
-def figures(a, sets, laws, free, result):
-    for (kind, x), curves in sets.items():
-        name = f"loss_{x}" + (f"_{kind}" if len({k for k, _ in sets}) > 1 else "")
-        parts = [(curves, p, select(curves, p, a.first, a.upto), a.loss or "linear") for p in ("inter", "intra")]
-        draw(a.out / name, [parts], loss_panel, [LOSS], (5.6, 4.8))
-    shown = [(free[key], [f for f in laws[key] if f.protocol != "intra"]) for key in sets]
-    draw(a.out / "k", [shown], k_panel, ["k(N), decades of L per decade of X"], (5.6, 4.4), bottom=0)
-    draw(a.out / "residuals", [[(laws[key][0], *c) for c in coloured(curves)] for key, curves in sets.items()],
-         residual_panel, [f"L minus law in {x}" for _, x in sets], (1.6, 1.9))
-    for name in ("reuse", "group"):
-        panels = defaultdict(list)
-        for r in result[name]:
-            panels[r["model_type"], r["N"], r["x"]].append(r)
-        if panels:
-            draw(a.out / name, [[(rows, name) for rows in panels.values()]], sweep_panel, [LOSS], (5.4, 4.2))
+    figures.draw_laws(a.out, studies)
+    figures.draw_sweeps(a.out, {name: result[name] for name in ("reuse", "group")})
+    figures.print_tables(result)
+    print(f"\nwrote {a.out}/fit.json and the figures beside it")
 
 
 if __name__ == "__main__":
