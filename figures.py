@@ -1,7 +1,7 @@
 """What a reader of the study sees: its figures, as PNG and PDF, and its tables on a terminal.
 
 A panel draws one plot on a matplotlib axis, `draw` sets panels into rows and writes the file. Nothing is computed here: panels
-take the Curve and Fit of fit_scaling.py as they are (sizes in billions of parameters), and import nothing from it. Sizes, and
+take the Curve of points.py and the Fit of fit_scaling.py as they are (N in billions), and import nothing from them. Sizes, and
 levels of a sweep, go from light to dark in steps that a colour-blind eye or a grey printer keeps apart, and carry their names.
 """
 from collections import defaultdict

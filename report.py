@@ -42,23 +42,9 @@ import numpy as np
 import torch
 from scipy.stats import t as student_t
 
-from fit_scaling import (
-    AXIS,
-    LOSS,
-    Curve,
-    Fit,
-    alternatives,
-    coloured,
-    curves_from,
-    extrapolate,
-    fit,
-    interval,
-    label,
-    loss_at,
-    r_squared,
-    read_csv,
-    refit_E,
-)
+from figures import AXIS, LOSS, label, palette, span
+from fit_scaling import Fit, alternatives, extrapolate, fit, interval, loss_at, r_squared
+from points import Curve, curves_from, read_csv
 
 PAPER = Path(__file__).parent / "results" / "paper"
 MARK = {"holds": "✔ holds", "partly": "◐ holds partly", "not": "✘ does not hold", "missing": "? not enough runs"}
@@ -131,7 +117,7 @@ def cells_of(runs: list[dict]) -> list[Cell]:
         mine = [r for r in runs if r["part"] == "sizes" and r["arm"] == arm]
         for (kind, x), curves in curves_from(rows_of(mine)).items():
             straight = fit(curves, "log", "free")
-            r2 = [r_squared([(np.log10(c.L_T), np.log10(straight.predict(c.N, c.X_T)[0]))]) for c in curves]
+            r2 = [r_squared([np.log10((c.L_T, straight.predict(c.N, c.X_T)[0]))[:, c.L_T > 0]]) for c in curves]
             own, law = (fit(curves, "linear", shape, bootstrap=REDRAWS) for shape in ("free", "saturating"))
             rivals = {r["name"]: r for r in alternatives(curves, "linear", FIRST)}
             cells.append(Cell(arm, kind, x, curves, own, law, r2, rivals))
@@ -174,7 +160,9 @@ def curve_panel(axis, curves: list[Curve], title: str) -> None:
     """Loss against X, log-log: the mean over seeds, their range, and a line for each size."""
     bottom, spread = -np.inf, np.ptp(np.log10(np.concatenate([c.L_T for c in curves])))
     line = fit(curves, "log", "free")
-    for (n, c), colour in reversed(coloured(list(enumerate(curves)))):
+    colours = palette([c.N for c in curves])
+    for n, c in reversed(list(enumerate(curves))):
+        colour = colours[c.N]
         axis.plot(c.X_T, c.L_T, "o", ms=3.5, color=colour, mew=0)
         axis.fill_between(c.X_T, c.L_ST.min(0), c.L_ST.max(0), color=colour, alpha=0.13, lw=0)
         L_T = line.predict(c.N, c.X_T)[0]
@@ -217,7 +205,7 @@ def paper_slope_panel(axis) -> None:
 def skill_panel(axis, points: list[tuple], r2: tuple[float, float]) -> None:
     """The slope of single runs against the pass rate they started from, coloured by size."""
     sizes = sorted({N for N, *_ in points})
-    for N, colour in coloured(sizes):
+    for N, colour in palette(sizes).items():
         for kind, marker in (("base", "o"), ("instruct", "^")):
             skill, k = np.array([(s, k) for n, s, k, m in points if n == N and m == kind]).reshape(-1, 2).T
             axis.plot(skill, k, marker, color=colour, ms=6, mew=0, label=label(N) if kind == "base" else None)
@@ -229,7 +217,7 @@ def skill_panel(axis, points: list[tuple], r2: tuple[float, float]) -> None:
 def reach_panel(axis, runs: list[dict], title: str) -> None:
     """pass@1 by level before (dashed) and after training (solid), mean over seeds."""
     sizes = sorted({r["N"] for r in runs})
-    for N, colour in coloured(sizes):
+    for N, colour in palette(sizes).items():
         mine = [r for r in runs if r["N"] == N]
         for place, style in ((0, "--"), (-1, "-")):
             share = np.mean([list(r["evals"][place]["levels"].values()) for r in mine], 0)
@@ -275,10 +263,6 @@ def judged(good: int, all_: int) -> str:
     return "holds" if good == all_ else "partly" if good else "not"
 
 
-def span(low: float, high: float) -> str:
-    return f"[{low:.3f}, {high:.3f}]"
-
-
 def larger_learn_more(cells: list[Cell], figures: Path):
     rows, good = [], 0
     for c in cells:
@@ -286,7 +270,7 @@ def larger_learn_more(cells: list[Cell], figures: Path):
         rise, rise_B = c.own.of(lambda p, u_n=u_n: p["k"] @ u_n / (u_n @ u_n))
         low, high = interval(rise_B)
         good += low > 0
-        rows.append([c.name, *(f"{k:.3f}" for k in c.own.k), f"{rise:.3f} {span(low, high)}"])
+        rows.append([c.name, *(f"{k:.3f}" for k in c.own.k), f"{rise:.3f}" + span((low, high), "{:.3f}".format)])
     for x in "DC":
         plot(figures / f"slopes_{x}.png", slope_panel, [c for c in cells if c.x == x])
     plot(figures / "paper_slopes.png", paper_slope_panel)
@@ -423,7 +407,7 @@ def forecasts(cells: list[Cell], frozen: dict, figures: Path):
         L_hat, low, high, naive = (10 ** np.interp(np.log10(c.X_T), np.log10(f["X"]), np.log10(y))
                                    for y in (f["L"], *f["L_ci"], f["naive"]))
         miss, other = np.abs(L_hat - c.L_T).mean(), np.abs(naive - c.L_T).mean()
-        refitted = np.abs(refit_E(f["k"], c, "linear") - c.L_T).mean()
+        refitted = np.abs(c.line(f["k"], "linear") - c.L_T).mean()
         inside = np.mean((low <= c.L_T) & (c.L_T <= high))
         good += miss < other
         rows.append([cell.name, *(f"{v:.3f}" for v in (miss, other, refitted, f["k"], cell.own.k[-1])), f"{inside:.0%}"])
@@ -465,7 +449,8 @@ STATEMENTS = {
 
 
 def write(out: Path) -> None:
-    """Writes OUT/report.md, OUT/report.html, their figures and points.csv, from OUT/runs.jsonl and OUT/forecast.json."""
+    """Writes OUT/report.md, OUT/report.html, their figures and points_ARM.csv, which
+    fit_scaling.py reads, from OUT/runs.jsonl and OUT/forecast.json."""
     head, *lines = [json.loads(line) for line in (out / "runs.jsonl").read_text().splitlines()]
     runs, failed = [r for r in lines if not r["error"]], [r for r in lines if r["error"]]
     frozen = json.loads((out / "forecast.json").read_text()) if (out / "forecast.json").is_file() else {"forecasts": []}
@@ -486,11 +471,12 @@ def write(out: Path) -> None:
     text = page(head, runs, failed, findings)
     (out / "report.md").write_text(text)
     (out / "report.html").write_text(to_html(text, out))
-    with open(out / "points.csv", "w", newline="") as file:
-        rows = [r | {"part": run["part"], "arm": run["arm"]} for run in runs for r in rows_of([run])]
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    for arm in dict.fromkeys(r["arm"] for r in runs):
+        with open(out / f"points_{arm}.csv", "w", newline="") as file:
+            rows = rows_of([r for r in runs if r["part"] == "sizes" and r["arm"] == arm])
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
     print("\n".join(f"{MARK[verdict]:>18}  {title}: {sentence}" for title, _, _, verdict, sentence, _ in findings))
     print(f"\n{out / 'report.html'}" + (f"; {len(failed)} runs failed, named there" if failed else ""))
 

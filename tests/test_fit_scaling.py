@@ -8,6 +8,7 @@ import pytest
 from scipy.optimize import minimize
 
 import fit_scaling as fs
+import points
 
 PAPER = Path(__file__).parent.parent / "results" / "paper"
 SIZES = (0.5, 1.5, 3.0, 7.0, 14.0, 32.0, 72.0)
@@ -22,7 +23,7 @@ def synthetic(K_max=0.16, N0=17.0, sizes=SIZES, T=60, noise=0.0, rng=None, corre
     for t in range(1, T):
         e[..., t] = correlation * e[..., t - 1] + np.sqrt(1 - correlation**2) * e[..., t]
     L = 10 ** (log_L[:, None] + noise * e)
-    return [fs.Curve("base", x, float(N[n]), np.arange(1.0, T + 1), X, L[n]) for n in range(len(N))]
+    return [points.Curve("base", x, float(N[n]), np.arange(1.0, T + 1), X, L[n]) for n in range(len(N))]
 
 
 # ---------------------------------------------------------------- the law
@@ -73,7 +74,7 @@ def test_the_papers_numbers(tmp_path, defaults):
 @pytest.mark.parametrize("x", ["C", "D"])
 def test_slopes_are_those_of_the_papers_figure(x):
     """k(N) of the paper's own figure, read off it within 4e-5; half a per cent of the largest for the points' own error."""
-    fitted = fs.fit(fs.select(fs.curves_from(fs.read_csv(PAPER / "points.csv"))["base", x], "inter"))
+    fitted = fs.fit(fs.select(points.curves_from(points.read_csv(PAPER / "points.csv"))["base", x], "inter"))
     for line in (PAPER / "k_points.csv").read_text().splitlines()[1:]:
         _, kind, protocol, N, k, *_ = line.split(",")
         if (kind, protocol) == (x, "inter"):
@@ -82,8 +83,8 @@ def test_slopes_are_those_of_the_papers_figure(x):
 
 @pytest.mark.skipif("SCALING_DATA" not in os.environ, reason="SCALING_DATA names no folder with paper_points/")
 def test_digitised_points_load_as_they_are():
-    theirs = fs.curves_from(fs.read_csv(Path(os.environ["SCALING_DATA"]) / "paper_points" / "points.csv"))
-    ours = fs.curves_from(fs.read_csv(PAPER / "points.csv"))
+    theirs = points.curves_from(points.read_csv(Path(os.environ["SCALING_DATA"]) / "paper_points" / "points.csv"))
+    ours = points.curves_from(points.read_csv(PAPER / "points.csv"))
     for key, curves in ours.items():
         for a, b in zip(curves, theirs[key], strict=True):
             np.testing.assert_array_equal([a.X_T, a.L_T], [b.X_T, b.L_T])
@@ -131,7 +132,7 @@ def test_rivals_find_their_own_curves():
     steps = np.arange(1.0, 200)
     for name, p in (("sigmoid", (0.9, 1.3, 4.2)), ("floor", (0.2, 0.3, 0.25))):
         L = fs.RIVALS[name][0](p, np.log10(512 * steps), 0.8)
-        curves = [fs.Curve("base", "D", N, steps, 512 * steps, L[None], 0.8) for N in (1.0, 2.0)]
+        curves = [points.Curve("base", "D", N, steps, 512 * steps, L[None], 0.8) for N in (1.0, 2.0)]
         np.testing.assert_allclose([*fs.learn(name, curves, "linear")[2]["2"].values()], p, rtol=1e-3)
     assert fs.RIVALS["sigmoid"][0]((0.9, 1.3, 4.2), np.array([-9, 30]), 0.8) == pytest.approx([0.8, 1 - 0.9])  # start to A
 
@@ -209,7 +210,7 @@ def test_planner_finds_the_crossing():
     k = {1.0: 0.05, 10.0: 0.10}  # lines that meet at X = 1e4, L = 0.6
     rng = np.random.default_rng(0)
     noise = {N: 10 ** (0.001 * rng.standard_normal((1, 50))) for N in k}
-    curves = [fs.Curve("base", "C", N, steps, X, 0.6 * (X / 1e4) ** -k[N] * noise[N]) for N in k]
+    curves = [points.Curve("base", "C", N, steps, X, 0.6 * (X / 1e4) ** -k[N] * noise[N]) for N in k]
     cross, = fs.crossings(fs.fit(curves, bootstrap=100), curves)
     assert cross["X"] == pytest.approx(1e4, rel=0.05) and cross["X_ci"][0] < 1e4 < cross["X_ci"][1]
     assert cross["L"] == pytest.approx(0.6, rel=0.01)
@@ -262,7 +263,7 @@ def test_seeds_are_averaged_at_shared_steps(tmp_path):
     lines = Path(paths[0]).read_text().splitlines()
     Path(paths[0]).write_text("\n".join(lines[:-8]) + '\n{"kind": "ev')  # killed while writing, four evaluations early
     with pytest.warns(UserWarning) as notes:
-        curves = fs.curves_from(fs.read_runs(paths))
+        curves = points.curves_from(points.read_runs(paths))
     assert all(any(text in str(n.message) for n in notes) for text in ("torn", "4 steps are not in all of its 3 seeds"))
     c = curves["base", "D"][0]
     assert c.L_ST.shape == (3, 26) and c.start == pytest.approx(0.7) and c.N == 2e-5 and c.X_T[0] == 32
@@ -271,9 +272,9 @@ def test_seeds_are_averaged_at_shared_steps(tmp_path):
 
 
 def test_steps_are_clipped_and_step_0_never_fitted():
-    rows = fs.read_csv(PAPER / "points.csv")
+    rows = points.read_csv(PAPER / "points.csv")
     for clip, steps in (((5, 10), range(5, 11)), ((0, 3), range(1, 4))):
-        for curves in fs.curves_from(rows, clip).values():
+        for curves in points.curves_from(rows, clip).values():
             assert all(list(c.step_T) == list(steps) and c.X_T.min() > 0 for c in curves)
 
 
@@ -282,7 +283,7 @@ def test_repeated_step_of_a_resumed_run_counts_once(tmp_path):
     again = {"kind": "eval", "step": 30, "D": 960, "C": 1e9, "source": "arithmetic", "loss": 0.123}
     with open(paths[0], "a") as f:
         f.write(json.dumps(again) + "\n")
-    assert [r["L"] for r in fs.read_runs(paths[:1]) if r["step"] == 30] == [0.123]
+    assert [r["L"] for r in points.read_runs(paths[:1]) if r["step"] == 30] == [0.123]
 
 
 GOOD = "\n".join(f"{N},{512 * s},{0.9 * s ** -0.05 - 0.01 * N:.5f},{s}" for N in (1, 7) for s in range(1, 9))
@@ -320,13 +321,13 @@ def test_bad_runs_are_named(tmp_path, change, message):
     paths = ladder(tmp_path)
     Path(paths[4]).write_text("\n".join(change(Path(paths[4]).read_text().splitlines())) + "\n")
     with pytest.raises(ValueError, match=message):
-        fs.read_runs(paths)
+        points.read_runs(paths)
 
 
 def test_empty_rows_are_dropped_and_counted(tmp_path):
     (tmp_path / "points.csv").write_text(f"N,D,L,step\n{GOOD}\n7,4608,nan,9\n7,5120,,10\n,5120,0.5,10")
     with pytest.warns(UserWarning, match=r"dropped 3 rows .*points.csv:18, .*points.csv:19, .*points.csv:20"):
-        rows = fs.read_csv(tmp_path / "points.csv")
+        rows = points.read_csv(tmp_path / "points.csv")
     assert len(rows) == 16
 
 
@@ -334,7 +335,7 @@ def test_solved_points_are_explained(tmp_path):
     """L = 0 is a measurement for the error of L and infinite for log L: kept by the one, left out by the other, no crash."""
     (tmp_path / "points.csv").write_text(f"N,D,L,step\n{GOOD}\n7,4608,0,9")
     with pytest.warns(UserWarning, match="size 7B: L = 0 .*at 1 points"):
-        curves = fs.curves_from(fs.read_csv(tmp_path / "points.csv"))["base", "D"]
+        curves = points.curves_from(points.read_csv(tmp_path / "points.csv"))["base", "D"]
     linear, log = (fs.fit(curves, loss, bootstrap=20) for loss in ("linear", "log"))
     assert (linear.points, log.points) == (17, 16) and linear.k[1] > log.k[1]
     assert all(np.isfinite(f.ci("k")).all() and np.isfinite(f.r2_log) for f in (linear, log))

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from tqdm import tqdm
 
+import points
 import report
 import study
 from grpo import parse_flags
@@ -184,5 +185,7 @@ def test_the_page_stands_alone_and_names_what_is_missing(tmp_path):
     assert "http://" not in html and "<script" not in html
     for name in re.findall(r"\]\((\w+\.png)\)", text):
         assert (tmp_path / name).stat().st_size > 5000
-    points = (tmp_path / "points.csv").read_text().splitlines()
-    assert len(points) == 1 + sum(len(line["evals"]) for line in lines if not line["error"])
+    mine = [line for line in lines if not line["error"] and line["part"] == "sizes" and line["arm"] == "inverse"]
+    written = points.curves_from(points.read_csv(tmp_path / "points_inverse.csv"))
+    assert len(written["base", "D"]) == 5 and written["base", "D"][0].L_ST.shape[0] == 3
+    assert len((tmp_path / "points_inverse.csv").read_text().splitlines()) == 1 + sum(len(line["evals"]) for line in mine)
