@@ -1,6 +1,7 @@
 """The fitter against known laws, the paper's own numbers, and input that is broken in every way we could think of."""
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -106,7 +107,7 @@ def test_intervals_cover_the_truth(correlation, seeds):
 def test_seeds_widen_the_interval_as_much_as_they_scatter():
     """Three seeds that differ by a constant factor: no residual along a curve shows it, only resampling of whole seeds can."""
     shifts = np.array([-0.01, 0.0, 0.01])
-    curves = [fs.replace(c, L_ST=c.L_ST * 10 ** shifts[:, None]) for c in synthetic()]
+    curves = [replace(c, L_ST=c.L_ST * 10 ** shifts[:, None]) for c in synthetic()]
     f = fs.fit(curves, "log", bootstrap=4000)
     np.testing.assert_allclose(f.draws["E"].std(0), shifts.std(ddof=1) / np.sqrt(3), rtol=0.1)
 
@@ -160,12 +161,12 @@ def test_forecast_is_exact_where_the_law_and_its_trend_hold():
 def test_forecast_reads_no_loss_of_its_target():
     """Other losses on the target, or after the first steps, must not move a forecast; slope-only is not blind and must move."""
     curves = synthetic(noise=0.01, rng=np.random.default_rng(2))
-    changed = [*curves[:-1], fs.replace(curves[-1], L_ST=curves[-1].L_ST * 0.5)]
+    changed = [*curves[:-1], replace(curves[-1], L_ST=curves[-1].L_ST * 0.5)]
     a, b = ({r["variant"]: r["forecast"] for r in fs.forecast(c, "linear") if r["protocol"] == "inter"}
             for c in (curves, changed))
     assert a["law, everything extrapolated"] == b["law, everything extrapolated"]
     assert a["law, slope only (E refitted on the target)"] != b["law, slope only (E refitted on the target)"]
-    late = [fs.replace(c, L_ST=np.where(c.step_T > 20, 0.5 * c.L_ST, c.L_ST)) for c in curves]
+    late = [replace(c, L_ST=np.where(c.step_T > 20, 0.5 * c.L_ST, c.L_ST)) for c in curves]
     a, b = ([r["forecast"] for r in fs.forecast(c, "linear", first=20) if r["protocol"] == "intra" and r["N"]]
             for c in (curves, late))
     assert a == b
