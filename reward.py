@@ -25,7 +25,6 @@ import argparse
 import itertools
 import json
 import math
-import queue
 import random
 import re
 import subprocess
@@ -33,7 +32,7 @@ import sys
 import threading
 import time
 import zlib
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -1380,9 +1379,8 @@ class Grader:
     def __init__(self, workers: int = 1, timeout_s: float = 5.0, memory_gb: float = 1.0):
         if workers < 1 or timeout_s <= 0 or memory_gb <= 0:
             raise ValueError(f"workers {workers}, timeout_s {timeout_s}, memory_gb {memory_gb}: all must be positive")
-        self.workers, self.timeout_s = workers, timeout_s
-        self.command = [sys.executable, __file__, "--worker", str(memory_gb)]
-        self.tasks, self.threads, self.lock, self.closed = queue.SimpleQueue(), [], threading.Lock(), False
+        self.timeout_s, self.command = timeout_s, [sys.executable, __file__, "--worker", str(memory_gb)]
+        self.threads, self.own, self.started, self.closed = ThreadPoolExecutor(workers), threading.local(), [], False
 
     def __enter__(self):
         return self
@@ -1394,15 +1392,11 @@ class Grader:
         """A future of the verdict on one completion; already done when no algebra is needed."""
         if self.closed:
             raise RuntimeError("this Grader is closed: make a new one, or submit before leaving its `with` block")
-        future, answer = Future(), extract(text)
-        if verdict := quick(answer, truth):
-            future.set_result(verdict)
-            return future
-        with self.lock:
-            if len(self.threads) < self.workers:
-                self.threads.append(threading.Thread(target=self._serve, daemon=True))
-                self.threads[-1].start()
-            self.tasks.put((future, answer, truth))
+        answer = extract(text)
+        if not (verdict := quick(answer, truth)):
+            return self.threads.submit(self._ask, answer, truth)
+        future = Future()
+        future.set_result(verdict)
         return future
 
     def grade(self, texts: list[str], truths: list[str]) -> list[Verdict]:
@@ -1412,43 +1406,36 @@ class Grader:
 
     def close(self):
         """Finish what was submitted, then end the workers."""
-        with self.lock:
-            self.closed = True
-            for _ in self.threads:
-                self.tasks.put(None)
-        for thread in self.threads:
-            thread.join()
+        self.closed = True
+        self.threads.shutdown()
+        for worker in self.started:
+            worker.communicate()
 
-    def _serve(self):
-        worker = None
-        while (task := self.tasks.get()) is not None:
-            future, answer, truth = task
-            began, alarm = time.monotonic(), None
-            try:
-                if worker is None or worker.poll() is not None:
-                    worker = self._start()
-                    began = time.monotonic()
-                alarm = threading.Timer(self.timeout_s, worker.kill)
-                alarm.start()
-                worker.stdin.write(json.dumps([answer, truth]) + "\n")
-                worker.stdin.flush()
-                verdict = Verdict(**json.loads(worker.stdout.readline()))
-            except (OSError, ValueError) as error:
-                late = alarm is not None and time.monotonic() - began >= self.timeout_s
-                verdict = Verdict(0.0, "timeout" if late else "crashed", answer, f"the worker was lost: {error!r}")
-                if worker is not None:
-                    worker.kill()
-                    worker.wait()
-                    worker = None
+    def _ask(self, answer: str, truth: str) -> Verdict:
+        """The verdict of this thread's own worker, which is started first if there is none or it is dead."""
+        began, alarm = time.monotonic(), None
+        try:
+            if getattr(self.own, "worker", None) is None or self.own.worker.poll() is not None:
+                self.own.worker = self._start()
+                began = time.monotonic()
+            alarm = threading.Timer(self.timeout_s, self.own.worker.kill)
+            alarm.start()
+            self.own.worker.stdin.write(json.dumps([answer, truth]) + "\n")
+            self.own.worker.stdin.flush()
+            return Verdict(**json.loads(self.own.worker.stdout.readline()))
+        except (OSError, ValueError) as error:                          # its pipe closed: it was killed, or died
+            late = alarm is not None and time.monotonic() - began >= self.timeout_s
+            if alarm is not None:
+                self.own.worker.kill()
+                self.own.worker.wait()
+            return Verdict(0.0, "timeout" if late else "crashed", answer, f"the worker was lost: {error!r}")
+        finally:
             if alarm is not None:
                 alarm.cancel()
-            future.set_result(verdict)
-        if worker is not None:
-            worker.stdin.close()
-            worker.wait()
 
     def _start(self) -> subprocess.Popen:
         worker = subprocess.Popen(self.command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.started.append(worker)
         worker.stdout.readline()        # ready: its start does not count against the first answer
         return worker
 
