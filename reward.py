@@ -35,6 +35,7 @@ import threading
 import time
 import unicodedata
 import zlib
+from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from fractions import Fraction
@@ -74,8 +75,8 @@ def extract(text: str) -> str | None:
     what follows ####, else the last "answer is ..." or "final answer: ...". An empty box, or one that is never closed
     when there is no other, is no answer. Linear in the text's length: five boxes are tried, and MAX_BRACES in each."""
     text = text[text.rfind("</think>") + 8:] if "</think>" in text else text
-    found, boxes = "", list(BOX.finditer(text))
-    for box in boxes[:-6:-1]:
+    found, boxes = "", deque(BOX.finditer(text), maxlen=5)
+    for box in reversed(boxes):
         if box[1]:
             return box[1]
         depth = 1
