@@ -152,7 +152,8 @@ def key(text: str) -> str:
 
 # ------------------------------------------------------------------------------------------------------------- tokens
 
-FUNCTIONS = {name: name for name in "sin cos tan cot sec csc sinh cosh tanh coth exp log lg ln max min gcd lcm cis Gamma".split()}
+FUNCTIONS = {name: name for name in
+             "sin cos tan cot sec csc sinh cosh tanh coth exp log lg ln max min gcd lcm cis Gamma".split()}
 FUNCTIONS |= {f"{arc}{name}": f"a{name}" for arc in ("arc", "a") for name in "sin cos tan cot sec csc sinh cosh tanh".split()}
 FUNCTIONS |= {"tg": "tan", "ctg": "cot", "arctg": "atan", "cosec": "csc"}
 GREEK = """alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho sigma tau upsilon
@@ -717,7 +718,7 @@ class Values:
         if base and max(mp.mag(power), 0) + max(mp.mag(mp.mag(base) or 1), 0) > 60:
             fail("a power beyond the bound", "too_large")
         if not mp.im(base) and base < 0 and tree[0] == "num" and tree[1].denominator % 2:
-            return (-1) ** (tree[1].numerator % 2) * mp.power(-base, power)      # (-8)^{1/3} = -2: a real root where there is one
+            return (-1) ** (tree[1].numerator % 2) * mp.power(-base, power)      # (-8)^{1/3} = -2: the real root
         return mp.power(base, power)
 
     def call(self, name, *values):
@@ -923,8 +924,9 @@ class Comparer:
         ends, members = [x for part in parts for x in part[0]], [part[1] for part in parts]
         if kind == "∖":
             return ends, lambda x: members[0](x) and not members[1](x)
-        both = kind == "∩" or (kind == "list" and tree[1] != "or" and any(all(m(x) for m in members) for x in self.probes(ends)))
-        return ends, lambda x: (all if both else any)(m(x) for m in members)     # "x < 1, x > 3" cannot both hold
+        both = kind == "∩" or (kind == "list" and tree[1] != "or" and
+                               any(all(member(x) for member in members) for x in self.probes(ends)))
+        return ends, lambda x: (all if both else any)(member(x) for member in members)     # "x < 1, x > 3" cannot both hold
 
     def half_line(self, sign, left, right):
         """The region of a linear inequality or equation in one letter."""
@@ -971,7 +973,8 @@ class Comparer:
                 return len(a[1]) == len(t[1]) and all(self.equal(("*", x, due), ("*", y, first))
                                                       for x, y in zip(*items, strict=True))
             ratio, other = (items[0], t) if a[0] == "ratio" else (items[1], a)         # 3:2 is 3/2, written as a fraction
-            return len(ratio) == 2 and (other[0] == "/" or (other[0] == "num" and not other[2])) and self.equal(over(*ratio), other)
+            fraction = other[0] == "/" or (other[0] == "num" and not other[2])
+            return fraction and len(ratio) == 2 and self.equal(over(*ratio), other)
         if {*kinds} == {"seq", "list"}:
             self.rule = "in order, brackets on one side"
             which = kinds.index("list")                               # x = 1, y = 2 is (1, 2): letters in their order
@@ -1026,7 +1029,7 @@ def named(tree) -> bool:
 
 
 def worth(tree) -> tuple:
-    """What an equation says something named is: 3 in "x = 3" and "3 = x", 6/2 and 3 in "x = 6/2 = 3"; () if it names nothing."""
+    """What an equation says that something named is: 3 in "x = 3" and "3 = x", 6/2 and 3 in "x = 6/2 = 3"; () if nothing."""
     sides = tree[2]
     if len(sides) == 2 and named(sides[1]) and not leaves(sides[0], "sym"):
         sides = sides[::-1]
@@ -1166,12 +1169,11 @@ def judge(text: str, truth: str) -> Verdict:
 
 
 def judge_answer(answer: str | None, truth: str) -> Verdict:
+    """The verdict on a bare answer, None if there is none."""
     if verdict := quick(answer, truth):
         return verdict
     try:
         verdict, rule = decide(answer, truth)
-    except RecursionError:
-        verdict, rule = "too_large", "nested too deep"
     except Exception as error:      # a fault of ours must not stop a run: it scores 0, under a verdict that is counted
         verdict, rule = "crashed", f"please report this: {type(error).__name__}: {error}"
     return Verdict(float(verdict == "right"), verdict, answer, rule)
@@ -1202,7 +1204,8 @@ class Grader:
         if workers < 1 or timeout_s <= 0 or memory_gb <= 0:
             raise ValueError(f"workers {workers}, timeout_s {timeout_s}, memory_gb {memory_gb}: all must be positive")
         self.timeout_s, self.command = timeout_s, [sys.executable, __file__, "--worker", str(memory_gb)]
-        self.threads, self.own, self.started, self.closed = ThreadPoolExecutor(workers), threading.local(), [], False
+        self.own, self.started, self.closed = threading.local(), [], False
+        self.threads = ThreadPoolExecutor(workers, initializer=lambda: setattr(self.own, "worker", None))
 
     def __enter__(self):
         return self
@@ -1235,25 +1238,20 @@ class Grader:
 
     def _ask(self, answer: str, truth: str) -> Verdict:
         """The verdict of this thread's own worker, which is started first if there is none or it is dead."""
-        began, alarm = time.monotonic(), None
+        worker, late = self.own.worker, threading.Event()
+        alarm = threading.Timer(self.timeout_s, lambda: (late.set(), worker.kill()))
         try:
-            if getattr(self.own, "worker", None) is None or self.own.worker.poll() is not None:
-                self.own.worker = self._start()
-                began = time.monotonic()
-            alarm = threading.Timer(self.timeout_s, self.own.worker.kill)
+            if worker is None or worker.poll() is not None:
+                worker = self.own.worker = self._start()
             alarm.start()
-            self.own.worker.stdin.write(json.dumps([answer, truth]) + "\n")
-            self.own.worker.stdin.flush()
-            return Verdict(**json.loads(self.own.worker.stdout.readline()))
+            worker.stdin.write(json.dumps([answer, truth]) + "\n")
+            worker.stdin.flush()
+            return Verdict(**json.loads(worker.stdout.readline()))
         except (OSError, ValueError) as error:                          # its pipe closed: it was killed, or died
-            late = alarm is not None and time.monotonic() - began >= self.timeout_s
-            if alarm is not None:
-                self.own.worker.kill()
-                self.own.worker.wait()
-            return Verdict(0.0, "timeout" if late else "crashed", answer, f"the worker was lost: {error!r}")
+            self.own.worker = None
+            return Verdict(0.0, "timeout" if late.is_set() else "crashed", answer, f"the worker was lost: {error!r}")
         finally:
-            if alarm is not None:
-                alarm.cancel()
+            alarm.cancel()
 
     def _start(self) -> subprocess.Popen:
         worker = subprocess.Popen(self.command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
