@@ -235,7 +235,7 @@ def unit(word: str) -> str | None:
 # ------------------------------------------------------------------------------------------------------------- parsing
 # A tree is a tuple: ("num", Fraction, decimal places or None), ("sym", name), ("const", π|e|i|∞), ("+", ...), ("*", ...),
 # ("/", a, b), ("^", base, exponent), ("fn", name, ...), ("±", x), ("mark", unit, x), ("text", words), ("R",),
-# ("seq", open, close, items), ("set", items), ("list", joiner, items), ("ratio", items), ("mat", rows),
+# ("seq", open, close, items), ("set", items), ("list", joiner, items), ("ratio", items),
 # ("rel", signs, sides), ("mod", relation, modulus), ("∪" | "∩" | "∖", a, b).
 
 JOINERS, RELATIONS, CURRENCY, MODS = (",", ";", "and", "or"), tuple("=≠<≤>≥≈≡∈∼∣⊥∥"), ("$", "€", "£"), ("pmod", "bmod", "mod")
@@ -259,16 +259,22 @@ def over(a, b):
     return num(a[1] / b[1]) if a[0] == b[0] == "num" and b[1] else ("/", a, b)
 
 
+def seq(items):
+    return ("seq", "(", ")", tuple(items))
+
+
 def multiply(a, b):
-    """A product of two trees; matrices are multiplied out here, since their product is not a number's."""
-    if a[0] == b[0] == "mat":
-        if len(a[1][0]) != len(b[1]):
+    """A product of two trees; vectors and matrices are multiplied out here, since their product is not a number's."""
+    if a[0] != b[0] and "seq" in (a[0], b[0]):
+        scalar, vector = (a, b) if b[0] == "seq" else (b, a)
+        return (*vector[:3], tuple(multiply(scalar, x) for x in vector[3]))
+    if a[0] == b[0] == "seq":
+        columns = [[x] if x[0] != "seq" else x[3] for x in b[3]]
+        if any(row[0] != "seq" or len(row[3]) != len(columns) for row in a[3]):
             fail("matrices that do not fit")
-        return ("mat", tuple(tuple(("+", *(("*", x, y) for x, y in zip(row, column, strict=True)))
-                                   for column in zip(*b[1], strict=True)) for row in a[1]))
-    if "mat" in (a[0], b[0]):
-        scalar, matrix = (a, b) if b[0] == "mat" else (b, a)
-        return ("mat", tuple(tuple(("*", scalar, x) for x in row) for row in matrix[1]))
+        rows = [[("+", *(("*", x, y) for x, y in zip(row[3], column, strict=True)))
+                 for column in zip(*columns, strict=False)] for row in a[3]]
+        return seq(row[0] if b[3][0][0] != "seq" else seq(row) for row in rows)
     return ("*", a, b) if a[0] != "*" else (*a, b)
 
 
@@ -579,7 +585,7 @@ class Parser:
         return ("sym", f"{name} {tree[1]}") if tree[0] == "sym" and name != "vec" else tree
 
     def environment(self, name):
-        r"""\begin{pmatrix} a & b \\ c & d \end{pmatrix}; the lines of cases and aligned are a list."""
+        r"""\begin{pmatrix} a & b \\ c & d \end{pmatrix} is a tuple of rows, a column a tuple; cases and aligned are lists."""
         matrix, rows = name.endswith("matrix") or name == "array", [[]]
         if not matrix:
             self.found = [token for token in self.found if token[0] != "&"]
@@ -592,7 +598,7 @@ class Parser:
         if len({len(row) for row in rows}) != 1 or (not matrix and len(rows[0]) != 1):
             fail(f"ragged rows in {name}")
         if matrix:
-            return ("mat", rows)
+            return seq(row[0] if len(row) == 1 else seq(row) for row in rows)
         return rows[0][0] if len(rows) == 1 else ("list", ",", tuple(row[0] for row in rows))
 
 
@@ -634,20 +640,15 @@ CALLS = {  # functions that mpmath has not, or not as we mean them; a rounding e
 MPMATH = {*FUNCTIONS.values(), "factorial", "fac2", "binomial"} - {*CALLS}
 
 
-class Local(threading.local):
-    """An mpmath context holds its precision: one for each thread."""
-
-    def __init__(self):
-        self.mp = mpmath.MPContext()
-
-
-LOCAL = Local()
+LOCAL = threading.local()      # an mpmath context holds its precision: one for each thread
 
 
 class Values:
     """The values of trees at a point, precise enough to be compared: `error` bounds what rounding has done to them."""
 
     def __init__(self, deadline: float, log_base: int):
+        if not hasattr(LOCAL, "mp"):
+            LOCAL.mp = mpmath.MPContext()
         self.mp, self.deadline, self.log_base = LOCAL.mp, deadline, ("const", "e") if log_base == 1 else num(log_base)
 
     def at(self, *trees, point=None, real=False) -> list:
@@ -947,22 +948,14 @@ class Comparer:
     # --- collections
 
     def collections(self, a, t) -> bool:
-        """Tuples, intervals, sets, lists, matrices and ratios."""
+        """Tuples (also vectors and matrices), intervals, sets, lists and ratios."""
         kinds = (a[0], t[0])
         items = [list(x[-1]) if x[0] in COLLECTIONS else [x] for x in (a, t)]
         brackets = [x[1] + x[2] if x[0] == "seq" else "()" for x in (a, t)]
-        point = {*brackets} <= {"()", "[]"}
-        if "mat" in kinds:
-            self.rule = "entry by entry"
-            if kinds == ("mat", "mat") and (len(a[1]), len(a[1][0])) != (len(t[1]), len(t[1][0])):
-                return False
-            for i, x in enumerate((a, t)):                            # a column, or a row, is also a tuple
-                if x[0] == "mat" and ("seq" not in kinds or min(len(x[1]), len(x[1][0])) == 1):
-                    items[i] = [entry for row in x[1] for entry in row]
-            return (kinds == ("mat", "mat") or "seq" in kinds) and point and self.in_order(*items)
         if kinds == ("seq", "seq"):
             self.rule = "in order, with brackets"
-            return (brackets[0] == brackets[1] or (len(t[3]) > 2 and point)) and self.in_order(*items)     # 3 are no interval
+            point = len(t[3]) > 2 and {*brackets} <= {"()", "[]"}     # three numbers are no interval
+            return (brackets[0] == brackets[1] or point) and self.in_order(*items)
         if kinds == ("set", "set"):
             self.rule = "sets without order"
             return self.without_order(*items)
@@ -988,7 +981,7 @@ class Comparer:
         return self.same_set(a, t)
 
 
-COLLECTIONS = ("seq", "set", "list", "mat", "ratio")
+COLLECTIONS = ("seq", "set", "list", "ratio")
 
 
 def unfold(tree):
