@@ -240,7 +240,8 @@ def unit(word: str) -> str | None:
 
 JOINERS, RELATIONS, CURRENCY, MODS = (",", ";", "and", "or"), tuple("=≠<≤>≥≈≡∈∼∣⊥∥"), ("$", "€", "£"), ("pmod", "bmod", "mod")
 FACTORS = ("num", "sym", "fn", "cmd", "begin", "(", "[", "{", "\\{", "⟨", "⌊", "⌈", "…", "π", "∞", "∅", "√", *CURRENCY)
-CLOSING = {"(": (")", "]"), "[": ("]", ")"), "⟨": ("⟩",), "{": ("}",), "\\{": ("\\}",), "⌊": ("⌋",), "⌈": ("⌉",)}
+CLOSING = {"(": (")", "]"), "[": ("]", ")"), "⟨": ("⟩",), "{": ("}",), "\\{": ("\\}",), "⌊": ("⌋",),
+           "⌈": ("⌉",), "|": ("|",)}
 CLAUSES = ("for", "where", "with")
 
 
@@ -297,7 +298,7 @@ class Parser:
     """Recursive descent over the tokens, one method per level of precedence, the loosest first."""
 
     def __init__(self, text: str):
-        self.found, self.at, self.depth, self.bars, self.builder = tokens(text), 0, 0, 0, False
+        self.found, self.at, self.depth, self.bars = tokens(text), 0, 0, 0
 
     def peek(self, ahead=0):
         return self.found[self.at + ahead][0] if self.at + ahead < len(self.found) else "the end"
@@ -347,7 +348,7 @@ class Parser:
         """a < b = c (mod m)"""
         self.eat("=", "≈")                                            # "= 5"
         sides, signs = [self.sets()], []
-        while not (self.builder and self.peek() == "∣") and (sign := self.eat(*RELATIONS)):
+        while sign := self.eat(*RELATIONS):
             signs.append(sign)
             sides.append(self.sets())
         tree = ("rel", tuple(signs), tuple(sides)) if signs else sides[0]
@@ -366,7 +367,7 @@ class Parser:
     def ratio(self):
         """a : b : c, also a time with its a.m."""
         items = [self.sum()]
-        while not self.builder and self.eat(":"):
+        while self.eat(":"):
             items.append(self.sum())
         if len(items) > 1 and (last := items[-1])[0] == "mark":
             return ("mark", last[1], ("ratio", (*items[:-1], last[2])))
@@ -479,14 +480,10 @@ class Parser:
             return ("text", value.lower())
         if kind in ("(", "[", "{", "⟨", "\\{"):
             return self.bracket(kind)
-        if kind == "|":
-            self.bars += 1
-            tree = ("fn", "abs", self.sum())
-            self.bars -= 1
-            self.need("|")
-            return tree
-        if kind in ("⌊", "⌈"):
-            tree = ("fn", "floor" if kind == "⌊" else "ceil", self.sum())
+        if kind in ("|", "⌊", "⌈"):
+            self.bars += kind == "|"
+            tree = ("fn", {"|": "abs", "⌊": "floor", "⌈": "ceil"}[kind], self.sum())
+            self.bars -= kind == "|"
             self.need(*CLOSING[kind])
             return tree
         if kind == "√":
@@ -532,20 +529,15 @@ class Parser:
         return tree[3] if tree[0] == "seq" else (tree,)
 
     def bracket(self, opening):
-        """(a, b], {a, b}, {x | x > 3} (read as its condition), <a, b>, or a group."""
+        """(a, b], {a, b}, <a, b>, or a group."""
         if opening == "\\{" and self.eat("\\}"):
             return ("set", ())
-        outside, self.builder = (self.bars, self.builder), opening == "\\{"
-        self.bars = int(self.builder)                                 # inside a set, a bar means "such that"
+        bars, self.bars = self.bars, 0
         tree = self.listing()
-        condition = self.builder and self.eat("|", "∣", ":")
-        self.bars, self.builder = outside
-        if condition:
-            tree = self.listing()
-        closing = self.need(*CLOSING[opening])
+        self.bars, closing = bars, self.need(*CLOSING[opening])
         items = tree[2] if tree[0] == "list" else (tree,)
         if opening == "\\{":
-            return tree if condition else ("set", items)
+            return ("set", items)
         if opening == "{" or (len(items) == 1 and opening + closing in ("()", "[]")):
             return tree
         if len(items) == 1 and opening != "⟨":
@@ -606,12 +598,14 @@ class Parser:
 def parse(text: str, thousands: bool):
     """The tree of a cleaned text. `thousands`: 1,000 is a number, not a list. Raises Refused."""
     text = re.sub(r"(?<![\d.,])\d{1,3}(?: \d{3})+(?![\d/])", lambda run: run[0].replace(" ", ""), text)       # 1 000
+    text = BUILDER.sub(r"{\1}", text)
     if thousands:
         text = THOUSANDS.sub(lambda run: run[0].replace(",", ""), text)
     return Parser(text).parse()
 
 
 THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
+BUILDER = re.compile(r"\\\{\s*\w(?:\s*∈[^{}|∣:]*)?\s*[|∣:]((?:[^{}]|\{[^{}]*\})*)\\\}")        # {x | x > 3} is read as x > 3
 
 
 # ------------------------------------------------------------------------------------------------------------- values
