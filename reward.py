@@ -718,8 +718,9 @@ class Values:
 
     def call(self, name, *values):
         mp = self.mp
-        bound = 10**15 if name in ("factorial", "fac2", "Gamma", "binomial") else mp.mpf(2) ** 5000
-        if name not in ("log", "abs") and any(mp.isfinite(v) and abs(v) > bound for v in values):
+        gamma = name in ("factorial", "fac2", "Gamma", "binomial")
+        large = any(mp.isfinite(v) and mp.mag(v) > (50 if gamma else 5000) for v in values)
+        if (large and name not in ("log", "abs")) or (gamma and mp.prec > 1000 and not all(map(mp.isint, values))):
             fail(f"{name} of a number beyond the bound", "too_large")
         if name.startswith("call "):       # an unknown function: one fixed function per name, unlike any other
             seed = mp.mpf(zlib.crc32(name.encode())) / 2**32 + 1
@@ -1020,7 +1021,8 @@ def worth(tree) -> tuple:
     sides = tree[2]
     if len(sides) == 2 and named(sides[1]) and not leaves(sides[0], "sym"):
         sides = sides[::-1]
-    return sides[1:] if named(sides[0]) else () if leaves(sides[0], "sym") else sides
+    whole = sides[0][0] in ("sym", "fn", "seq", "text") or not leaves(sides[-1], "sym")        # ab = 6, but not ab = cd
+    return sides[1:] if named(sides[0]) and whole else () if leaves(sides[0], "sym") else sides
 
 
 def unnamed(items: list) -> list:
@@ -1261,14 +1263,6 @@ def serve(memory_gb: float):
 
 # ------------------------------------------------------------------------------------------------------- command line
 
-def show(text: str) -> str:
-    """How a bare text was read, for people."""
-    try:
-        return str(parse(clean(text), True))
-    except Refused as refused:
-        return ": ".join(refused.args)
-
-
 def main():
     """Explain one comparison, or report on a file of labelled cases (completion, gold, expected)."""
     parser = argparse.ArgumentParser(description="Does this answer equal this truth, and by which rule?")
@@ -1296,9 +1290,13 @@ def main():
     answer = extract(args.answer) or args.answer
     verdict = judge_answer(answer, args.truth)
     took = time.perf_counter() - began
-    for name, value in (("answer", answer), ("truth", args.truth), ("read as", show(answer)), ("truth as", show(args.truth)),
-                        ("verdict", verdict.verdict), ("rule", verdict.rule), ("time", f"{took * 1e3:.2f} ms")):
-        print(f"{name:9}{value}")
+    for name, text in (("answer", answer), ("truth", args.truth)):
+        print(f"{name:9}{text}")
+        try:
+            print(f"{'read as':9}{parse(clean(text), True)}")
+        except Refused as refused:
+            print(f"{'read as':9}{': '.join(refused.args)}")
+    print(f"{'verdict':9}{verdict.verdict}\n{'rule':9}{verdict.rule}\n{'time':9}{took * 1e3:.2f} ms")
 
 
 if __name__ == "__main__":
