@@ -58,7 +58,10 @@ RULES = {
         \frac74  =  1\frac34  =  1 \frac{3}{4}  =  1 3/4  =  1.75  !  \frac34  !  1\cdot\frac34
         -\frac74  =  -1\frac{3}{4}  =  \frac{-7}{4}  =  \frac{7}{-4}  !  -\frac14
         54  =  204_5  =  204_{5}  =  204_{\text{five}}  !  204_6
-        204_5  =  204_{5}  !  204_6  !  205_5""",                     # a tolerance of 1e-6; floats for powers
+        204_5  =  204_{5}  =  204  !  204_6  !  205_5
+        \frac13  !  0.33333333333333333333333333333333333333333333333333333333333333333333333333333333
+        (10^{70}+1)^2-10^{140}  =  2\cdot 10^{70}+1  !  2\cdot 10^{70}
+        3  =  \lfloor 30\cdot 0.1\rfloor  =  \lceil 2.9999 \rceil  !  \lfloor 2.9999 \rfloor""",   # a tolerance of 1e-6; floats
     "decimals round only to decimal truths": r"""
         \sqrt{2}  !  1.414  !  1.4142135623730951
         \pi  =  \pi \approx 3.14  !  3.14  !  22/7  !  3.14159265358979
@@ -96,6 +99,9 @@ RULES = {
         \frac{n(n+1)}{2}  =  \binom{n+1}{2}  !  \binom n2
         (n+1)!  =  (n+1)n!  !  n!+1
         \lceil\frac n2\rceil  =  \lfloor\frac{n+1}{2}\rfloor  !  \lfloor\frac n2\rfloor
+        1  =  (-1)^{2n}  =  \cos 2\pi n  !  (-1)^n
+        |n|  =  \sqrt{n^2}  !  n
+        z  !  \overline{z}  !  \hat{z}
         f(x)+1  =  1+f(x)  !  f(1)+x  !  g(x)+1
         2k+1  !  2k-1
         x_1  =  x_{1}  !  x_2  !  x
@@ -111,6 +117,8 @@ RULES = {
         60  =  \angle ABC = 60^\circ  =  m\angle A = 60^\circ  =  \overline{AB} = 60  !  \angle ABC = 61^\circ
         \frac12  =  P(A) = \frac12  =  \frac{AB}{CD} = \frac12  =  \sin A = \frac12  =  \frac12 = 0.5  !  \frac12 = 0.4
         \{1,2\}  =  x \in \{1,2\}  =  x \in \{2,1\}  !  x \in (1,2)
+        a+b=5  =  5  =  a + b = 5  =  b+a = 5  !  a-b=5  !  6
+        ab=cd  =  cd=ab  !  cd
         x^2+y^2=4  !  4""",                                           # a name dropped from both sides
     "units": r"""
         50\%  =  50  =  0.5  =  50%  =  50 \text{ percent}  =  \frac12  !  5\%  !  0.005
