@@ -791,7 +791,7 @@ class Comparer:
         real = bool(names) and "i" not in leaves(a, "const") | leaves(t, "const")
         for trial in range(8 if names else 1):
             low, high, bottom = ((10, 400, 20), (10, 90, 147), (-400, 400, 23), (-90, 90, 203))[trial % 4]
-            point = {name: num(rng.randint(2, 30) * (1 if low > 0 else -1) if name.split("_")[0] in ("j", "k", "l", "m", "n") else
+            point = {name: num(rng.randint(2, 30) * (1 if low > 0 else -1) if name.split("_")[0] in WHOLE else
                                Fraction(2 * rng.randint(low, high) + 1, bottom)) for name in names}
             try:
                 yield self.values.at(a, t, point=point, real=real)
@@ -980,7 +980,7 @@ class Comparer:
         return self.same_set(a, t)
 
 
-COLLECTIONS = ("seq", "set", "list", "ratio")
+COLLECTIONS, WHOLE = ("seq", "set", "list", "ratio"), ("j", "k", "l", "m", "n")
 
 
 def unfold(tree):
