@@ -9,10 +9,10 @@ The rules of equality, in plain English:
  4. Only a truth that is itself a rounded decimal (three digits or more) can be met by rounding: 1.41 by \sqrt2, or by 1.414.
  5. Expressions are equal when they are equal wherever both are defined; letters are case-sensitive, and by custom
     j, k, l, m, n stand for whole numbers.
- 6. A name in front ("x =", "f(x) =", "x \in"), a unit, a degree or a percent sign may be missing on one side. On both
-    sides they must agree: 4% is not 40%, 5 dollars are not 5 cents, x = 2 is not y = 2.
+ 6. A name in front ("x =", "f(x) =", "a + b =", "x \in"), a unit, a degree, a percent sign or a base may be missing on one
+    side. On both sides they must agree: 4% is not 40%, 5 dollars are not 5 cents, x = 2 is not y = 2.
  7. Order counts in tuples, vectors, matrices and ratios (2:4 = 1:2); it does not in sets and lists. A hedge ("540 or 542") is
-    a list of two. Brackets count: (0, 1] is not (0, 1), and {2, 3} is not (2, 3).
+    a list of two. Brackets count: (0, 1] is not (0, 1), {2, 3} is not (2, 3). A column vector is a tuple.
  8. Equations may differ by a non-zero factor, inequalities by a positive one; linear inequalities equal their intervals.
  9. A choice is its letter: (C), C. and \textbf{(C) } 12 agree. Words are compared without case.
 10. Where a text has two readings (1,000 as a number or a list; \log to base e or 10), the one that suits the truth counts.
