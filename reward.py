@@ -799,7 +799,10 @@ class Comparer:
                 continue
 
     def equal(self, a, t) -> bool:
-        """Two expressions: at up to five points where both are defined."""
+        """Two expressions: as fractions if they are, else at up to five points where both are defined."""
+        if a[0] == t[0] == "num":
+            self.rule = "exact values"
+            return a[1] == t[1]
         self.rule = "60 digits and more" + (" at random points" if leaves(a, "sym") | leaves(t, "sym") else "")
         agreed = 0
         for left, right in itertools.islice(self.at_points(a, t), 5):
