@@ -975,7 +975,8 @@ class Comparer:
             which = kinds.index("list")                               # x = 1, y = 2 is (1, 2): letters in their order
             if all(x[0] == "rel" for x in items[which]):
                 items[which] = [x[2][-1] for x in sorted(items[which], key=lambda x: repr(x[2][0]))]
-            return ({*brackets} == {"()"} and self.in_order(*items)) or self.same_set(a, t)
+            ordered = {*brackets} == {"()"} and (a, t)[which][1] != "or"
+            return (ordered and self.in_order(*items)) or self.same_set(a, t)
         if "seq" not in kinds and {*kinds} & {"list", "set"} and len(items[0]) == len(items[1]):
             self.rule = "without order"
             if self.without_order(*items) or self.without_order(*map(unnamed, items)):
