@@ -58,7 +58,10 @@ RULES = {
         \frac74  =  1\frac34  =  1 \frac{3}{4}  =  1 3/4  =  1.75  !  \frac34  !  1\cdot\frac34
         -\frac74  =  -1\frac{3}{4}  =  \frac{-7}{4}  =  \frac{7}{-4}  !  -\frac14
         54  =  204_5  =  204_{5}  =  204_{\text{five}}  !  204_6
-        204_5  =  204_{5}  !  204_6  !  205_5""",                     # a tolerance of 1e-6; floats for powers
+        204_5  =  204_{5}  =  204  !  204_6  !  205_5
+        \frac13  !  0.33333333333333333333333333333333333333333333333333333333333333333333333333333333
+        (10^{70}+1)^2-10^{140}  =  2\cdot 10^{70}+1  !  2\cdot 10^{70}
+        3  =  \lfloor 30\cdot 0.1\rfloor  =  \lceil 2.9999 \rceil  !  \lfloor 2.9999 \rfloor""",   # a tolerance of 1e-6; floats
     "decimals round only to decimal truths": r"""
         \sqrt{2}  !  1.414  !  1.4142135623730951
         \pi  =  \pi \approx 3.14  !  3.14  !  22/7  !  3.14159265358979
@@ -96,6 +99,9 @@ RULES = {
         \frac{n(n+1)}{2}  =  \binom{n+1}{2}  !  \binom n2
         (n+1)!  =  (n+1)n!  !  n!+1
         \lceil\frac n2\rceil  =  \lfloor\frac{n+1}{2}\rfloor  !  \lfloor\frac n2\rfloor
+        1  =  (-1)^{2n}  =  \cos 2\pi n  !  (-1)^n
+        |n|  =  \sqrt{n^2}  !  n
+        z  !  \overline{z}  !  \hat{z}
         f(x)+1  =  1+f(x)  !  f(1)+x  !  g(x)+1
         2k+1  !  2k-1
         x_1  =  x_{1}  !  x_2  !  x
@@ -111,6 +117,8 @@ RULES = {
         60  =  \angle ABC = 60^\circ  =  m\angle A = 60^\circ  =  \overline{AB} = 60  !  \angle ABC = 61^\circ
         \frac12  =  P(A) = \frac12  =  \frac{AB}{CD} = \frac12  =  \sin A = \frac12  =  \frac12 = 0.5  !  \frac12 = 0.4
         \{1,2\}  =  x \in \{1,2\}  =  x \in \{2,1\}  !  x \in (1,2)
+        a+b=5  =  5  =  a + b = 5  =  b+a = 5  !  a-b=5  !  6
+        ab=cd  =  cd=ab  !  cd
         x^2+y^2=4  !  4""",                                           # a name dropped from both sides
     "units": r"""
         50\%  =  50  =  0.5  =  50%  =  50 \text{ percent}  =  \frac12  !  5\%  !  0.005
@@ -136,6 +144,7 @@ RULES = {
         \{1,2\}  =  \{2,1\}  =  \{1,1,2\}  =  1,2  =  1 \text{ and } 2  !  (1,2)  !  \{1\}  !  \{1,2,3\}
         1,2  =  2,1  =  1 or 2  =  2 \text{ and } 1  =  x=1, x=2  =  x=1 \text{ or } x=2  =  x_1=1, x_2=2  =  x = 1, 2
         1,2  =  1;2  !  1  !  1,2,3  !  1,3
+        1 \text{ or } 2  =  2, 1  !  (1,2)  !  \begin{pmatrix}1\\2\end{pmatrix}
         540  !  540 or 542  !  540, 542  !  \{540,542\}
         (2,3),(3,2)  =  (3,2),(2,3)  =  \{(2,3),(3,2)\}  !  (2,3)  !  (2,3),(2,3)
         \pm 5  =  5,-5  =  x=\pm5  !  5  !  \pm 4
@@ -497,7 +506,7 @@ def test_the_command_explains(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(sys, "argv", ["reward.py", "--answer", r"so \boxed{\sqrt 8}", "--truth", r"2\sqrt2"])
     reward.main()
     shown = capsys.readouterr().out
-    assert r"\sqrt 8" in shown and "right" in shown and "60 digits" in shown and "('fn', 'root'" in shown
+    assert r"\sqrt 8" in shown and "right" in shown and "60 digits" in shown and "('^', ('num', Fraction(8, 1)" in shown
     file = tmp_path / "cases.jsonl"
     file.write_text("".join(json.dumps({"completion": f"\\boxed{{{a}}}", "gold": "2", "expected": e}) + "\n"
                             for a, e in (("2", 1), ("3", 0), ("4", 1))))
@@ -543,6 +552,6 @@ def test_every_truth_of_the_study_equals_itself():
             try:
                 reward.parse(reward.clean(truth), True)
                 assert reward.algebra(reward.clean(truth), reward.clean(truth))[0] == "right", truth    # not by the string
-            except (reward.Unreadable, reward.TooLarge):
+            except reward.Refused:
                 unread.append(truth)
     assert len(unread) <= 0.001 * len(truths), unread
