@@ -4,7 +4,7 @@
     python bench/step.py --peer-python trl/bin/python           # models/tiny's shape on a CPU, Qwen2.5-0.5B's on a GPU
 
 A step is generating, grading, log-probs, backward, the optimiser, and giving the sampler the new weights. Each side runs as its
-user would run it, in a process of its own, in turns for --rounds: ours is `torchrun grpo.py`, theirs a GRPOTrainer
+user would run it, in a process of its own, in turns for --rounds: ours is `grpo.py`, theirs a GRPOTrainer
  - "as it comes": its defaults (micro-batches of 8, recomputation, bfloat16 autocast) wherever the work does not fix a setting;
  - tuned: the largest micro-batches, nothing recomputed, float32 on a CPU and weights in bfloat16 on a GPU, once for every way
    to generate that it has in process: transformers' `generate`, its continuous batching, and vLLM where that is installed.
@@ -63,11 +63,11 @@ def differences(values: list) -> list:
 
 def ours(folder: Path, flags) -> dict:
     with tempfile.TemporaryDirectory() as out:
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "grpo.py", "--model", folder, "--out",
-                   Path(out, "run"), "--steps", flags.steps + 1, "--prompts", flags.prompts, "--group", flags.group,
-                   "--max-prompt", 64, "--max-new", flags.max_new, "--lr", 1e-6, "--warmup", 0, "--eval-every", 10**6,
-                   "--eval-problems", 1, "--save-every", 10**6, "--slots", flags.prompts * flags.group, *flags.ours.split()]
-        run([str(word) for word in command], flags.threads)
+        command = [sys.executable, "grpo.py", "--model", folder, "--out", Path(out, "run"), "--steps", flags.steps + 1,
+                   "--prompts", flags.prompts, "--group", flags.group, "--max-prompt", 64, "--max-new", flags.max_new,
+                   "--slots", flags.prompts * flags.group, "--lr", 1e-6, "--warmup", 0, "--eval-every", 10**6,
+                   "--eval-problems", 1, "--save-every", 10**6, *flags.ours.split()]
+        run([str(word) for word in command], flags)
         lines = [json.loads(line) for line in Path(out, "run", "metrics.jsonl").read_text().splitlines()]
     lines = [line for line in lines if line["kind"] == "train"]
     clock = [3600 * line["gpu_hours"] for line in lines]  # of one process: wall time, whatever a step spends it on
@@ -125,9 +125,12 @@ def theirs(folder: Path, flags) -> dict:
             "versions": {f"peer's {name}": metadata.version(name) for name in names if find_spec(name)}}
 
 
-def run(command: list[str], threads: int) -> str:
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+def run(command: list[str], flags) -> str:
+    environment = os.environ | {"OMP_NUM_THREADS": str(flags.threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    try:
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=flags.limit)
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f"not done within --limit {flags.limit} seconds") from None
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}\nended with {done.returncode}:\n{(done.stderr or done.stdout)[-1500:]}")
     return done.stdout
@@ -141,12 +144,13 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=64 if gpu else 32)
     parser.add_argument("--group", type=int, default=8)
     parser.add_argument("--max-new", type=int, default=512 if gpu else 32, help="tokens of every completion")
-    parser.add_argument("--steps", type=int, default=3 if gpu else 5, help="measured steps of a process")
+    parser.add_argument("--steps", type=int, default=2 if gpu else 5, help="measured steps of a process")
     parser.add_argument("--rounds", type=int, default=1 if gpu else 2, help="processes of each side, in turns")
     parser.add_argument("--threads", type=int, default=1, help="of each process, on the CPU")
     parser.add_argument("--peer-batch", type=int, default=0, help="TRL's sequences of a micro-batch; 0: all, or 32 on a GPU")
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=PEERS[gpu:], help="ways to run TRL")
-    parser.add_argument("--ours", default="--kv-gb 12 --micro-tokens 32768" if gpu else "", help="more flags of grpo.py")
+    parser.add_argument("--limit", type=int, default=150 if gpu else 600, help="seconds of a process, its start included")
+    parser.add_argument("--ours", default="--kv-gb 8" if gpu else "", help="more flags of grpo.py")
     parser.add_argument("--side", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     flags = parser.parse_args()
@@ -168,7 +172,7 @@ def main() -> None:
                     continue
                 try:
                     found = ours(Path(folder), flags) if name == "ours" else json.loads(
-                        run([*command, name], flags.threads).splitlines()[-1])
+                        run([*command, name], flags).splitlines()[-1])
                 except RuntimeError as reason:
                     if name == "ours":
                         raise
