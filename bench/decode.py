@@ -16,7 +16,7 @@ import tempfile
 import time
 
 import torch
-from common import SHAPES, copy_rate, matmul_rate, random_weights, record, synchronize, write_config
+from common import SHAPES, copy_rate, matmul, race, random_weights, record, synchronize, write_config
 
 from model import Config, Model
 from rollout import Sampler
@@ -74,7 +74,9 @@ def main() -> None:
         parser.error(f"--context {flags.context}: must be over {FIRST} + half of --steps {flags.steps}, to leave a prompt")
     flags.device = "cuda" if gpu else "cpu"
     dtype = torch.bfloat16 if gpu else torch.float32
-    ceilings = {"copy_bytes_per_s": copy_rate(flags.device), "matmul_flops_per_s": matmul_rate(flags.device, dtype)}
+    product, flops = matmul(flags.device, dtype)
+    product_ms = race({"product": product}, flags.device, 5)["product"]
+    ceilings = {"copy_bytes_per_s": copy_rate(flags.device), "matmul_flops_per_s": 1e3 * flops / product_ms}
     copied, multiplied = (value / unit for value, unit in zip(ceilings.values(), (1e9, 1e12), strict=True))
     print(f"batch {flags.batch}, {flags.context} tokens of context, {flags.device} {dtype}; a copy moves {copied:.0f} GB/s, a "
           f"product makes {multiplied:.3g} TFLOP/s\n")

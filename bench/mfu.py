@@ -17,7 +17,7 @@ import tempfile
 
 import torch
 import torch.distributed as dist
-from common import SHAPES, matmul_rate, race, random_weights, record, write_config
+from common import SHAPES, matmul, race, random_weights, record, write_config
 
 import plan
 from batch import log_probs, make_batch
@@ -42,7 +42,7 @@ def main() -> None:
         device, _, c = connect(folder)
     flags.device = device.type
     dtype = torch.bfloat16 if gpu else torch.float32
-    product = matmul_rate(device, dtype)
+    product, product_flops = matmul(device, dtype)
     with torch.device("meta"):
         model = Model(c, flags.recompute)
     model = random_weights(shard(model, make_mesh(device.type), dtype).to_empty(device=device))
@@ -60,28 +60,29 @@ def main() -> None:
         model.zero_grad(set_to_none=True)
 
     for _ in range(3):
-        train()
+        product(), train()
     if gpu:
         torch.cuda.reset_peak_memory_stats()
-    seconds = race({"step": train}, device, flags.repeats)["step"] / 1e3
+    ms = race({"step": train, "product": product}, device, flags.repeats)
+    seconds, rate = ms["step"] / 1e3, 1e3 * product_flops / ms["product"]
     length = flags.prompt + flags.new
     T, R, pairs = B * length, B * flags.new, B * length * (length + 1) // 2
     work = {"with the head": 3 * c.flops(T, pairs, R), "without it": 3 * c.flops(T, pairs, 0)}
     nominal = plan.peak_flops(device)
-    row = {"ms": 1e3 * seconds, "tokens": T, "rows": R, "tokens_per_second": T / seconds,
+    row = {"ms": ms["step"], "tokens": T, "rows": R, "tokens_per_second": T / seconds,
            "peak_gb": torch.cuda.max_memory_allocated() / 1e9 if gpu else None,
-           "mfu": {name: flops / seconds / product for name, flops in work.items()},
+           "mfu": {name: flops / seconds / rate for name, flops in work.items()},
            "mfu_nominal": {name: flops / seconds / nominal for name, flops in work.items()} if nominal else None}
     print(f"{flags.shape}, {T:,} tokens in {B} sequences, {R:,} in the loss, recomputation "
           f"{'on' if flags.recompute else 'off'}, {device.type} {dtype}")
     print(f"{row['ms']:.1f} ms, {row['tokens_per_second']:,.0f} tokens/s"
           + (f", peak {row['peak_gb']:.1f} GB" if gpu else ""))
     print(f"\n{'MFU':28}" + "".join(f"{name:>16}" for name in work))
-    print(f"{f'of {product / 1e12:.3g} TFLOP/s measured':28}" + "".join(f"{share:16.1%}" for share in row["mfu"].values()))
+    print(f"{f'of {rate / 1e12:.3g} TFLOP/s measured':28}" + "".join(f"{share:16.1%}" for share in row["mfu"].values()))
     if nominal:
         shares = "".join(f"{share:16.1%}" for share in row["mfu_nominal"].values())
         print(f"{f'of {nominal / 1e12:.3g} TFLOP/s nominal':28}{shares}")
-    record("mfu", flags, [row], {"matmul_flops_per_s": product, "nominal_flops_per_s": nominal},
+    record("mfu", flags, [row], {"matmul_flops_per_s": rate, "nominal_flops_per_s": nominal},
            ("*.py", "kernels", "bench/mfu.py", "bench/common.py"))
     dist.destroy_process_group()
 

@@ -28,28 +28,26 @@ from statistics import median
 import torch
 from common import ROOT, SHAPES, random_weights, record, synchronize, write_config
 
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 PEERS = ("as it comes", "generate", "continuous batching", "vllm")
 
 
 def make(folder: Path, flags) -> None:
     """A checkpoint with random weights in `folder`, and the prompts and answers that grpo.py will draw, in its order."""
     from safetensors.torch import save_file
-    from transformers import AutoTokenizer
 
     import data
     from model import Config, Model
 
     V = SHAPES[flags.shape][5]
     write_config(folder, flags.shape, eos_token_id=V, pad_token_id=0)
-    AutoTokenizer.from_pretrained(ROOT / "models" / "tiny").save_pretrained(folder)
-    path = folder / "tokenizer.json"
-    tokenizer = json.loads(path.read_text())
-    vocabulary = tokenizer["model"]["vocab"]
-    vocabulary |= {f"<{i}>": i for i in range(len(vocabulary), V)}
-    tokenizer["added_tokens"].append(tokenizer["added_tokens"][0] | {"id": V, "content": "<|never|>"})
-    path.write_text(json.dumps(tokenizer))
-    path = folder / "tokenizer_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token": "<|never|>"}))
+    tokenizer, settings = (json.loads((ROOT / "models" / "tiny" / name).read_text()) for name in TOKENIZER)
+    vocabulary, added = tokenizer["model"]["vocab"], tokenizer["added_tokens"]
+    vocabulary |= {token["content"]: token["id"] for token in added}
+    vocabulary |= {f"<{i}>": i for i in range(len(vocabulary), V)}  # full: a token added to it gets the id V
+    added.append(added[0] | {"id": V, "content": "<|never|>"})
+    for name, content in zip(TOKENIZER, (tokenizer, settings | {"eos_token": "<|never|>"}), strict=True):
+        (folder / name).write_text(json.dumps(content))
     torch.manual_seed(0)
     weights = random_weights(Model(Config.read(folder))).state_dict()
     save_file({name: p.contiguous() for name, p in weights.items()}, folder / "model.safetensors", metadata={"format": "pt"})
@@ -63,14 +61,17 @@ def differences(values: list) -> list:
 
 def ours(folder: Path, flags) -> dict:
     with tempfile.TemporaryDirectory() as out:
-        command = [sys.executable, "grpo.py", "--model", folder, "--out", Path(out, "run"), "--steps", flags.steps + 1,
+        start = ["grpo.py"]
+        if flags.clock == "cpu":
+            start = ["-c", "import runpy, time; time.perf_counter = time.process_time; runpy.run_path('grpo.py', {}, '__main__')"]
+        command = [sys.executable, *start, "--model", folder, "--out", Path(out, "run"), "--steps", flags.steps + 1,
                    "--prompts", flags.prompts, "--group", flags.group, "--max-prompt", 64, "--max-new", flags.max_new,
                    "--slots", flags.prompts * flags.group, "--lr", 1e-6, "--warmup", 0, "--eval-every", 10**6,
                    "--eval-problems", 1, "--save-every", 10**6, *flags.ours.split()]
         run([str(word) for word in command], flags)
         lines = [json.loads(line) for line in Path(out, "run", "metrics.jsonl").read_text().splitlines()]
     lines = [line for line in lines if line["kind"] == "train"]
-    clock = [3600 * line["gpu_hours"] for line in lines]  # of one process: wall time, whatever a step spends it on
+    clock = [3600 * line["gpu_hours"] for line in lines]  # of one process, so from step to step, whatever it does between
     return {"seconds": differences(clock),
             "tokens": [line["tokens"] for line in lines[1:]], "completion": [line["length"] for line in lines[1:]],
             "phases": {name: round(median(line["seconds"][name] for line in lines[1:]), 4) for name in lines[1]["seconds"]}}
@@ -90,7 +91,7 @@ def theirs(folder: Path, flags) -> dict:
 
         def on_step_end(self, *_, **__):
             synchronize(flags.device)
-            self.ends.append(time.perf_counter())
+            self.ends.append(time.process_time() if flags.clock == "cpu" else time.perf_counter())
 
         def on_log(self, args, state, control, logs=None, **_):
             if "num_tokens" in logs:
@@ -147,6 +148,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2 if gpu else 5, help="measured steps of a process")
     parser.add_argument("--rounds", type=int, default=1 if gpu else 2, help="processes of each side, in turns")
     parser.add_argument("--threads", type=int, default=1, help="of each process, on the CPU")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: CPU time of the process in place of wall "
+                        "time, which means little while other work has the cores; for one thread only")
     parser.add_argument("--peer-batch", type=int, default=0, help="TRL's sequences of a micro-batch; 0: all, or 32 on a GPU")
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=PEERS[gpu:], help="ways to run TRL")
     parser.add_argument("--limit", type=int, default=150 if gpu else 600, help="seconds of a process, its start included")
@@ -186,7 +189,7 @@ def main() -> None:
                              f"{row['completion']}, ours {work} and {rows['ours']['completion']}")
     best = median(rows["ours"]["seconds"])
     print(f"{flags.shape}: {flags.prompts} prompts x {flags.group} samples x {flags.max_new} tokens, {flags.device}, "
-          f"{flags.threads} thread(s), {sum(work) / len(work):,.0f} tokens of a step with prompts, on every side\n")
+          f"{flags.threads} thread(s), {flags.clock} time, {sum(work) / len(work):,.0f} tokens of a step with prompts, on every side\n")
     print(f"{'seconds of a step':28}{'median':>10}{'least':>10}{'times ours':>12}{'of leasts':>11}")
     for name, row in rows.items():
         if "not_run" in row:
