@@ -61,13 +61,11 @@ def differences(values: list) -> list:
 
 def ours(folder: Path, flags) -> dict:
     with tempfile.TemporaryDirectory() as out:
-        start = ["grpo.py"]
-        if flags.clock == "cpu":
-            start = ["-c", "import runpy, time; time.perf_counter = time.process_time; runpy.run_path('grpo.py', {}, '__main__')"]
-        command = [sys.executable, *start, "--model", folder, "--out", Path(out, "run"), "--steps", flags.steps + 1,
-                   "--prompts", flags.prompts, "--group", flags.group, "--max-prompt", 64, "--max-new", flags.max_new,
-                   "--slots", flags.prompts * flags.group, "--lr", 1e-6, "--warmup", 0, "--eval-every", 10**6,
-                   "--eval-problems", 1, "--save-every", 10**6, *flags.ours.split()]
+        on_cpu_time = "import runpy, time; time.perf_counter = time.process_time; runpy.run_path('grpo.py', {}, '__main__')"
+        command = [sys.executable, *(["-c", on_cpu_time] if flags.clock == "cpu" else ["grpo.py"]), "--model", folder,
+                   "--out", Path(out, "run"), "--steps", flags.steps + 1, "--prompts", flags.prompts, "--group", flags.group,
+                   "--max-prompt", 64, "--max-new", flags.max_new, "--slots", flags.prompts * flags.group, "--lr", 1e-6,
+                   "--warmup", 0, "--eval-every", 10**6, "--eval-problems", 1, "--save-every", 10**6, *flags.ours.split()]
         run([str(word) for word in command], flags)
         lines = [json.loads(line) for line in Path(out, "run", "metrics.jsonl").read_text().splitlines()]
     lines = [line for line in lines if line["kind"] == "train"]
@@ -148,8 +146,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2 if gpu else 5, help="measured steps of a process")
     parser.add_argument("--rounds", type=int, default=1 if gpu else 2, help="processes of each side, in turns")
     parser.add_argument("--threads", type=int, default=1, help="of each process, on the CPU")
-    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: CPU time of the process in place of wall "
-                        "time, which means little while other work has the cores; for one thread only")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: CPU time of the process, for one "
+                        "thread on a machine where other work has the cores, so that wall time means little")
     parser.add_argument("--peer-batch", type=int, default=0, help="TRL's sequences of a micro-batch; 0: all, or 32 on a GPU")
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=PEERS[gpu:], help="ways to run TRL")
     parser.add_argument("--limit", type=int, default=150 if gpu else 600, help="seconds of a process, its start included")
@@ -189,7 +187,7 @@ def main() -> None:
                              f"{row['completion']}, ours {work} and {rows['ours']['completion']}")
     best = median(rows["ours"]["seconds"])
     print(f"{flags.shape}: {flags.prompts} prompts x {flags.group} samples x {flags.max_new} tokens, {flags.device}, "
-          f"{flags.threads} thread(s), {flags.clock} time, {sum(work) / len(work):,.0f} tokens of a step with prompts, on every side\n")
+          f"{flags.threads} thread(s), {flags.clock} time; with prompts {sum(work) / len(work):,.0f} tokens of a step, on all\n")
     print(f"{'seconds of a step':28}{'median':>10}{'least':>10}{'times ours':>12}{'of leasts':>11}")
     for name, row in rows.items():
         if "not_run" in row:
