@@ -187,7 +187,7 @@ def main() -> None:
                              f"{row['completion']}, ours {work} and {rows['ours']['completion']}")
     best = median(rows["ours"]["seconds"])
     print(f"{flags.shape}: {flags.prompts} prompts x {flags.group} samples x {flags.max_new} tokens, {flags.device}, "
-          f"{flags.threads} thread(s), {flags.clock} time; with prompts {sum(work) / len(work):,.0f} tokens of a step, on all\n")
+          f"{flags.threads} thread(s), {flags.clock} time; with prompts {sum(work) / len(work):,.0f} tokens a step, on all\n")
     print(f"{'seconds of a step':28}{'median':>10}{'least':>10}{'times ours':>12}{'of leasts':>11}")
     for name, row in rows.items():
         if "not_run" in row:
