@@ -121,6 +121,7 @@ def theirs(folder: Path, flags) -> dict:
     names = ("trl", "torch", "transformers", "accelerate", "vllm")
     return {"seconds": differences(clock.ends), "tokens": differences(total),
             "completion": [line["completions/mean_length"] for line in clock.lines[1:]],
+            "device": trainer.accelerator.device.type,
             "versions": {f"peer's {name}": metadata.version(name) for name in names if find_spec(name)}}
 
 
@@ -149,7 +150,7 @@ def main() -> None:
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: CPU time of the process, for one "
                         "thread on a machine where other work has the cores, so that wall time means little")
     parser.add_argument("--peer-batch", type=int, default=0, help="TRL's sequences of a micro-batch; 0: all, or 32 on a GPU")
-    parser.add_argument("--peers", nargs="+", choices=PEERS, default=PEERS[gpu:], help="ways to run TRL")
+    parser.add_argument("--peers", nargs="+", choices=PEERS, default=PEERS[1:] if gpu else PEERS[:3], help="ways to run TRL")
     parser.add_argument("--limit", type=int, default=150 if gpu else 600, help="seconds of a process, its start included")
     parser.add_argument("--ours", default="--kv-gb 8" if gpu else "", help="more flags of grpo.py")
     parser.add_argument("--side", help=argparse.SUPPRESS)
@@ -182,9 +183,12 @@ def main() -> None:
                 row |= found | {"seconds": row["seconds"] + found["seconds"]}
     work = rows["ours"]["tokens"]
     for row in rows.values():
-        if "not_run" not in row and (row["tokens"] != work or set(row["completion"]) != {flags.max_new}):
+        if "not_run" in row:
+            continue
+        there = row.pop("device", flags.device)
+        if row["tokens"] != work or set(row["completion"]) != {flags.max_new} or there != flags.device:
             raise SystemExit(f"not the same work: {row['name']} counts {row['tokens']} tokens and completions of "
-                             f"{row['completion']}, ours {work} and {rows['ours']['completion']}")
+                             f"{row['completion']}, ours {work} and {rows['ours']['completion']}; it ran on {there}")
     best = median(rows["ours"]["seconds"])
     print(f"{flags.shape}: {flags.prompts} prompts x {flags.group} samples x {flags.max_new} tokens, {flags.device}, "
           f"{flags.threads} thread(s), {flags.clock} time; with prompts {sum(work) / len(work):,.0f} tokens a step, on all\n")
@@ -198,7 +202,7 @@ def main() -> None:
         print(f"{name if name == 'ours' else 'TRL, ' + name:28}{row['median']:10.3f}{row['least']:10.3f}{row['ratio']:12.2f}"
               f"{row['ratio_of_leasts']:11.2f}")
     print("ours by phase: " + ", ".join(f"{name} {seconds:.3f}" for name, seconds in rows["ours"]["phases"].items()))
-    versions = next((row.pop("versions") for row in rows.values() if "versions" in row), {})
+    versions = {k: v for row in rows.values() for k, v in row.pop("versions", {}).items()}
     record("step", flags, list(rows.values()), {}, ("*.py", "kernels", "bench/step.py", "bench/common.py"), versions)
 
 
