@@ -159,6 +159,7 @@ def main() -> None:
     flags.device = "cuda" if gpu else "cpu"
     if flags.side:
         return print(json.dumps(theirs(flags.folder, flags)))
+    del flags.side, flags.folder  # the record has no use for them
     torch.set_num_threads(flags.threads)
     if subprocess.run([flags.peer_python, "-c", "import trl"], capture_output=True).returncode:
         raise SystemExit(f"{flags.peer_python} cannot import trl. Make an environment for it and name its Python:\n"
