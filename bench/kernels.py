@@ -10,14 +10,10 @@ results/kernels.jsonl.
 """
 
 import argparse
-import sys
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from logprob import race, record  # which puts the root of the project on the path
+from common import copy_rate, race, record  # which puts the root of the project on the path
 
 from kernels.paged import decode, decode_reference
 from kernels.sample import sample, sample_reference, token_key
@@ -84,10 +80,7 @@ def main():
     device = arguments.device
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
 
-    source = torch.empty(2**29 if device == "cuda" else 2**26, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    copy_ms = race({"copy": lambda: target.copy_(source)}, device, 11)["copy"]
-    rate = 2 * source.nbytes / copy_ms / 1e6
+    rate = copy_rate(device) / 1e9
     print(f"a copy moves {rate:.0f} GB/s, read and written\n")
 
     if device == "cuda":
@@ -123,7 +116,7 @@ def main():
             )
             rows.append(row)
             print(f"{case:40}{name:24}{row['us']:10.1f}{row['ratio']:12.2f}{row['of_floor']:10.0%}")
-    record("kernels", arguments, rows, dict(copy_gb_per_s=rate))
+    record("kernels", arguments, rows, dict(copy_gb_per_s=rate), ("kernels", "bench/kernels.py", "bench/common.py"))
 
 
 if __name__ == "__main__":

@@ -11,22 +11,14 @@ gradient they take in forward already. One line is appended to results/logprob.j
 
 import argparse
 import gc
-import json
-import platform
-import re
 import resource
 import subprocess
 import sys
-import time
-from datetime import date
-from importlib import metadata
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from common import race, record  # which puts the root of the project on the path
 
 from kernels.logprob import logprob
 
@@ -78,20 +70,6 @@ def step(function, hidden_TD, weight_VD, target_T):
     sum(x.sum() for x in function(hidden_TD, weight_VD, target_T)).backward()
 
 
-def race(functions, device, repeat):
-    """Name -> median milliseconds of a call. In turns, so that a busy machine is busy for all of them."""
-    synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
-    times = {name: [] for name in functions}
-    for _ in range(repeat):
-        for name, function in functions.items():
-            synchronize()
-            start = time.perf_counter()
-            function()
-            synchronize()
-            times[name].append((time.perf_counter() - start) * 1e3)
-    return {name: sorted(ms)[repeat // 2] for name, ms in times.items()}
-
-
 def extra_memory(function, arguments):
     """Bytes of peak memory of one step above the inputs, the gradients included."""
     tensors = inputs(arguments)
@@ -120,35 +98,6 @@ def peak_memory(reset=False):
     # Not ru_maxrss, which a child process inherits from its parent on Linux.
     status = Path("/proc/self/status").read_text().split("VmHWM:")[1]
     return int(status.split()[0]) * 1024
-
-
-def record(claim, arguments, rows, ceilings, measured=("kernels", "bench/logprob.py", "bench/kernels.py")):
-    """Append one line to results/CLAIM.jsonl: what was measured (files), of which commit, where, with which versions."""
-    commit = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, text=True).strip()
-    if subprocess.check_output(["git", "status", "--porcelain", *measured], cwd=ROOT, text=True).strip():
-        commit += "+changes"
-    versions = {"python": platform.python_version()}
-    for name in ("torch", "triton", "transformers", "liger-kernel", "cut-cross-entropy"):
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = None
-    if arguments.device == "cuda":
-        device = torch.cuda.get_device_name()
-    else:
-        cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-        name = re.search(r"model name\s*: (.*)", cpuinfo)
-        device = f"{name[1] if name else platform.processor()}, {torch.get_num_threads()} thread(s)"
-    flags = {name: value for name, value in vars(arguments).items() if name != "memory_of"}
-    line = dict(
-        claim=claim, date=date.today().isoformat(), commit=commit, device=device,
-        versions=versions, flags=flags, ceilings=ceilings, rows=rows,
-    )  # fmt: skip
-    path = ROOT / "results" / f"{claim}.jsonl"
-    path.parent.mkdir(exist_ok=True)
-    with path.open("a") as file:
-        file.write(json.dumps(line) + "\n")
-    print(f"\nappended to {path.relative_to(ROOT)}")
 
 
 def main():
@@ -213,7 +162,8 @@ def main():
             f"{name:28}{row['forward_ms']:12.2f}{row['of_product']:12.0%}{row['forward_backward_ms']:12.2f}"
             f"{row['extra_mb']:12.0f}{ratios[0]:16.2f}{ratios[1]:9.2f}{ratios[2]:8.2f}"
         )
-    record("logprob", arguments, list(rows.values()), dict(product_ms=product, product_tflops=rate))
+    record("logprob", arguments, list(rows.values()), dict(product_ms=product, product_tflops=rate),
+           ("kernels/logprob.py", "bench/logprob.py", "bench/common.py"))
 
 
 if __name__ == "__main__":

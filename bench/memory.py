@@ -12,17 +12,12 @@ the constant that plan.py assumes. One line is appended to results/memory.jsonl.
 import argparse
 import contextlib
 import dataclasses
-import json
 import random
-import sys
 import tempfile
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from logprob import record  # which puts the root of the project on the path
+from common import SHAPES, random_weights, record, write_config  # which puts the root of the project on the path
 
 import plan
 from evaluate import Completion, connect
@@ -30,21 +25,6 @@ from grpo import Flags, train_step
 from model import Model, make_mesh, shard
 from reward import Verdict
 from rollout import Sampler, copy_weights
-
-SHAPES = {  # width, feed-forward, layers, heads, key-value heads, tied: the config.json of Qwen2.5
-    "0.5B": (896, 4864, 24, 14, 2, True),
-    "1.5B": (1536, 8960, 28, 12, 2, True),
-    "3B": (2048, 11008, 36, 16, 2, True),
-    "7B": (3584, 18944, 28, 28, 4, False),
-}
-
-
-def write_config(directory: str, shape: str, layers: int) -> None:
-    D, F, L, H, J, tied = SHAPES[shape]
-    config = {"model_type": "qwen2", "hidden_size": D, "intermediate_size": F, "num_hidden_layers": layers or L,
-              "num_attention_heads": H, "num_key_value_heads": J, "vocab_size": 152064 if shape == "7B" else 151936,
-              "rms_norm_eps": 1e-6, "rope_theta": 1e6, "tie_word_embeddings": tied}
-    (Path(directory) / "config.json").write_text(json.dumps(config))
 
 
 def longest(f: Flags, V: int, seed: int) -> list[Completion]:
@@ -55,13 +35,6 @@ def longest(f: Flags, V: int, seed: int) -> list[Completion]:
         done.append(Completion(i // f.group, i % f.group, prompt, ids, [-12.0] * len(ids), True, "",
                                Verdict(float(i % 2), "right", "", "")))
     return done
-
-
-def random_weights(model: Model) -> Model:
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            p.fill_(1.0) if "norm" in name else p.normal_(0, 0.02)
-    return model
 
 
 def main() -> None:
@@ -122,7 +95,7 @@ def main() -> None:
           f"tensors {beyond:.2f} GB at the end, assumed {plan.CONTEXT}")
     row = {"planned_gb": estimate, "measured_gb": peak, "peaks": peaks, "stays": stays, "comes": comes, "beyond_gb": beyond}
     flags.device = "cuda"
-    record("memory", flags, [row | {"run": dataclasses.asdict(f)}], {})
+    record("memory", flags, [row | {"run": dataclasses.asdict(f)}], {}, ("*.py", "kernels", "bench/memory.py"))
     dist.destroy_process_group()
 
 

@@ -1,23 +1,27 @@
-"""Our sampler against `generate` of transformers: the same weights, prompts and numbers of tokens, in one process.
+"""Our sampler against transformers, its `generate` and its continuous batching: same weights, prompts and numbers of tokens.
 
-    python bench/rollout.py
+    python bench/rollout.py                      # on a CPU models/tiny, on a GPU Qwen2.5-1.5B's shape, 64..2048
     python bench/rollout.py --model DIR --samples 32 --short 16 --long 128
 
-Two workloads: all completions of one length (long), and lengths spread evenly over short..long in random order, which is
-what a rollout looks like. Both samplers draw at temperature 1 over the whole vocabulary and are told when each sequence
-ends, so both do the same work; transformers holds a finished row until the whole batch is done. Timings are the best of
---repeats, the two alternating. Appends the figures to results/rollout.jsonl.
+Two workloads: completions of one length (long), and lengths spread evenly over short..long in random order, which is what a
+rollout looks like. All draw at temperature 1 over the whole vocabulary and are told when each sequence ends, so all do the same
+work; `generate` holds a finished row until the whole batch is done. The peer's manager of continuous batching is opened, sized
+and warmed before its clock starts, and stays open. Timings are the best of --repeats: on a CPU in turns, so that a busy machine
+is busy for all; on a GPU one contender after the other, each with the whole memory. Appends to results/rollout.jsonl.
 """
 
 import argparse
+import gc
 import random
+import tempfile
 import time
+from contextlib import ExitStack, contextmanager, nullcontext
+from pathlib import Path
 
 import torch
 import transformers
-from logprob import record  # which puts the root of the project on the path
+from common import SHAPES, record, synchronize, write_config
 
-import data
 from model import Config, Model, load, locate
 from rollout import Sampler
 
@@ -32,69 +36,149 @@ class Lengths(transformers.StoppingCriteria):
         return input_ids.shape[1] - self.prompt >= self.limits
 
 
-def theirs(model, tokenizer, prompts, limits) -> None:
-    width = max(map(len, prompts))
-    pad = tokenizer.pad_token_id or 0
-    ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=model.device)
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
-    stop = Lengths(torch.tensor(limits, device=model.device), width)
+def settings(limits: list[int]) -> transformers.GenerationConfig:
     # No end token: lengths are given. top_k 0: the whole vocabulary, as ours.
-    out = model.generate(ids, attention_mask=mask, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, eos_token_id=None,
-                         pad_token_id=pad, max_new_tokens=max(limits), stopping_criteria=[stop], use_cache=True)
-    assert out.shape[1] == width + max(limits)
+    return transformers.GenerationConfig(do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=max(limits),
+                                         eos_token_id=-1, pad_token_id=0, repetition_penalty=1.0)
 
 
-def seconds(run, device) -> float:
+# Each contender is a context that yields a function of (limits, seed), which returns how many tokens it has drawn.
+
+
+@contextmanager
+def ours(model, peer, prompts, flags):
+    sampler = Sampler(model, [], flags.slots or flags.samples, flags.prompt + flags.long, flags.kv_gb)
+    yield lambda limits, seed: sum(len(s.ids) for s in sampler.generate(prompts, 1, limits, 1.0, seed))
+
+
+@contextmanager
+def generate(model, peer, prompts, flags):
+    ids = torch.tensor(prompts, device=peer.device)
+
+    def run(limits, seed):
+        stop = Lengths(torch.tensor(limits, device=peer.device), flags.prompt)
+        out = peer.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings(limits),
+                            stopping_criteria=[stop])
+        return sum(limits) if out.shape[1] == flags.prompt + max(limits) else 0
+
+    yield run
+
+
+@contextmanager
+def continuous(model, peer, prompts, flags):
+    config = transformers.generation.ContinuousBatchingConfig()
+    if peer.device.type == "cpu":  # where it takes most of the machine's memory for pages, unless told
+        pages = flags.samples * -(-(flags.prompt + flags.long) // 32) + 8
+        config = transformers.generation.ContinuousBatchingConfig(page_size=32, num_blocks=pages, max_batch_tokens=1024)
+    with peer.continuous_batching_context_manager(settings([flags.long]), continuous_batching_config=config) as manager:
+
+        def run(limits, seed):
+            for prompt, limit in zip(prompts, limits, strict=True):
+                manager.add_request(prompt, max_new_tokens=limit, eos_token_id=-1)
+            drawn, done = 0, 0
+            while done < len(limits):
+                result = manager.get_result(timeout=1)
+                if result is None and not manager.is_running():
+                    raise RuntimeError("its generation thread has ended")
+                if result is not None and result.is_finished():
+                    drawn, done = drawn + len(result.generated_tokens), done + 1
+            return drawn
+
+        yield run
+
+
+CONTENDERS = {"ours": ours, "generate": generate, "continuous batching": continuous}
+
+
+def seconds(run, limits, seed, device) -> float:
+    synchronize(device)
     start = time.perf_counter()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    drawn = run(limits, seed)
+    synchronize(device)
+    if drawn != sum(limits):
+        raise RuntimeError(f"drew {drawn:,} tokens, not the {sum(limits):,} asked for")
     return time.perf_counter() - start
 
 
+def models(flags, device, dtype):
+    """-> (our model, the peer's): the same weights, of a checkpoint or random ones of a shape."""
+    with nullcontext(locate(flags.model)) if flags.model else tempfile.TemporaryDirectory() as source:
+        if not flags.model:
+            write_config(source, flags.shape)
+        with torch.device("meta"):
+            model = Model(Config.read(source)).to(dtype)
+        model = model.to_empty(device=device)
+        if flags.model:
+            peer = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=dtype).to(device)
+            load(model, source)
+        else:
+            with torch.device(device):
+                config = transformers.AutoConfig.from_pretrained(source)
+                peer = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+            weights = peer.state_dict()
+            model.load_state_dict({name: weights[name] for name in model.state_dict()})
+    return model, peer.eval().requires_grad_(False)
+
+
 def main() -> None:
+    gpu = torch.cuda.is_available()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="models/tiny")
-    parser.add_argument("--samples", type=int, default=256, help="sequences, all with different prompts")
-    parser.add_argument("--short", type=int, default=4, help="tokens of the shortest completion")
-    parser.add_argument("--long", type=int, default=48, help="tokens of the longest completion")
+    parser.add_argument("--model", default="" if gpu else "models/tiny", help="a checkpoint; empty: random weights of --shape")
+    parser.add_argument("--shape", choices=SHAPES, default="1.5B")
+    parser.add_argument("--samples", type=int, default=512 if gpu else 256, help="sequences, all with different prompts")
+    parser.add_argument("--prompt", type=int, default=128 if gpu else 24, help="tokens of every prompt")
+    parser.add_argument("--short", type=int, default=64 if gpu else 4, help="tokens of the shortest completion")
+    parser.add_argument("--long", type=int, default=2048 if gpu else 48, help="tokens of the longest completion")
     parser.add_argument("--slots", type=int, default=0, help="sequences we decode together, 0 for all (as the peer)")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--kv-gb", type=float, default=40.0 if gpu else 4.0, help="memory for our cache")
+    parser.add_argument("--workloads", nargs="+", choices=("equal", "spread"), default=["equal", "spread"][gpu:])
+    parser.add_argument("--repeats", type=int, default=1 if gpu else 3)
     flags = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    source = locate(flags.model)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(source)
-    peer = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=dtype).to(device).eval()
-    with torch.device("meta"):
-        model = Model(Config.read(source)).to(dtype)
-    model = load(model.to_empty(device=device), source)
-    prompts = [data.render(p, tokenizer) for p in data.load("arithmetic")[: flags.samples]]
+    transformers.logging.set_verbosity_error()  # it warns at every call that there is no end token
+    device = torch.device("cuda" if gpu else "cpu")
+    dtype = torch.bfloat16 if gpu else torch.float32
+    model, peer = models(flags, device, dtype)
     rng = random.Random(0)
+    prompts = [[rng.randrange(model.config.V) for _ in range(flags.prompt)] for _ in range(flags.samples)]
     spread = [flags.short + i * (flags.long - flags.short) // (flags.samples - 1) for i in range(flags.samples)]
     rng.shuffle(spread)
-    slots = flags.slots or flags.samples
-    sampler = Sampler(model, [], slots, max(map(len, prompts)) + flags.long)
-    rows = []
-    for name, limits in (("equal lengths", [flags.long] * flags.samples), ("spread lengths", spread)):
-        runs = {
-            "ours": lambda limits=limits: sampler.generate(prompts, 1, limits, 1.0, 0),
-            "transformers": lambda limits=limits: theirs(peer, tokenizer, prompts, limits),
-        }
-        best = dict.fromkeys(runs, float("inf"))
-        for repeat in range(flags.repeats + 1):
-            for who, run in runs.items():
-                took = seconds(run, device)
-                best[who] = min(best[who], took) if repeat else best[who]  # the first is the warm-up
-        rate = {who: sum(limits) / took for who, took in best.items()}
-        rows.append({"workload": name, "ours": round(rate["ours"], 1), "transformers": round(rate["transformers"], 1),
-                     "ratio": round(rate["ours"] / rate["transformers"], 2)})
-    print(f"{flags.model}, {flags.samples} samples of {flags.short}..{flags.long} tokens, {slots} slots, {device} {dtype}")
-    print(f"{'tokens per second':16} {'ours':>10} {'transformers':>13} {'ratio':>6}")
-    for row in rows:
-        print(f"{row['workload']:17} {row['ours']:10,.0f} {row['transformers']:13,.0f} {row['ratio']:6.2f}")
-    flags.device = device.type
-    record("rollout", flags, rows, {}, ("kernels", "model.py", "rollout.py", "bench/rollout.py"))
+    limits = {"equal": [flags.long] * flags.samples, "spread": spread}
+    best, failed = {}, {}
+    for together in [[name] for name in CONTENDERS] if gpu else [list(CONTENDERS)]:
+        with ExitStack() as stack:
+            runs = {}
+            for name in together:
+                try:
+                    run = runs[name] = stack.enter_context(CONTENDERS[name](model, peer, prompts, flags))
+                    for workload in flags.workloads:  # a 16th of every length is the warm-up, so that all batch sizes are met
+                        seconds(run, [max(1, n // 16) for n in limits[workload]], 0, device)
+                except Exception as reason:
+                    if name == "ours":
+                        raise
+                    failed[name] = f"{type(reason).__name__}: {(str(reason).strip().splitlines() or [''])[0]}"
+                    runs.pop(name, None)
+            for seed in range(1, flags.repeats + 1):
+                for workload in flags.workloads:
+                    for name, run in runs.items():
+                        took = seconds(run, limits[workload], seed, device)
+                        best[workload, name] = min(took, best.get((workload, name), took))
+        run = runs = None  # what they hold of the GPU's memory is the next one's
+        gc.collect()
+        torch.cuda.empty_cache()
+    print(f"{Path(flags.model).name or flags.shape}, {flags.samples} samples of {flags.short}..{flags.long} tokens after "
+          f"{flags.prompt}, {flags.slots or flags.samples} slots, {device} {dtype}")
+    print(f"\n{'tokens per second':24}" + "".join(f"{name:>22}" for name in flags.workloads) + "    ours over it")
+    rows = [{"name": name, "not_run": reason} for name, reason in failed.items()]
+    for name in (name for name in CONTENDERS if name not in failed):
+        row = {"name": name, **{w: sum(limits[w]) / best[w, name] for w in flags.workloads}}
+        row["ratio"] = {w: best[w, name] / best[w, "ours"] for w in flags.workloads}
+        rows.append(row)
+        print(f"{name:24}" + "".join(f"{row[w]:22,.0f}" for w in flags.workloads) + "    "
+              + ", ".join(f"{ratio:.2f}" for ratio in row["ratio"].values()))
+    for name, reason in failed.items():
+        print(f"{name:24}not run: {reason[:110]}")
+    flags.device, flags.model = device.type, Path(flags.model).name
+    record("rollout", flags, rows, {}, ("kernels", "model.py", "rollout.py", "bench/rollout.py", "bench/common.py"))
 
 
 if __name__ == "__main__":
