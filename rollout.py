@@ -120,7 +120,7 @@ class Sampler:
         # Per slot: the token to feed, tokens in the cache, tokens drawn, most of them, what its noise is keyed by, done.
         self.state = torch.zeros(6, slots, dtype=torch.int64, device=self.device)
         self.table_SM = torch.zeros(slots, self.M, dtype=torch.int32, device=self.device)
-        # What was drawn; a sequence has a prompt, so the last column is free for what a finished one draws.
+        # What was drawn; a sequence has a prompt, so there is a column behind its last token.
         self.id_SL = torch.zeros(slots, max_len, dtype=torch.int64, device=self.device)
         self.logp_SL = torch.zeros(slots, max_len, device=self.device)
         self.scales = torch.zeros(2, device=self.device)
@@ -327,9 +327,9 @@ class Sampler:
         """Draws a token for every live row of the slots b, records it, and marks the rows that end with it."""
         token_B, _, drawn_B, limit_B, noise_B, done_B = self.state[:, b]
         drawn, logp_B = sample(logits_BV, self.temperature, position_key(noise_B, drawn_B))
-        column_B1 = drawn_B.masked_fill(done_B != 0, self.max_len - 1)[:, None]
-        self.id_SL[b].scatter_(1, column_B1, drawn[:, None])
-        self.logp_SL[b].scatter_(1, column_B1, logp_B[:, None])
+        # A row that is done goes on drawing, and records it behind its own tokens, where nobody reads.
+        self.id_SL[b].scatter_(1, drawn_B[:, None], drawn[:, None])
+        self.logp_SL[b].scatter_(1, drawn_B[:, None], logp_B[:, None])
         token_B.copy_(drawn)
         drawn_B += 1 - done_B
         done_B |= self.stop_V[drawn] | (drawn_B >= limit_B)

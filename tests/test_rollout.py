@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import plan
 import rollout
-from grpo import Flags
+from grpo import Flags, check
 from model import Config, Model, make_mesh, packed_attention, shard, tensor_parallel
 from rollout import Pages, Sampler, copy_weights, stop_tokens
 
@@ -72,8 +72,8 @@ def test_samples_depend_on_nothing_but_their_key(ours):
 
 
 def test_steps_of_rounded_sizes_draw_the_same(ours):
-    # Seven slots are rounded up from five running ones, 256 keys from 64. Caught: slots left by finished sequences that stay
-    # alive and write into pages of others, or that keep a length; a temperature or seed of the call before.
+    # Seven slots are rounded up from five running ones, 256 keys from 64. Caught: slots that others moved up from, or
+    # that were set back, left alive; dead ones that write into pages of others; a temperature or seed of the call before.
     model, few = ours(), 20 * 2 * 2 * 8 * 2 * 8 * 4 / 1e9  # 20 pages
     for options in ({}, {"slots": 7}, {"slots": 7, "kv_gb": few, "max_len": 48}, {"slots": 7, "look_every": 5}):
         rounded, sampler = draw(model, graphs=True, **options)
@@ -202,6 +202,11 @@ def test_a_model_that_cannot_be_shared_is_refused():
 
     with pytest.raises(ValueError, match="3 ranks cannot share a model with 4 query heads, 2 key-value heads and 48 features"):
         tensor_parallel(random_model(True), Three)
+    with pytest.raises(ValueError, match="--sampler-tp 2 does not divide the ranks of a node, 3 of 3"):
+        check(Flags(sampler_tp=2), world=3)
+    check(Flags(sampler_tp=2, prompts=3), world=6)  # one prompt for each copy
+    with pytest.raises(ValueError, match="--prompts 4 is not a multiple of the 3 ranks that each stand for a copy"):
+        check(Flags(sampler_tp=2, prompts=4), world=6)
 
 
 def test_sequences_set_back_for_want_of_pages_lose_nothing(ours):
