@@ -97,11 +97,13 @@ def collect(sampler: Sampler, tokenizer, grader: Grader, problems: list[data.Pro
             keep: Callable[[Completion], None] | None = None) -> list[Completion]:
     """G graded completions of every problem, in the order of the problems, known to every rank (a collective).
 
-    Each rank draws for its share of the problems; an answer goes to the grader as soon as its sequence ends, and `keep` is
-    called with every completion of this rank once it is graded.
+    Each rank draws for its share of the problems, or the ranks that hold a sampler together for theirs, and then each grades
+    its share of what they draw; an answer goes to the grader as soon as its sequence ends, and `keep` is called with every
+    completion that this rank grades, once it is graded.
     """
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    mine = range(rank, len(problems), world)
+    t = dist.get_world_size(sampler.model.group) if sampler.model.group else 1
+    mine = range(rank // t, len(problems), world // t)
     prompts = [data.render(problems[i], tokenizer, template) for i in mine]
     waiting, done = deque(), []
 
@@ -114,6 +116,8 @@ def collect(sampler: Sampler, tokenizer, grader: Grader, problems: list[data.Pro
                 keep(done[-1])
 
     def grade(s: Sample) -> None:
+        if (s.prompt * G + s.sample) % t != rank % t:
+            return  # another rank has it too
         text = tokenizer.decode(s.ids, skip_special_tokens=True)
         waiting.append((s, text, submit(grader, pool, problems[mine[s.prompt]], text)))
         settle(wait=False)

@@ -51,7 +51,7 @@ from batch import Batch, deal, draw, log_probs, mixed
 from checkpoint import Checkpoints, open_run, read_flags, restore
 from evaluate import Completion, collect, connect, draw_curve, evaluate, held_out, show
 from ledger import Interrupted, Ledger, Signals, Stopped, explain
-from model import Model, full, load, make_mesh, save, shard
+from model import Model, full, load, make_mesh, save, shard, tensor_parallel
 from reward import Grader
 from rollout import Sampler, copy_weights, stop_tokens
 
@@ -105,6 +105,7 @@ class Flags:
     micro_tokens: int = 16384  # tokens of a micro-batch on one rank, prompts included
     slots: int = 256  # sequences decoded together on one rank
     kv_gb: float = 4.0  # memory for keys and values on one rank, 1e9 bytes
+    sampler_tp: int = 1  # ranks of a node that hold one copy of the model to sample from, each a part of every layer
     recompute: bool = False  # run each layer again in the backward pass instead of keeping its activations
     offload: bool = False  # keep parameters and optimiser state in CPU memory
     replicas: int = 1  # copies of the sharded model, one per node: shards stay within a copy, gradients cross between them
@@ -150,7 +151,7 @@ def parse_flags(argv: list[str]) -> Flags:
 def check(f: Flags, world: int) -> None:
     """ValueError for flags that cannot make a run, saying what to change."""
     for name in ("steps", "prompts", "group", "updates", "reuse", "max_prompt", "max_new", "eval_problems", "rounds",
-                 "micro_tokens", "slots", "graders", "replicas", "save_every", "keep"):
+                 "micro_tokens", "slots", "sampler_tp", "graders", "replicas", "save_every", "keep"):
         if getattr(f, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(f, name)}: must be at least 1")
     if f.eval_every < 0:
@@ -162,8 +163,13 @@ def check(f: Flags, world: int) -> None:
     if f.prompts % f.updates or (f.prompts // f.updates) * f.group < world:
         raise ValueError(f"--prompts {f.prompts} cannot be cut into --updates {f.updates} equal parts that each give all "
                          f"{world} ranks a sequence; make prompts a multiple of updates")
-    if f.prompts % world:
-        raise ValueError(f"--prompts {f.prompts} is not a multiple of the {world} ranks; change it or --nproc_per_node")
+    if int(os.environ.get("LOCAL_WORLD_SIZE", world)) % f.sampler_tp or world % f.sampler_tp:
+        raise ValueError(f"--sampler-tp {f.sampler_tp} does not divide the ranks of a node, "
+                         f"{os.environ.get('LOCAL_WORLD_SIZE', world)} of {world}; give a number that does")
+    if f.prompts % (world // f.sampler_tp):
+        raise ValueError(f"--prompts {f.prompts} is not a multiple of the {world // f.sampler_tp} ranks"
+                         + (" that each stand for a copy of --sampler-tp" if f.sampler_tp > 1 else "")
+                         + "; change it or --nproc_per_node")
     if f.max_prompt + f.max_new > f.micro_tokens:
         raise ValueError(f"--micro-tokens {f.micro_tokens} is less than the longest sequence, --max-prompt {f.max_prompt} + "
                          f"--max-new {f.max_new}; raise it")
@@ -376,11 +382,14 @@ def main(f: Flags) -> None:
     with Signals() as signals, Grader(workers=f.graders, timeout_s=f.grade_seconds) as grader:
         ledger = Ledger(out, config, device, f, signals)
         checkpoints, phase = Checkpoints(out, f.keep, ledger), ledger.phase
-        # The trained model in float32, sharded; the frozen start, if the loss needs it; the sampler's whole copy.
+        # The trained model in float32, sharded; the frozen start, if the loss needs it; the sampler's copy, or a part of it.
         with phase("loading"):
             mesh, home = make_mesh(device.type, f.replicas), "cpu" if f.offload else device
             with torch.device("meta"):
                 model, frozen, drawn = Model(config, f.recompute), Model(config), Model(config)
+            if f.sampler_tp > 1:
+                team, _ = dist.new_subgroups(f.sampler_tp, timeout=timedelta(minutes=f.timeout + 5))
+                tensor_parallel(drawn, team)
             model = shard(model, mesh, dtype, f.offload).to_empty(device=home)
             ref = load(shard(frozen.to(dtype), mesh, dtype, f.offload).to_empty(device=home), source) if f.kl else None
             optimizer = torch.optim.AdamW(model.parameters(), f.lr, (0.9, 0.999), weight_decay=f.weight_decay, fused=True)
@@ -436,6 +445,8 @@ def main(f: Flags) -> None:
                 bar.set_postfix(ledger.columns(line))
         except Interrupted:
             pass  # in the middle of a step that had changed nothing yet
+        finally:  # graphs that hold collectives go before the process group, which would wait for them (pytorch issue 115388)
+            sampler.captured.clear()
         checkpoints.close(model, optimizer, scheduler)
 
     again = f"torchrun --nproc_per_node {os.environ.get('LOCAL_WORLD_SIZE', 1)} grpo.py --resume {shlex.quote(str(out))}"

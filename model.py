@@ -3,7 +3,8 @@
 A batch is T tokens laid end to end, without padding; `position_T` says where each stands in its own sequence. What a
 token may look at is not the model's business: the caller passes `attend(layer, q_THK, k_TJK, v_TJK) -> o_THK`, so that
 one forward serves packed training (`packed_attention` below), prefill and paged decode (rollout.py). Nothing about
-parallelism stands inside the model: `shard` applies FSDP2 to it from outside.
+parallelism stands inside the model: `shard` applies FSDP2 to it from outside, and the sampler's copy gets `tensor_parallel`
+and `fuse` in the same way.
 
     x = embed(token);  for each layer:  x += o(attend(rope(q(norm x)), rope(k(norm x)), v(norm x)));
                                         x += down(silu(gate(norm x)) * up(norm x));   logits = head(norm x)
@@ -17,6 +18,7 @@ import json
 import math
 import shutil
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -141,7 +143,16 @@ class RMSNorm(nn.Module):
         return self.weight * F.rms_norm(x.float(), x.shape[-1:], eps=self.eps).to(x.dtype)
 
 
+def linears(x_TD: Tensor, maps: list[nn.Linear], fused: list[Tensor] | None) -> Sequence[Tensor]:
+    """Each of the maps of x_TD; in one product where their weights lie side by side (fuse) and no gradient is wanted."""
+    if fused is None or torch.is_grad_enabled():  # a gradient of the whole would not reach the parameters, its parts
+        return [f(x_TD) for f in maps]
+    return F.linear(x_TD, *fused).split([len(f.weight) for f in maps], dim=-1)
+
+
 class Attention(nn.Module):
+    fused = None
+
     def __init__(self, c: Config):
         super().__init__()
         bias, norm = FAMILIES[c.family]
@@ -153,9 +164,8 @@ class Attention(nn.Module):
         self.q_norm, self.k_norm = (RMSNorm(c.K, c.eps), RMSNorm(c.K, c.eps)) if norm else (None, None)
 
     def forward(self, x_TD: Tensor, cos_TK: Tensor, sin_TK: Tensor, attend, layer: int) -> Tensor:
-        q_THK = self.q_proj(x_TD).unflatten(-1, (-1, self.K))
-        k_TJK = self.k_proj(x_TD).unflatten(-1, (-1, self.K))
-        v_TJK = self.v_proj(x_TD).unflatten(-1, (-1, self.K))
+        qkv = linears(x_TD, [self.q_proj, self.k_proj, self.v_proj], self.fused)
+        q_THK, k_TJK, v_TJK = (x.unflatten(-1, (-1, self.K)) for x in qkv)
         if self.q_norm is not None:
             q_THK, k_TJK = self.q_norm(q_THK), self.k_norm(k_TJK)
         q_THK, k_TJK = rotate(q_THK, cos_TK, sin_TK), rotate(k_TJK, cos_TK, sin_TK)
@@ -163,6 +173,8 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
+    fused = None
+
     def __init__(self, c: Config):
         super().__init__()
         self.gate_proj = nn.Linear(c.D, c.F, bias=False)
@@ -170,7 +182,8 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(c.F, c.D, bias=False)
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x_TD)) * self.up_proj(x_TD))
+        gate_TF, up_TF = linears(x_TD, [self.gate_proj, self.up_proj], self.fused)
+        return self.down_proj(F.silu(gate_TF) * up_TF)
 
 
 class Layer(nn.Module):
@@ -186,6 +199,8 @@ class Layer(nn.Module):
 
 class Model(nn.Module):
     """recompute: keep only each layer's input for the backward pass and run the layer again there."""
+
+    group = None  # the ranks that hold the model together, after tensor_parallel
 
     def __init__(self, config: Config, recompute: bool = False):
         super().__init__()
@@ -364,3 +379,68 @@ def shard(model: Model, mesh: DeviceMesh, dtype: torch.dtype, offload: bool = Fa
     for layer in model.model["layers"]:
         fully_shard(layer, **options)
     return fully_shard(model, **options)
+
+
+def check_heads(c: Config, t: int) -> None:
+    """ValueError where tensor_parallel cannot cut such a model into t parts."""
+    if c.H % t or c.J % t or c.F % t:
+        raise ValueError(f"{t} ranks cannot share a model with {c.H} query heads, {c.J} key-value heads and {c.F} features: "
+                         "give a --sampler-tp that divides all three")
+
+
+def cut(name: str, whole: Tensor, group) -> Tensor:
+    """What a rank of the group holds of a parameter (a view): rows of what makes heads, features and logits, columns of what
+    sums over them, all of the others. A vocabulary that the ranks do not divide stays whole."""
+    maker = name.split(".")[-2]
+    dim = {"o_proj": 1, "down_proj": 1}.get(maker, 0 if maker.endswith("_proj") or maker == "lm_head" else None)
+    if group is None or dim is None or whole.shape[dim] % group.size():
+        return whole
+    return whole.chunk(group.size(), dim)[group.rank()]
+
+
+@torch.no_grad()
+def tensor_parallel(model: Model, group) -> Model:
+    """Leaves this rank its part of the heads, features and logits (Megatron-LM, arXiv 1909.08053, section 3): the partial
+    outputs of o and down are summed over the group, the logits gathered. For a model without gradients, on any device; on
+    the meta device before it is allocated. The embedding stays whole, and so does a tied head."""
+    check_heads(model.config, group.size())
+
+    def add(_module, _args, x_TD):
+        dist.all_reduce(x_TD, group=group)
+        return x_TD
+
+    def gather(_module, _args, logits_RV):
+        R, part = logits_RV.shape
+        parts = logits_RV.new_empty(group.size() * R, part)
+        dist.all_gather_into_tensor(parts, logits_RV.contiguous(), group=group)
+        return parts.unflatten(0, (-1, R)).transpose(0, 1).flatten(1)
+
+    for name, p in model.named_parameters():
+        p.data = cut(name, p.data, group).clone()
+    for layer in model.model["layers"]:
+        layer.self_attn.o_proj.register_forward_hook(add)
+        layer.mlp.down_proj.register_forward_hook(add)
+    if not model.config.tied and len(model.lm_head.weight) < model.config.V:
+        model.register_forward_hook(gather)
+    model.group = group
+    return model
+
+
+@torch.no_grad()
+def fuse(model: Model) -> Model:
+    """Lays the weights of q, k, v, and of gate, up, side by side in memory, for one product each; the parameters become views,
+    so that copying into them goes on working. The last thing to do to a model: .to() would part them again."""
+
+    def side_by_side(*maps: nn.Linear) -> list[Tensor]:
+        fused = []
+        for kind in ("weight", "bias") if maps[0].bias is not None else ("weight",):
+            parts = [getattr(f, kind) for f in maps]
+            fused.append(torch.cat([p.data for p in parts]))
+            for p, view in zip(parts, fused[-1].split([len(p) for p in parts]), strict=True):
+                p.data = view
+        return fused
+
+    for layer in model.model["layers"]:
+        a, m = layer.self_attn, layer.mlp
+        a.fused, m.fused = side_by_side(a.q_proj, a.k_proj, a.v_proj), side_by_side(m.gate_proj, m.up_proj)
+    return model

@@ -4,9 +4,9 @@
 
 Memory is a count of what the code keeps, in bytes, on the rank with most work; S = ranks / replicas is the size of a shard:
 
-    parameters 4 N/S,  gradients 4 N/S,  AdamW 8 N/S,  reference 2 N/S,  sampler 2 N (each rank has the whole model),
-    pages as rollout.py takes them; and the largest of what a phase holds for a time: gathered layers in bf16, activations of
-    --micro-tokens tokens, the head's block of logits.
+    parameters 4 N/S,  gradients 4 N/S,  AdamW 8 N/S,  reference 2 N/S,  sampler 2 N/t (t = --sampler-tp; the embedding whole),
+    pages as rollout.py takes them, cut by t; and the largest of what a phase holds for a time: gathered layers in bf16,
+    activations of --micro-tokens tokens, the head's block of logits.
 
 FLOPs are those of model.py's count, and time follows from rates: those measured in the run given by --resume, or else those
 stated below, which are assumptions and are printed. Lengths are the longest possible where no run says otherwise.
@@ -23,7 +23,7 @@ import torch
 
 from evaluate import Source
 from kernels.logprob import BLOCK
-from model import Config, locate
+from model import Config, check_heads, locate
 
 
 @dataclass(frozen=True)
@@ -97,10 +97,12 @@ def memory(f, c: Config, world: int) -> tuple[dict[str, float], dict[str, float]
     """1e9 bytes on one GPU: (what stays, by part; what comes and goes, by moment, of which the largest counts)."""
     N, S, T = c.N_total, world // f.replicas, f.micro_tokens
     here = 0 if f.offload else 1
-    page = c.layers * 2 * 16 * c.J * c.K * 2
+    t, whole = f.sampler_tp, c.V * c.D * (1 if c.tied or c.V % f.sampler_tp == 0 else 2)  # what each of t ranks has all of
+    page = c.layers * 2 * 16 * c.J * c.K * 2 // t
     pages = min(f.slots * (-(-(f.max_prompt + f.max_new + 8) // 16) + 1) + 2, int(f.kv_gb * 1e9 / page)) * page
     stays = {"parameters": 4 * N / S * here, "gradients": 4 * N / S * here, "optimiser": 8 * N / S * here,
-             "reference": 2 * N / S * here if f.kl else 0, "sampler's copy": 2 * N, "pages": pages}
+             "reference": 2 * N / S * here if f.kl else 0, "sampler's copy": 2 * ((N - whole) / t + whole),
+             "pages": pages}
     layer, head = (c.N - c.D) // c.layers, c.V * c.D
     root = head if c.tied else 2 * head
     rows = T * f.max_new // (f.max_prompt + f.max_new)  # completion tokens among them
@@ -111,7 +113,7 @@ def memory(f, c: Config, world: int) -> tuple[dict[str, float], dict[str, float]
         "head, backward": gathered + kept + (2 + 4) * c.D * rows + 2.5 * block + 2 * head,
         "layers, backward": gathered + kept + 2 * head + (2 + 4) * layer + (2 * 2 * c.F + 2 * c.D) * T,
         "end of backward": gathered + (2 + 4) * root,
-        "generation": 8192 * (2 * (c.H + 2 * c.J) * c.K + 2 * 3 * c.F + 12 * c.D) + 12 * f.slots * c.V,
+        "generation": 8192 * ((2 * (c.H + 2 * c.J) * c.K + 2 * 3 * c.F) // t + 12 * c.D) + 12 * f.slots * c.V,
         "copy of weights": 2 * 4 * head,
     }
     return {k: v / 1e9 for k, v in stays.items()}, {k: v / 1e9 for k, v in comes.items()}
@@ -145,10 +147,10 @@ def step_seconds(f, c: Config, world: int, gpu: GPU, flops: dict, prompt: int, n
     """Seconds of a step by phase. Decoding reads all weights and the cache once for every token of the longest sequence."""
     seconds = {p: n / (world * gpu.flops * MFU[p]) for p, n in flops.items()}
     for phase, sequences in (("generation", f.prompts * f.group), ("evaluation", f.eval_problems * eval_n(f))):
-        mine = -(-sequences // world)
+        mine = -(-sequences // (world // f.sampler_tp))
         together = min(mine, f.slots)
         cache = together * (prompt + new / 2) * c.layers * 2 * c.J * c.K * 2
-        reads = new * -(-mine // together) * (2 * c.N_total + cache) / (gpu.bandwidth * BANDWIDTH)
+        reads = new * -(-mine // together) * (2 * c.N_total + cache) / (f.sampler_tp * gpu.bandwidth * BANDWIDTH)
         seconds[phase] = max(seconds[phase], reads / (f.eval_every if phase == "evaluation" else 1))
     return seconds
 
@@ -169,21 +171,28 @@ def measured(run: str) -> tuple[dict, int, int] | None:
     return seconds | {"evaluation": last / flags["eval_every"]}, round(total - new), round(new)
 
 
+def most_tp(c: Config, world: int) -> int:
+    """The most ranks of a node of 8 that can share a sampler's copy."""
+    return next(t for t in (8, 4, 2, 1) if not any(n % t for n in (world, c.H, c.J, c.F)))
+
+
 def remedy(f, c: Config, world: int, room: float) -> str:
     """The fewest flags that make the run fit into `room` (1e9 bytes of each GPU), or what else would."""
     longest = f.max_prompt + f.max_new
     ways = {"--recompute": {"recompute": True}, f"--micro-tokens {longest}": {"micro_tokens": longest},
-            f"--kv-gb {f.kv_gb / 4:g}": {"kv_gb": f.kv_gb / 4}, "--replicas 1": {"replicas": 1}, "--offload": {"offload": True}}
+            f"--kv-gb {f.kv_gb / 4:g}": {"kv_gb": f.kv_gb / 4}, "--replicas 1": {"replicas": 1},
+            f"--sampler-tp {(t := max(f.sampler_tp, most_tp(c, world)))}": {"sampler_tp": t}, "--offload": {"offload": True}}
     ways = {flag: change for flag, change in ways.items() if any(getattr(f, name) != v for name, v in change.items())}
     for count in range(1, len(ways) + 1):
         for flags in combinations(ways, count):
             changes = {name: v for flag in flags for name, v in ways[flag].items()}
             if total(replace(f, **changes), c, world) <= room:
                 return f"it would with {' '.join(flags)}"
-    if (copy := 2 * c.N_total / 1e9) > 0.9 * room:
-        return f"no flag helps: each GPU samples from a whole copy of the model, {copy:.0f} GB; take larger GPUs"
-    more = next((n for n in (world * 2**i for i in range(1, 6)) if total(f, c, n) <= room), None)
-    return f"no flag helps; {more} such GPUs would" if more else "no flag helps; take larger GPUs or a smaller --model"
+    for n in (world * 2**i for i in range(1, 6)):
+        for t in sorted({f.sampler_tp, most_tp(c, n)}):
+            if total(replace(f, sampler_tp=t), c, n) <= room:
+                return f"no flag helps; {n} such GPUs would" + (f", with --sampler-tp {t}" if t > f.sampler_tp else "")
+    return "no flag helps; take larger GPUs or a smaller --model"
 
 
 def read_config(name: str) -> Config:
@@ -239,4 +248,7 @@ def show(f) -> None:
         world, name, gpu = read_gpus(f.gpus, f.peak_tflops)
         if world % f.replicas:
             raise ValueError(f"--replicas {f.replicas} does not divide {world} GPUs")
-        print(table(f, read_config(f.model), world, name, gpu))
+        if world % f.sampler_tp:
+            raise ValueError(f"--sampler-tp {f.sampler_tp} does not divide {world} GPUs")
+        check_heads(config := read_config(f.model), f.sampler_tp)
+        print(table(f, config, world, name, gpu))

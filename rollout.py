@@ -12,6 +12,10 @@ will write its own tokens into it. All slots decode together, a token per step; 
 look of the host, the last slots move up, and waiting sequences take the free ones. When pages run out, the youngest
 sequence is set back: its pages are freed and it waits, with its tokens, to be prefilled again.
 
+A decode step reads and writes tensors that live as long as the sampler, and asks nothing of the host. On a GPU it is a CUDA
+graph, captured when its size is first met; the number of sequences and the width of their page tables are rounded up to few
+sizes, and the slots beyond the running sequences are dead: marked as done, they write nothing and read no key.
+
 Letters: P prompts, G samples of each, B sequences in slots, T packed tokens, N pages of S tokens, M pages of a sequence.
 """
 
@@ -24,9 +28,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kernels.paged import decode, write_kv
-from kernels.sample import sample, token_key
-from model import Model, full, packed_attention
+from kernels.paged import decode, find, write_kv
+from kernels.sample import position_key, sample, scales, sequence_key
+from model import Model, cut, full, fuse, packed_attention
 
 
 @dataclass
@@ -85,31 +89,41 @@ class Pages:
 class Sampler:
     """Draws completions from a model.
 
-    model: an unsharded Model on the device and in the dtype to sample in; copy_weights keeps it up to date.
+    model: an unsharded Model on the device and in the dtype to sample in, or a rank's part of one (model.tensor_parallel), and
+    then all its ranks call generate with the same arguments and get the same samples; copy_weights keeps it up to date.
     stop_ids: tokens that end a sequence. slots: sequences decoded together. max_len: longest prompt + completion.
     kv_gb: memory for the cache in 1e9 bytes; no more is taken than `slots` sequences of max_len can use.
     prefill_tokens: prompts are packed up to this many tokens. look_every: decode steps between two looks of the host.
+    graphs: whether decode steps have rounded sizes, and are CUDA graphs where there is CUDA (None: there, and only there).
     """
 
     def __init__(self, model: Model, stop_ids: Sequence[int], slots: int, max_len: int, kv_gb: float = 4.0, page: int = 16,
-                 prefill_tokens: int = 8192, look_every: int | None = None):
+                 prefill_tokens: int = 8192, look_every: int | None = None, graphs: bool | None = None):
         c, weight = model.config, next(model.parameters())
-        self.model, self.device, self.S = model, weight.device, page
+        self.model, self.device, self.S = fuse(model), weight.device, page
         self.slots, self.max_len, self.prefill_tokens = slots, max_len, prefill_tokens
+        self.graphs, self.captured = weight.is_cuda if graphs is None else graphs, {}
+        self.pool = torch.cuda.graph_pool_handle() if weight.is_cuda else None  # graphs run one at a time: one memory for all
+        J = len(model.model["layers"][0].self_attn.k_proj.weight) // c.K  # those that this rank holds
         # A look costs a wait for the GPU; steps that a finished sequence stays too long cost decoding for nothing.
         self.look_every = look_every or (8 if weight.is_cuda else 1)
         self.M = -(-(max_len + self.look_every) // page)
-        page_bytes = c.layers * 2 * page * c.J * c.K * weight.dtype.itemsize
+        page_bytes = c.layers * 2 * page * J * c.K * weight.dtype.itemsize
         # Beyond its own pages a sequence needs its prompt's last page while it starts, and one to grow into.
         self.N = min(slots * (self.M + 1) + 2, int(kv_gb * 1e9 / page_bytes))
         if self.N < self.M + 2:
             raise ValueError(f"a cache of {kv_gb:g} GB holds {self.N * page:,} tokens, but one sequence of {max_len:,} needs "
                              f"{(self.M + 2) * page_bytes / 1e9:.2g} GB; raise --kv-gb, or lower --max-prompt or --max-new")
-        self.kv = torch.zeros(c.layers, 2, self.N, page, c.J, c.K, dtype=weight.dtype, device=self.device)
-        self.stop_ids, self.stop = set(stop_ids), torch.tensor(list(stop_ids), dtype=torch.int64, device=self.device)
-        # Per slot: the token to feed, tokens in the cache, tokens drawn, most of them, the noise's problem and sample, done.
-        self.state = torch.zeros(7, slots, dtype=torch.int64, device=self.device)
+        self.kv = torch.zeros(c.layers, 2, self.N, page, J, c.K, dtype=weight.dtype, device=self.device)
+        self.stop_ids, self.stop_V = set(stop_ids), torch.zeros(c.V, dtype=torch.int64, device=self.device)
+        self.stop_V[[i for i in self.stop_ids if i < c.V]] = 1
+        # Per slot: the token to feed, tokens in the cache, tokens drawn, most of them, what its noise is keyed by, done.
+        self.state = torch.zeros(6, slots, dtype=torch.int64, device=self.device)
         self.table_SM = torch.zeros(slots, self.M, dtype=torch.int32, device=self.device)
+        # What was drawn; a sequence has a prompt, so there is a column behind its last token.
+        self.id_SL = torch.zeros(slots, max_len, dtype=torch.int64, device=self.device)
+        self.logp_SL = torch.zeros(slots, max_len, device=self.device)
+        self.scales = torch.zeros(2, device=self.device)
         self.set_back = 0  # sequences set back for want of pages, over the sampler's life
 
     @torch.inference_mode()
@@ -128,11 +142,11 @@ class Sampler:
                 raise ValueError(f"prompt {p} has {len(prompt):,} tokens and may draw {limit:,}: both must be at least 1, and "
                                  f"together at most this sampler's {self.max_len:,}")
         self.pages, self.running = Pages(self.N), []
-        self.seed, self.step, self.temperature = seed, step, temperature
-        self.limits, self.max_new = limits, max(limits, default=0)
+        self.state[-1] = 1  # an interrupted call may have left sequences there
+        self.scales.copy_(scales(temperature, self.device))
+        self.temperature = self.scales if self.graphs or self.device.type == "cuda" else temperature
+        self.seed, self.step, self.limits, self.longest = seed, step, limits, max(limits, default=0)
         self.prompts, self.problems = prompts, problems if problems is not None else range(len(prompts))
-        self.id_SL = torch.zeros(self.slots, self.max_new + 1, dtype=torch.int64, device=self.device)  # last column: waste
-        self.logp_SL = torch.zeros(self.slots, self.max_new + 1, device=self.device)
         samples = [[Sample(p, g) for g in range(G)] for p in range(len(prompts))]
         self.waiting = deque(Group(prompts[p], deque(group)) for p, group in enumerate(samples))
         while self.waiting or self.running:
@@ -150,7 +164,7 @@ class Sampler:
         if not self.running:
             return
         B = len(self.running)
-        _, length_B, drawn_B, _, _, _, done_B = self.state[:, :B].tolist()
+        _, length_B, drawn_B, _, _, done_B = self.state[:, :B].tolist()
         keep = []
         for b, slot in enumerate(self.running):
             slot.length = length_B[b]
@@ -175,8 +189,9 @@ class Sampler:
                 grown.append(i)
         if len(keep) < B:
             n, keep_B = len(keep), torch.tensor(keep, dtype=torch.int64, device=self.device)
-            for rows in (self.state.T, self.table_SM, self.id_SL, self.logp_SL):
+            for rows in (self.state.T, self.table_SM, self.id_SL[:, : self.longest], self.logp_SL[:, : self.longest]):
                 rows[:n] = rows[keep_B]
+            self.state[-1, n:B] = 1
             self.running = [self.running[b] for b in keep]
         self._write_tables(grown)
 
@@ -255,7 +270,8 @@ class Sampler:
                 target.append(page)
             self.pages.share(shared)
             self.running.append(Slot(s, [*shared, page], len(group.prefix)))
-            rows.append([0, len(group.prefix), len(s.ids), self.limits[s.prompt], self.problems[s.prompt], s.sample, 0])
+            noise = sequence_key(self.seed, self.step, self.problems[s.prompt], s.sample)
+            rows.append([0, len(group.prefix), len(s.ids), self.limits[s.prompt], noise, 0])
         if source:
             self.kv[:, :, target] = self.kv[:, :, source]
         b = slice(first, len(self.running))
@@ -269,32 +285,54 @@ class Sampler:
 
     def _decode(self) -> None:
         """One token for every running sequence."""
-        b = slice(0, len(self.running))
-        token_B, length_B, _, _, _, _, done_B = self.state[:, b]
-        live_B = 1 - done_B
-        width = max(len(slot.pages) for slot in self.running)
-        page_B = self.table_SM[b].gather(1, (length_B // self.S)[:, None]).squeeze(1)
-        slot_B = torch.where(live_B.bool(), page_B * self.S + length_B % self.S, -1)
-        pages_BM, seen_B = self.table_SM[b, :width], (length_B + 1).int()
+        B, M = len(self.running), max(len(slot.pages) for slot in self.running)
+        if not self.graphs:
+            return self._step(B, M)
+        B, M = self._rounded(B, M)
+        if graph := self.captured.get((B, M)):
+            return graph.replay()
+        # This step does what a capture must not: it compiles kernels, lets cuBLAS take its memory and NCCL open its channels.
+        self._step(B, M)
+        if self.device.type == "cuda":
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):  # other threads may use the GPU
+                self._step(B, M)
+            self.captured[B, M] = graph
+
+    def _rounded(self, B: int, M: int) -> tuple[int, int]:
+        """The next larger size for which there is a graph: rows 1, 2, 4, .. 32, 64, 96, ..; keys a power of two from 256 on."""
+        rows = 1 << (B - 1).bit_length() if B <= 32 else -(-B // 32) * 32
+        keys = max(256, 1 << (M * self.S - 1).bit_length())
+        return min(rows, self.slots), min(keys // self.S, self.M)
+
+    def _step(self, B: int, M: int) -> None:
+        """One token for the live among the first B slots, of up to M pages. What a graph holds: no size and no launch depends
+        on a value, nothing is read back, and all that outlasts the step is written in place."""
+        token_B, length_B, _, _, _, done_B = self.state[:, :B]
+        dead_B = done_B != 0
+        page_B = self.table_SM[:B].gather(1, (length_B // self.S)[:, None]).squeeze(1)
+        slot_B = (page_B * self.S + length_B % self.S).masked_fill(dead_B, -1)
+        pages_BM, seen_B = self.table_SM[:B, :M], (length_B + 1).masked_fill(dead_B, 0).int()
+        found = find(self.kv[0], pages_BM, seen_B)
 
         def attend(layer, q_BHK, k_BJK, v_BJK):
             write_kv(self.kv[layer], k_BJK, v_BJK, slot_B)
-            return decode(q_BHK, self.kv[layer], pages_BM, seen_B)
+            return decode(q_BHK, self.kv[layer], pages_BM, seen_B, found)
 
         logits_BV = self.model(token_B, length_B, attend)
-        length_B += live_B
-        self._draw(b, logits_BV)
+        length_B += ~dead_B
+        self._draw(slice(0, B), logits_BV)
 
     def _draw(self, b: slice, logits_BV: Tensor) -> None:
         """Draws a token for every live row of the slots b, records it, and marks the rows that end with it."""
-        token_B, _, drawn_B, limit_B, problem_B, sample_B, done_B = self.state[:, b]
-        drawn, logp_B = sample(logits_BV, self.temperature, token_key(self.seed, self.step, problem_B, sample_B, drawn_B))
-        column_B1 = torch.where(done_B.bool(), self.max_new, drawn_B)[:, None]
-        self.id_SL[b].scatter_(1, column_B1, drawn[:, None])
-        self.logp_SL[b].scatter_(1, column_B1, logp_B[:, None])
+        token_B, _, drawn_B, limit_B, noise_B, done_B = self.state[:, b]
+        drawn, logp_B = sample(logits_BV, self.temperature, position_key(noise_B, drawn_B))
+        # A row that is done goes on drawing, and records it behind its own tokens, where nobody reads.
+        self.id_SL[b].scatter_(1, drawn_B[:, None], drawn[:, None])
+        self.logp_SL[b].scatter_(1, drawn_B[:, None], logp_B[:, None])
         token_B.copy_(drawn)
         drawn_B += 1 - done_B
-        done_B |= torch.isin(drawn, self.stop) | (drawn_B >= limit_B)
+        done_B |= self.stop_V[drawn] | (drawn_B >= limit_B)
 
     def _write_tables(self, slots) -> None:
         """Copies the page lists of the given slots to the device."""
@@ -307,10 +345,11 @@ class Sampler:
 
 @torch.no_grad()
 def copy_weights(src: Model, dst: Model) -> None:
-    """Overwrites dst's parameters in place with src's, gathered from their shards one at a time (a collective)."""
+    """Overwrites dst's parameters, or the part of them that this rank has, in place with src's, gathered from their shards one
+    at a time (a collective)."""
     target = dict(dst.named_parameters())
     for name, p in src.named_parameters():
-        target[name].copy_(full(p))
+        target[name].copy_(cut(name, full(p), dst.group))
 
 
 def stop_tokens(directory, tokenizer) -> list[int]:

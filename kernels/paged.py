@@ -23,18 +23,27 @@ def write_kv_reference(kv_2NSJK, k_TJK, v_TJK, slot_T):
         cache_NSJK.view(N * S, J, K).index_copy_(0, slot_T.long(), new_TJK.to(cache_NSJK.dtype))
 
 
-def decode_reference(q_BHK, kv_2NSJK, pages_BM, length_B):
+def find(kv_2NSJK, pages_BM, length_B):
+    """What `decode` works out of the tables and lengths on a CPU (None on a GPU): done once, it serves all layers of a step."""
+    if kv_2NSJK.is_cuda:
+        return None
+    N, S = kv_2NSJK.shape[1:3]
+    pages = pages_BM.flatten().clamp(min=0)  # entries beyond a length may hold anything below N
+    hidden_BL = torch.arange(pages_BM.shape[1] * S, device=length_B.device) >= length_B[:, None]
+    # Numbers and not booleans, which torch's attention would turn into numbers in every layer.
+    mask_BL = torch.zeros(hidden_BL.shape, dtype=kv_2NSJK.dtype, device=length_B.device).masked_fill_(hidden_BL, -torch.inf)
+    return torch.cat((pages, pages + N)), mask_BL[:, None, None]
+
+
+def decode_reference(q_BHK, kv_2NSJK, pages_BM, length_B, found=None):
     """`decode` in torch: the pages are gathered once, query heads of one group are rows of one attention."""
     B, H, K = q_BHK.shape
     N, J = kv_2NSJK.shape[1], kv_2NSJK.shape[3]
-    pages = pages_BM.flatten().clamp(min=0)  # entries beyond a length may hold anything below N
-    kv_2BLJK = kv_2NSJK.view(2 * N, -1).index_select(0, torch.cat((pages, pages + N))).view(2, B, -1, J, K)
-    k_BJLK, v_BJLK = kv_2BLJK.transpose(2, 3)
-    mask_BL = torch.arange(k_BJLK.shape[2], device=length_B.device) < length_B[:, None]
+    place_BM2, mask_B11L = found or find(kv_2NSJK, pages_BM, length_B)
+    k_BJLK, v_BJLK = kv_2NSJK.view(2 * N, -1).index_select(0, place_BM2).view(2, B, -1, J, K).transpose(2, 3)
     q_BJRK = q_BHK.reshape(B, J, H // J, K)
     # torch's attention gives zeros, not NaN, for a row whose keys are all masked: a length of 0.
-    o_BJRK = F.scaled_dot_product_attention(q_BJRK, k_BJLK, v_BJLK, attn_mask=mask_BL[:, None, None])
-    return o_BJRK.reshape(B, H, K)
+    return F.scaled_dot_product_attention(q_BJRK, k_BJLK, v_BJLK, attn_mask=mask_B11L).reshape(B, H, K)
 
 
 @functools.cache
@@ -55,7 +64,7 @@ def load_triton():
 
     @triton.jit
     def attend_kernel(
-        q, kv, pages_BM, length_B, o_BJPRK, stats_2BJPR, q_stride, kv_stride, M, scale,
+        q, kv, pages_BM, length_B, o_BJPRK, stats_2BJPR, q_stride, kv_stride, pages_stride, scale,
         S: tl.constexpr, J: tl.constexpr, K: tl.constexpr, R: tl.constexpr,
         ROWS: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr, PARTS: tl.constexpr,
     ):  # fmt: skip
@@ -75,7 +84,7 @@ def load_triton():
             for first in range(start, stop, BLOCK):
                 n = first + tl.arange(0, BLOCK)
                 inside = n < stop
-                page = tl.load(pages_BM + b.to(tl.int64) * M + n // S, mask=inside, other=0).to(tl.int64)
+                page = tl.load(pages_BM + b.to(tl.int64) * pages_stride + n // S, mask=inside, other=0).to(tl.int64)
                 at = (((page * S + n % S) * J + j) * K)[:, None] + d[None, :]
                 k_LK = tl.load(kv + at, mask=inside[:, None], other=0.0)
                 z_RL = tl.dot(q_RK, tl.trans(k_LK), input_precision="ieee") * scale
@@ -144,16 +153,19 @@ def decode_triton(q_BHK, kv_2NSJK, pages_BM, length_B):
     _, _, S, J, _ = kv_2NSJK.shape
     if K not in (16, 32, 64, 128) or S & (S - 1):
         raise ValueError(f"head size {K}, page size {S}: the kernel takes 16, 32, 64 or 128, and a power of two")
-    M, R = pages_BM.shape[1], H // J
-    q_BHK, pages_BM = _rows_contiguous(q_BHK), pages_BM.contiguous()
-    P = min(_PARTS, triton.cdiv(M * S, _CHUNK))
+    R = H // J
+    q_BHK = _rows_contiguous(q_BHK)
+    pages_BM = pages_BM if pages_BM.stride(1) == 1 else pages_BM.contiguous()
+    # By the table's width, not by the lengths: those are on the GPU, and change while a CUDA graph goes on launching this.
+    P = min(_PARTS, triton.cdiv(pages_BM.shape[1] * S, _CHUNK))
     o_BJPRK = torch.empty(B, J, P, R, K, dtype=torch.float32, device=q_BHK.device)
     stats_2BJPR = torch.empty(2, B, J, P, R, dtype=torch.float32, device=q_BHK.device)
     o_BHK = torch.empty(B, H, K, dtype=q_BHK.dtype, device=q_BHK.device)
     # Blocks of 64 keys in bf16, 32 in float32: 16 KiB each of keys and of values at K = 128, three stages fit any GPU.
     shape = dict(J=J, K=K, R=R, BLOCK=128 // kv_2NSJK.element_size(), CHUNK=_CHUNK, PARTS=_PARTS)
     attend_kernel[B, J, P](
-        q_BHK, kv_2NSJK, pages_BM, length_B, o_BJPRK, stats_2BJPR, q_BHK.stride(0), kv_2NSJK.stride(0), M,
+        q_BHK, kv_2NSJK, pages_BM, length_B, o_BJPRK, stats_2BJPR, q_BHK.stride(0), kv_2NSJK.stride(0),
+        pages_BM.stride(0),
         K**-0.5 * 1.4426950408889634,  # log2(e): the softmax is taken in base 2
         S=S, ROWS=max(16, triton.next_power_of_2(R)), **shape, num_warps=4, num_stages=3,
     )  # fmt: skip
@@ -169,13 +181,15 @@ def write_kv(kv_2NSJK, k_TJK, v_TJK, slot_T):
     (write_kv_triton if kv_2NSJK.is_cuda else write_kv_reference)(kv_2NSJK, k_TJK, v_TJK, slot_T)
 
 
-def decode(q_BHK, kv_2NSJK, pages_BM, length_B):
+def decode(q_BHK, kv_2NSJK, pages_BM, length_B, found=None):
     """o_BHK: one query per sequence over its first length_B keys, found through pages_BM (both int32).
 
     Heads are grouped: H is a multiple of J, query head h reads key-value head h // (H / J). Softmax in float32, o in
     the dtype of q. A length of 0 gives zeros. Entries of pages_BM beyond a length do not matter (any value below N);
-    but a CPU gathers them: keep the table as narrow as the longest length allows.
+    but a CPU gathers them: keep the table as narrow as the longest length allows. found: what `find` gave for these.
     """
     if q_BHK.shape[1] % kv_2NSJK.shape[3]:
         raise ValueError(f"{q_BHK.shape[1]} query heads on {kv_2NSJK.shape[3]} key-value heads: give a multiple")
-    return (decode_triton if kv_2NSJK.is_cuda else decode_reference)(q_BHK, kv_2NSJK, pages_BM, length_B)
+    if kv_2NSJK.is_cuda:
+        return decode_triton(q_BHK, kv_2NSJK, pages_BM, length_B)
+    return decode_reference(q_BHK, kv_2NSJK, pages_BM, length_B, found)

@@ -28,20 +28,36 @@ def _int64(x):
     return (x + 2**63) % 2**64 - 2**63
 
 
+def _wrap(x):
+    """x, an int or a tensor, in 64 bits: tensors wrap around by themselves."""
+    return x if isinstance(x, torch.Tensor) else _int64(x)
+
+
+def _times(field, odd):
+    """A field of the key, an int or a tensor, by its constant."""
+    return _wrap((field.to(torch.int64) if isinstance(field, torch.Tensor) else operator.index(field)) * _int64(odd))
+
+
 def token_key(seed, step, problem_B, sample_B, position_B):
     """Key of the noise of one token: a 64-bit mix of all five fields.
 
     Each field is an int or an int64 tensor; tensors broadcast. Returns key_B int64 (0-d when every field is an int),
     on the device of the tensors, the same bits on every device.
     """
-    constant, total = 0, None
-    for field, odd in zip((seed, step, problem_B, sample_B, position_B), _FIELDS, strict=True):
-        if isinstance(field, torch.Tensor):
-            part = field.to(torch.int64) * _int64(odd)
-            total = part if total is None else total + part
-        else:
-            constant += operator.index(field) * odd
-    key = torch.tensor(_int64(constant)) if total is None else total + _int64(constant)
+    return position_key(sequence_key(seed, step, problem_B, sample_B), position_B)
+
+
+def sequence_key(*fields):
+    """The part of `token_key` that the tokens of a sequence share, from its first four fields: an int, or an int64 tensor."""
+    total = 0
+    for field, odd in zip(fields, _FIELDS[:4], strict=True):
+        total = _wrap(total + _times(field, odd))
+    return total
+
+
+def position_key(sequence_B, position_B):
+    """`token_key` from the `sequence_key` and the position."""
+    key = torch.as_tensor(_wrap(sequence_B + _times(position_B, _FIELDS[-1])))
     # splitmix64's finaliser (Steele et al. 2014); int64 shifts copy the sign, the masks drop the copies.
     for shift, multiplier in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         key = (key ^ ((key >> shift) & (2 ** (64 - shift) - 1))) * _int64(multiplier)
@@ -65,14 +81,22 @@ def uniform(key_B, V):
     return hash_BV.float().add_(0.5).mul_(_UNIT)
 
 
+@functools.lru_cache
+def scales(temperature, device):
+    """What `sample` takes for a temperature that must be read on the device: float32 (1 / temperature, weight of the noise)."""
+    if not temperature >= 0:
+        raise ValueError(f"temperature is {temperature}: give a number >= 0 (0 is greedy)")
+    return torch.tensor([1 / temperature, 1.0] if temperature else [1.0, 0.0], device=device)
+
+
 def sample_reference(logits_BV, temperature, key_B):
     """`sample` in torch."""
-    if temperature == 0:
-        score_BV = z_BV = logits_BV.float()
-    else:
-        z_BV = logits_BV.float() * (1 / temperature)
+    inverse, weight = temperature if isinstance(temperature, torch.Tensor) else (1 / temperature if temperature else 1.0, None)
+    score_BV = z_BV = logits_BV.float() * inverse
+    if weight is not None or temperature:
         # log1p keeps all 31 bits of the small uniforms, which are the ones that win.
-        score_BV = z_BV - uniform(key_B, z_BV.shape[1]).neg_().log1p_().neg_().log_()
+        noise_BV = uniform(key_B, z_BV.shape[1]).neg_().log1p_().neg_().log_()
+        score_BV = z_BV - (noise_BV if weight is None else noise_BV.mul_(weight))
     token_B = score_BV.argmax(1)
     return token_B, z_BV.gather(1, token_B[:, None])[:, 0] - z_BV.logsumexp(1)
 
@@ -96,17 +120,16 @@ def load_triton():
 
     @triton.jit
     def part_kernel(
-        logits, key, token_BP, stats_4BP, row_stride, V, inverse_temperature,
-        GREEDY: tl.constexpr, BLOCK: tl.constexpr,
+        logits, key, token_BP, stats_4BP, row_stride, V, scales, BLOCK: tl.constexpr,
         GOLDEN: tl.constexpr, MIX1: tl.constexpr, MIX2: tl.constexpr, UNIT: tl.constexpr,
     ):  # fmt: skip
         """One block of one row: its winner (score, index, z) and its part of the log-sum-exp (maximum, sum)."""
         row, part = tl.program_id(0), tl.program_id(1)
         index = part * BLOCK + tl.arange(0, BLOCK)
         z = tl.load(logits + row.to(tl.int64) * row_stride + index, mask=index < V, other=float("-inf"))
-        z = z.to(tl.float32) * inverse_temperature
+        z = z.to(tl.float32) * tl.load(scales)
         score = z
-        if not GREEDY:
+        if tl.load(scales + 1) > 0:
             u = uniform_kernel(tl.load(key + row), index, GOLDEN, MIX1, MIX2, UNIT)
             # -log1p(-u) from log alone: log(w) / (w - 1) is accurate for the w that 1 - u was rounded to.
             w = 1.0 - u
@@ -156,10 +179,11 @@ def sample_triton(logits_BV, temperature, key_B):
     stats_4BP = torch.empty(4, B, P, dtype=torch.float32, device=logits_BV.device)
     token_B = torch.empty(B, dtype=torch.int64, device=logits_BV.device)
     logp_B = torch.empty(B, dtype=torch.float32, device=logits_BV.device)
-    inverse = 1 / temperature if temperature else 1.0
+    if not isinstance(temperature, torch.Tensor):
+        temperature = scales(temperature, logits_BV.device)
     part_kernel[B, P](
-        logits_BV, key_B.contiguous(), token_BP, stats_4BP, logits_BV.stride(0), V, inverse,
-        GREEDY=temperature == 0, BLOCK=_BLOCK, GOLDEN=_GOLDEN, MIX1=_MIX1, MIX2=_MIX2, UNIT=_UNIT, num_warps=8,
+        logits_BV, key_B.contiguous(), token_BP, stats_4BP, logits_BV.stride(0), V, temperature, BLOCK=_BLOCK,
+        GOLDEN=_GOLDEN, MIX1=_MIX1, MIX2=_MIX2, UNIT=_UNIT, num_warps=8,
     )  # fmt: skip
     join_kernel[B,](token_BP, stats_4BP, token_B, logp_B, V, P, PARTS=triton.next_power_of_2(P), num_warps=1)
     return token_B, logp_B
@@ -168,10 +192,10 @@ def sample_triton(logits_BV, temperature, key_B):
 def sample(logits_BV, temperature, key_B):
     """One token per row: (token_B int64, logp_B float32).
 
-    logits_BV any float dtype; temperature >= 0, a number; key_B int64, see `token_key`. logp is the float32
-    log-softmax of logits / temperature at the token. Temperature 0 is greedy (the lowest index among equals) with the
-    log-probability at temperature 1.
+    logits_BV any float dtype; temperature >= 0, a number, or what `scales` gives, on the device; key_B int64, see
+    `token_key`. logp is the float32 log-softmax of logits / temperature at the token. Temperature 0 is greedy (the lowest
+    index among equals) with the log-probability at temperature 1.
     """
-    if not temperature >= 0:
+    if not isinstance(temperature, torch.Tensor) and not temperature >= 0:
         raise ValueError(f"temperature is {temperature}: give a number >= 0 (0 is greedy)")
     return (sample_triton if logits_BV.is_cuda else sample_reference)(logits_BV, temperature, key_B)

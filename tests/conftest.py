@@ -83,3 +83,19 @@ def interpreted():
         assert done.returncode == 0, done.stdout + done.stderr
 
     return run
+
+
+@pytest.fixture(params=[80, 90])
+def compiled(request):
+    """compiled(kernel, types, constants) compiles a Triton kernel for sm_80, and for sm_90, which needs no GPU; types: those
+    of its arguments by name, the others are constants."""
+    pytest.importorskip("triton")
+    from triton import compile
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    def run(kernel, types: dict, constants: dict) -> None:
+        signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
+        assert compile(ASTSource(kernel, signature, constants), target=GPUTarget("cuda", request.param, 32)).asm["cubin"]
+
+    return run

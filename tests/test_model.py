@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from model import Config, Model, load, locate, packed_attention, save
+from model import Config, Model, fuse, load, locate, packed_attention, save
 
 LENGTHS = [7, 1, 19, 90]  # one token alone, and one longer than Llama 3's "original" context in the fixture
 
@@ -70,6 +70,29 @@ def test_rows_and_temperature(ours):
     expected = (logits_TV[row_R].double() / 0.7).log_softmax(-1)
     torch.testing.assert_close(logp_R.double(), expected.gather(1, token_T[row_R, None])[:, 0], atol=1e-5, rtol=0)
     torch.testing.assert_close(entropy_R.double(), -(expected.exp() * expected).sum(1), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama"])
+def test_fused_weights_are_the_parameters_themselves(ours, family):
+    # Caught: v before k, a bias left out, weights copied and not laid out as views, a gradient that the parameters do not get.
+    plain, fused = ours(family), fuse(ours(family))
+    token_T, position_T = packed()
+
+    def logits(model):
+        with torch.no_grad():
+            return model(token_T, position_T, packed_attention(LENGTHS, "cpu"))
+
+    torch.testing.assert_close(logits(fused), logits(plain), atol=1e-5, rtol=0)
+    weights = plain.state_dict()
+    assert weights.keys() == fused.state_dict().keys()
+    assert all(torch.equal(p, weights[name]) for name, p in fused.state_dict().items())
+    with torch.no_grad():
+        for model in (plain, fused):
+            for p in model.parameters():
+                p.mul_(1.1).add_(0.01)
+    torch.testing.assert_close(logits(fused), logits(plain), atol=1e-4, rtol=0)
+    fused(token_T, position_T, packed_attention(LENGTHS, "cpu")).sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in fused.parameters())
 
 
 @pytest.mark.parametrize("tied", [True, False])

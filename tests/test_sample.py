@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 
 from kernels import sample as module
-from kernels.sample import sample, sample_triton, token_key, uniform
+from kernels.sample import position_key, sample, sample_triton, scales, sequence_key, token_key, uniform
 
 N = 2**18
 MIXERS = dict(GOLDEN=module._GOLDEN, MIX1=module._MIX1, MIX2=module._MIX2, UNIT=module._UNIT)
@@ -54,6 +54,10 @@ def test_key_is_the_same_from_integers_and_tensors():
     assert from_tensors.dtype == torch.int64
     assert torch.equal(from_tensors, from_integers) and torch.equal(from_tensors, from_mixed)
     assert token_key(1, 2, 3, 4, torch.arange(6).view(2, 3)).shape == (2, 3)
+    # Split in two, as the sampler uses it: what a sequence keeps is one number of 64 bits, whatever the fields are.
+    shared = torch.tensor([sequence_key(*row[:4]) for row in grid.tolist()])
+    assert torch.equal(position_key(shared, grid[:, 4]), from_tensors)
+    assert sequence_key(2**70 + 5, 1, 2, 3) == sequence_key(5, 1, 2, 3)
 
 
 def test_key_is_the_mix_in_integers():
@@ -177,6 +181,10 @@ def check_draw(draw, device):
         for temperature in (1.0, 0.6, 0):
             key_B = token_key(B, V, torch.arange(B), 2, 3)
             check_against_float64(logits_BV.to(device), temperature, key_B.to(device), draw)
+            # The temperature read on the device gives the same bits. Fails when greedy keeps the noise there.
+            token_B, logp_B = draw(logits_BV.to(device), temperature, key_B.to(device))
+            other_B, other_logp_B = draw(logits_BV.to(device), scales(temperature, torch.device(device)), key_B.to(device))
+            assert torch.equal(token_B, other_B) and torch.equal(logp_B, other_logp_B)
             wide_BV = torch.cat((logits_BV, torch.full((B, 16), 100.0, dtype=dtype)), 1).to(device)
             check_against_float64(wide_BV[:, :V], temperature, key_B.to(device), draw)  # rows with a stride
     # The smallest uniform is a noise of 22, not of infinity. Fails with log(1 - u) for log1p(-u).
@@ -237,25 +245,16 @@ def test_kernel_in_the_interpreter(interpreted):
     interpreted(__file__)
 
 
-@pytest.mark.parametrize("capability", [80, 90])
-def test_kernels_compile_ahead_of_time(capability):
-    pytest.importorskip("triton")
-    from triton import compile
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
+def test_kernels_compile_ahead_of_time(compiled):
     module.load_triton()
     pointers = dict(token_BP="*i32", stats_4BP="*fp32", V="i32")
-    part = dict(pointers, logits="*bf16", key="*i64", row_stride="i32", inverse_temperature="fp32")
+    part = dict(pointers, logits="*bf16", key="*i64", row_stride="i32", scales="*fp32")
     join = dict(pointers, token_B="*i64", logp_B="*fp32", P="i32")
     for kernel, types, constants in (
-        (module.part_kernel, part, dict(GREEDY=False, BLOCK=4096, **MIXERS)),
-        (module.part_kernel, part, dict(GREEDY=True, BLOCK=4096, **MIXERS)),
+        (module.part_kernel, part, dict(BLOCK=4096, **MIXERS)),
         (module.join_kernel, join, dict(PARTS=64)),
     ):
-        signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
-        binary = compile(ASTSource(kernel, signature, constants), target=GPUTarget("cuda", capability, 32))
-        assert binary.asm["cubin"]
+        compiled(kernel, types, constants)
 
 
 @pytest.mark.gpu
