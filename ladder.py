@@ -193,8 +193,7 @@ def gate(table: dict[int, tuple[float, ...]], upto: int) -> None:
     for level, (_, full, right, _) in table.items():
         if full < 0.1 or (level <= upto and right < 0.4):
             raise ValueError(f"level {level}: {full:.0%} of the completions are worked out and {right:.0%} of those right; the "
-                             f"least are 10%, and 40% up to level {upto}. This base is not kept: try another --seed or more "
-                             "--tokens")
+                             f"least are 10%, and 40% up to level {upto}. This base is not kept: try another --seed")
 
 CARD = """# {name}
 
@@ -324,7 +323,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Make the tiny models.",
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--ladder", action="store_true", help="all rungs and seeds of the ladder instead of one model")
-    parser.add_argument("--rung", choices=RUNGS, default="tiny", help="which shape, with its recipe")
+    parser.add_argument("--rung", choices=RUNGS, default="tiny", help="which shape, with its recipe; one of the ladder has an "
+                                                                      "instruct model too")
     parser.add_argument("--seed", type=int, default=0, help="of the corpus and the initial weights")
     parser.add_argument("--out", type=Path, help="directory to write; models/RUNG or models/ladder if not given")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes that make the ladder, of one thread each")
@@ -335,7 +335,9 @@ def main() -> None:
         if flags.ladder:
             make_ladder(out, flags.jobs)
         else:
-            bar = tqdm(total=int(RUNGS[flags.rung].tokens), unit="token", unit_scale=True, disable=None)
+            rung = RUNGS[flags.rung]
+            total = int(rung.tokens * (1 + TUNING * (rung.world == HARD)))
+            bar = tqdm(total=total, unit="token", unit_scale=True, disable=None)
 
             def tell(tokens: int, loss: float) -> None:
                 bar.update(tokens)
