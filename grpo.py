@@ -1,6 +1,6 @@
 """GRPO post-training of Qwen2.5: the loop, and nothing that is not the loop.
 
-    torchrun grpo.py                                            # a tiny model learns arithmetic on a laptop, three minutes
+    torchrun grpo.py                                            # a tiny model learns arithmetic on a laptop, two minutes
     torchrun --nproc_per_node 8 grpo.py @recipes/paper.args --model Qwen/Qwen2.5-7B
     torchrun --nproc_per_node 8 grpo.py --resume runs/NAME      # goes on from its newest checkpoint
 
