@@ -18,7 +18,8 @@ The tiny world (`arithmetic`) is a chain of additions and subtractions of single
 Labels are consecutive letters from a random first one. A chain is held out when a hash of it *without* its labels says
 so: one in four, decided before anything is drawn. So no problem of the test split, under any labels, is in a training
 stream or in a pretraining corpus. Of the 90 chains of level 1, 63 are for training and 27 held out, each with 25 first
-letters.
+letters. `arithmetic-hard` has levels 1 to 10, and its answer is the last two running values: a guess is right once in a
+hundred.
 """
 
 import ast

@@ -77,8 +77,8 @@ class Flags:
     advantage: Literal["std", "mean", "loo"] = "std"  # reward - mean, / std (GRPO); without / std; - mean of others (RLOO)
     ratio: Literal["token", "sequence"] = "token"  # rho of each token, or their geometric mean over the sequence (GSPO)
     surrogate: Literal["clip", "cispo"] = "clip"  # PPO's minimum; or the clipped ratio weighs log pi, as a constant
-    clip_low: float = 0.2  # the ratio is clipped to 1 - clip_low ..
-    clip_high: float = 0.2  # .. 1 + clip_high
+    clip_low: float = 0.2  # the ratio is clipped to 1 - this at least
+    clip_high: float = 0.2  # and to 1 + this at most
     dual_clip: float = 3.0  # c: with a negative advantage a token's term is at least c times it; 0 turns it off
     aggregate: Literal["tokens", "sequences", "constant"] = "tokens"  # mean over tokens; of means; of sums / max_new
     kl: float = 0.0  # beta, the weight of the KL term against the frozen start; 0 leaves out the reference model
@@ -89,8 +89,8 @@ class Flags:
     rounds: int = 3  # of drawing prompts for one step, at most, with resample
     overlong: Literal["none", "soft", "mask"] = "none"  # soft: a penalty up to 1 at max_new; mask: cut ones not in the loss
     overlong_cache: int = 16  # tokens below max_new from which on the soft penalty grows
-    correct: Literal["none", "token", "sequence"] = "none"  # surrogate times pi_old / pi_sampler of the token, or sequence ..
-    correct_cap: float = 2.0  # .. cut at this
+    correct: Literal["none", "token", "sequence"] = "none"  # weighs the term by pi_old / pi_sampler of this
+    correct_cap: float = 2.0  # that weight is cut at this
     # the optimiser
     lr: float = 5e-4  # AdamW (the paper: 1e-6)
     warmup: int = 5  # updates over which the learning rate rises linearly

@@ -211,8 +211,9 @@ On the 500 held-out problems: pass@1 {pass1:.3f} at temperature 1 (16 completion
 """
 LADDER_CARD = """# The ladder
 
-Qwen2.5-architecture models for the built-in arithmetic with a hard tail (`arithmetic-hard`, levels 1 to 10), made from nothing
-by `python ladder.py --ladder`: {sizes} sizes x {seeds} seeds, base and instruct. `NAME-S` is a base, `NAME-S-instruct` the same
+Qwen2.5-architecture models for the built-in arithmetic with a hard tail (`arithmetic-hard`: chains of 1 to 10 steps, whose
+answer is the last two values, so that a guess is right once in a hundred), made from nothing by
+`python ladder.py --ladder`: {sizes} sizes x {seeds} seeds, base and instruct. `NAME-S` is a base, `NAME-S-instruct` the same
 after supervised tuning.
 
 One recipe for all: {tokens:,} tokens of one corpus in one order (per seed), {batch} documents an update, AdamW, peak learning

@@ -178,6 +178,8 @@ def freeze(out: Path, runs, N: int, begun: list[str]) -> None:
     """
     path = out / "forecast.json"
     if path.exists():
+        if (old := json.loads(path.read_text()))["N"] != N:
+            raise ValueError(f"{path} forecasts {old['N']:,} parameters, not {N:,}: give another --out")
         return
     small, forecasts = [{"name": r.name, "part": r.part, "arm": r.arm} | read_run(out / r.name) for r in runs], []
     for arm, kind in dict.fromkeys((r["arm"], r["model_type"]) for r in small):
@@ -332,13 +334,10 @@ def larger_learn_more(runs: list[dict], figures: Path):
     plot(figures / "slopes.png", slope_panel, cells)
     plot(figures / "paper_slopes.png", paper_slope_panel)
     sentence = (f"with 95% confidence, of {len(cells)} cells k rises with size in {good['k']}, the loss after equal data "
-                f"falls with "
-                f"size in {good['L_D']}, and after equal compute in {good['L_C']}.")
-    note = ("k: means over seeds. The last three columns are changes per decade of N, with 95% intervals; equal D and equal C "
-            "are the "
-            "largest that every run of the cell reaches, and at the compute at which the smallest size ends the largest has "
-            "only "
-            "made its first few steps.")
+                f"falls with size in {good['L_D']}, and after equal compute in {good['L_C']}.")
+    note = ("k: means over seeds. The last three columns are changes per decade of N, with 95% intervals; equal D and equal "
+            "C are the largest that every run of the cell reaches, and at the compute at which the smallest size ends the "
+            "largest has only made its first few steps.")
     return judged(good.total(), 3 * len(cells)), sentence, "\n\n".join([
         table(", ".join(["cell", *(f"k {label(N)}" for N in sizes), "k", "L at equal D", "L at equal C"]), rows), note,
         images("slopes", "Slope of every run, by size", "paper_slopes", "The paper's k(N)")])
@@ -361,15 +360,12 @@ def power_law(cells: list[Cell], figures: Path):
     share = {arm: np.mean(np.array(r2) >= 0.95) for arm, r2 in arms.items()}
     verdict = "holds" if min(share.values()) == 1 else "partly" if max(share.values()) >= 0.5 else "not"
     sentence = "; ".join(f"{ARM_NAMES[arm]}: R2 of at least 0.95 for {share[arm]:.0%} of the curves (lowest {min(r2):.2f}, "
-                         f"median "
-                         f"{np.median(r2):.2f})" for arm, r2 in arms.items()) + "."
+                         f"median {np.median(r2):.2f})" for arm, r2 in arms.items()) + "."
     names = [name for x in "DC" for name in [*((f"loss_{x}_{c.kind}_{c.arm}", f"Loss: {c.name}") for c in cells if c.x == x),
                                              (f"paper_{x}", f"The paper, against {x}")]]
-    note = ("The last column is the median slope k over the first and over the second half of the points: a power law has the "
-            "same "
-            "in both, and R2 alone does not see it. Dots are means over seeds, bands their range, lines least squares of log "
-            "L, and "
-            "the numbers beside them size and k.")
+    note = ("The last column is the median slope k over the first and over the second half of the points: a power law has "
+            "the same in both, and R2 alone does not see it. Dots are means over seeds, bands their range, lines least "
+            "squares of log L, and the numbers beside them size and k.")
     return verdict, sentence, "\n\n".join([table(", ".join(["R2 of cell", *map(label, sizes), "k early and late"]), rows), note,
                                            images(*(part for name in names for part in name))])
 
@@ -394,12 +390,10 @@ def saturates(cells: list[Cell], runs: list[dict], figures: Path):
             drawn += [f"reach_{arm}", f"pass@1 by difficulty: base, {ARM_NAMES[arm]}"]
     laws = [[c.name, c.law.verdict()] for c in cells]
     sentence = (f"the saturating form wins in {good} of {len(singly)} cells, and a constant k is rejected in {rejected}. "
-                f"Skill, which is "
-                f"pass@1 before training, tells k beside size: {'; '.join(lines)}.")
+                f"Skill, which is pass@1 before training, tells k beside size: {'; '.join(lines)}.")
     return judged(good, len(singly)), sentence, "\n\n".join([
         "On the slopes of single runs: AICc above that of the saturating form (positive: a worse form), the 95% interval of "
-        "N0, and "
-        "the share of the variance of k that size or skill alone accounts for.",
+        "N0, and the share of the variance of k that size or skill alone accounts for.",
         table("cell, a N^b, constant, N0, R2 on log N, R2 on skill", rows),
         "The paper's way, on mean curves, where three bases a size count as if they did not scatter (an interval here is too "
         "narrow):",
@@ -499,8 +493,7 @@ def forecasts(cells: list[Cell], frozen: dict, figures: Path):
     if not rows:
         raise ValueError("no frozen forecast of the largest size, or no run of it")
     sentence = (f"the blind forecast of {label(frozen['N'] / 1e9)} beats both rivals, the losses and the line of the next "
-                f"smaller "
-                f"size, in {good} of {len(rows)} cells.")
+                f"smaller size, in {good} of {len(rows)} cells.")
     begun = frozen.get("begun") or []
     note = (f"Frozen {frozen['made']}, from {len(frozen['runs_read'])} runs of smaller sizes, "
             + (f"when {len(begun)} runs of the largest existed already, unread" if begun else "before a run of the largest "
@@ -508,8 +501,7 @@ def forecasts(cells: list[Cell], frozen: dict, figures: Path):
             + ". Mean absolute errors of L: blind (K_max, N0 and the trend of E(N) extrapolated), the two rivals at equal X, "
               "and the "
             "paper's way, which fits E on the target itself and so is not blind. The band is the law's, without the scatter "
-            "of the "
-            "target's own bases.")
+            "of the target's own bases.")
     return judged(good, len(rows)), sentence, "\n\n".join([note, table(
         "cell, blind, carried over, its line, E refitted, k forecast, k found, points within the band", rows), images(*names)])
 
@@ -597,13 +589,11 @@ def page(head: dict, runs: list[dict], failed: list[dict], findings: list[tuple]
     hours, sizes = sum(r["hours"] for r in runs), sorted({r["N"] for r in runs})
     ours = {r["arm"] for r in runs} <= {"constant", "inverse"}
     parts = [
-        "# The paper's findings, on small models" if ours else "The paper's findings, once more",
+        "# The paper's findings, on small models" if ours else "# The paper's findings, once more",
         "**What is claimed**: the findings of *Scaling Behaviors of LLM Reinforcement Learning Post-Training* (arXiv "
-        "2509.25300), "
-        f"on Qwen2.5 from 0.5B to 72B. **What was done**: GRPO on {len(sizes)} sizes of the same architecture, "
+        f"2509.25300), on Qwen2.5 from 0.5B to 72B. **What was done**: GRPO on {len(sizes)} sizes of the same architecture, "
         f"{', '.join(label(N / 1e9) for N in sizes)} parameters without embeddings, in {len(runs)} runs. The loss L is 1 - "
-        f"pass@1 on "
-        "held-out problems. " + (TASK.strip() if ours else ""),
+        "pass@1 on held-out problems. " + (TASK.strip() if ours else ""),
         "**What came out**, each verdict by a rule that stands with its section:",
         table("finding, verdict, here", [[f"{i}. {title}", MARK[verdict], sentence]
                                          for i, (title, _, _, verdict, sentence, _) in enumerate(findings, 1)]),
@@ -663,7 +653,7 @@ def to_html(text: str, out: Path) -> str:
                   f"{base64.b64encode((out / html.unescape(m[1])).read_bytes()).decode()}\"", body)
     return ('<!doctype html><html lang="en"><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width,initial-scale=1">'
-            f"<title>The paper's findings, on small models</title><style>{STYLE}</style><body>{body}</body></html>\n")
+            f"<title>{html.escape(text.splitlines()[0].strip('# '))}</title><style>{STYLE}</style><body>{body}</body></html>\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The paper's four findings, remade on a laptop: the grid of runs, and the report on them (report.py).
+"""The paper's findings, remade on a laptop: the grid of runs, and the report on them (report.py).
 
     python study.py                   # the full grid on models/ladder, about an hour and a half on two cores
     python study.py --quick           # a smaller one, in under 15 minutes
@@ -119,14 +119,9 @@ def cost(run: Run, out: Path) -> float:
     return flags.steps * flags.prompts * flags.group * (size(run.model) + 4e4)
 
 
-def steps_done(run: Run, out: Path) -> int:
-    path = out / run.name / "metrics.jsonl"
-    return path.read_text().count('"kind": "train"') if path.is_file() else 0
-
-
 class Grid:
-    """Runs commands, `jobs` at a time, and stops them all when asked. threads: of each process, None leaves that to "
-      "torchrun."""
+    """Runs commands, `jobs` at a time, and stops them all when asked. threads: of each process; None leaves that to
+    torchrun."""
 
     def __init__(self, out: Path, jobs: int, torchrun: str, threads: int | None = None):
         self.out, self.jobs, self.stopping, self.children = out, jobs, False, {}
@@ -208,8 +203,7 @@ def main() -> None:
         N = [size(model) for model in a.models if ("instruct" in model.lower()) == (kind == "instruct")]
         if N and (len(set(N)) < 3 or N != sorted(N)):
             raise ValueError(f"--models: {len(set(N))} sizes of {kind} models, {N}; a law of sizes, and a forecast of the "
-                             f"largest, "
-                             "need at least three, the smallest first")
+                             "largest, need at least three, the smallest first")
     out = a.out or Path("runs", "study-quick" if a.quick else "study")
     runs = real_grid(a.models, a.recipe, a.seeds) if a.models else ladder_grid(a.quick)
     jobs = a.jobs or (1 if a.models else os.cpu_count() or 1)

@@ -111,15 +111,36 @@ def test_the_grid_is_what_it_says():
     assert {run.arm for run in runs if run.part == "sizes"} == {"constant", "inverse"}
 
 
-def made_up(slope, bend=0.0, reuse=lambda tau: 0.0):
-    """A study as runs.jsonl holds it, with log10 L = E(N) - slope(N) x - bend x^2, x = log10 step, and noise."""
+def test_real_models_get_the_same_questions_once(tmp_path, monkeypatch):
+    # Caught: the recipe's own reuse and group run twice, a sweep of another model than the middle one, a page without a title.
+    recipe = tmp_path / "r.args"
+    recipe.write_text("--steps 3 --group 16")
+    runs = study.real_grid(["a/S", "a/M", "a/L"], str(recipe), seeds=2)
+    assert len({run.name for run in runs}) == len(runs) == 6 + 2 * (len(study.TAUS) - 1) + 2 * (len(study.GROUPS) - 1)
+    assert {run.model for run in runs if run.part != "sizes"} == {"a/M"} and {run.arm for run in runs} == {"recipe"}
+    flags = [parse_flags(run.argv(Path("x"))) for run in runs]
+    assert all(f.group == 16 for run, f in zip(runs, flags, strict=True) if run.part != "group")
+    assert 16 not in {f.group for run, f in zip(runs, flags, strict=True) if run.part == "group"}
+    monkeypatch.setattr(report, "REDRAWS", 20)
+    lines = [line | {"arm": "recipe"} for line in made_up(lambda N: 0.1) if line["arm"] == "inverse"]
+    text, _ = page(tmp_path, lines)
+    assert text.startswith("# ") and "1 / step" not in text and "models/ladder" not in text
+    monkeypatch.setattr(sys, "argv", ["study.py", "--models", "models/tiny", "models/ladder/7k-0", "--recipe", str(recipe)])
+    with pytest.raises(ValueError, match=r"--models: 2 sizes of base models, .*at least three"):
+        study.main()
+
+
+def made_up(slope, bend=0.0, reuse=lambda tau: 0.0, grouped=lambda G: 0.0, surprise=0.0):
+    """A study as runs.jsonl holds it, with log10 L = E(N) - slope(N) x - bend x^2, x = log10 step, and noise; what reuse,
+    a group and the largest size add to L."""
     rng, lines, spaced = np.random.default_rng(0), [], sorted({round(2 ** (i / 2)) for i in range(13)})
 
     def run(name, part, arm, N, seed, kind="base", steps=spaced, **other):
         evals = [{"step": 0, "D": 0, "C": 0, "L": 0.9, "levels": {"level 1": 0.2, "level 2": 0.1}}]
         for t in steps:
             x, G = np.log10(t), other.get("group", 8)
-            L = 10 ** (-0.1 - slope(N) * (x + 0.8) - bend * x**2 + 0.002 * rng.standard_normal()) + reuse(other.get("reuse", 1))
+            L = 10 ** (-0.1 - slope(N) * (x + 0.8) - bend * x**2 + 0.002 * rng.standard_normal())
+            L += reuse(other.get("reuse", 1)) + grouped(G) + surprise * (N == 214000)
             evals.append({"step": t, "D": 32 * t, "C": 6.0 * N * 32 * t * G * 50, "L": float(L),
                           "levels": {"level 1": 0.9, "level 2": 0.5}})
         samples = [{"step": s, "problem": i, "prompt": "a1b+1?", "text": "`|", "truth": "12", "score": 1.0}
@@ -159,7 +180,10 @@ def test_verdicts_follow_the_data(tmp_path, monkeypatch):
     # Caught: a verdict written by hand, a rule with its sign turned round, a cell left out.
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    law = made_up(lambda N: 0.2 / (1 + 3e4 / N), reuse=lambda tau: 0.05 * (tau == 100))
+    def slope(N):
+        return 0.2 / (1 + 3e4 / N)
+
+    law = made_up(slope, reuse=lambda tau: 0.05 * (tau == 100), grouped=lambda G: 0.001 * (8 - G))
     path, small = tmp_path / "a", [line for line in law if line["part"] == "sizes" and line["N"] < 214000]
     runs = [study.Run(line["name"], line["part"], line["arm"], line["model"], "") for line in small]
     monkeypatch.setattr(report, "read_run", lambda at: next(line for line in small if line["name"] == at.name))
@@ -168,8 +192,11 @@ def test_verdicts_follow_the_data(tmp_path, monkeypatch):
     report.freeze(path, runs[:4], 214000, [])
     assert (path / "forecast.json").read_text() == frozen  # never twice
     text, verdicts = page(path, law)
-    assert verdicts == {"1": "✔", "2": "✔", "3": "✔", "4": "✔", "5": "✘", "6": "✔"}, text
+    assert verdicts == {"1": "✔", "2": "✔", "3": "✔", "4": "✔", "5": "✔", "6": "✔"}, text
     assert "beats both rivals" in text and "before a run of the largest was begun" in text
+
+    text, verdicts = page(path, made_up(slope, surprise=0.1))  # a largest size that does not heed its forecast
+    assert verdicts["5"] == "✘" and verdicts["6"] == "◐" and "in 4 of 8 cells" in text
 
     text, verdicts = page(tmp_path / "b", made_up(lambda N: 0.0, bend=0.25, reuse=lambda tau: 0.05 * (tau > 1)))
     assert {k: verdicts[k] for k in "1234"} == {"1": "✘", "2": "✘", "3": "✘", "4": "◐"} and verdicts["6"] == "?"
