@@ -15,6 +15,7 @@ import json
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter, defaultdict
@@ -147,10 +148,13 @@ class Ledger:
         self.stop = ("", "signal", "checkpoint")[wish]
 
     def _late(self, name: str) -> None:
-        print(f"grpo.py: rank {self.rank} is in the phase {name}, after {self.step} whole steps, since {self.f.timeout:g} "
-              "minutes. If it only needs longer, raise --timeout. A rank that stands elsewhere than the others holds them up; "
-              "this one stands here:", file=sys.stderr, flush=True)
-        faulthandler.dump_traceback(all_threads=True)
+        said = (f"grpo.py: rank {self.rank} is in the phase {name}, after {self.step} whole steps, since {self.f.timeout:g} "
+                "minutes. If it only needs longer, raise --timeout. A rank that stands elsewhere than the others holds them up; "
+                "this one stands here:\n")
+        with tempfile.TemporaryFile() as dump:  # so that one write says all, and the ranks' stacks do not run into each other
+            faulthandler.dump_traceback(dump, all_threads=True)
+            dump.seek(0)
+            os.write(2, said.encode() + dump.read())
         os._exit(1)
 
     def evaluated(self, result: dict, done: list[Completion], test: list[Problem], set_back: int) -> None:

@@ -110,7 +110,12 @@ def finished(run: Run, out: Path) -> bool:
     if changed := differing(dataclasses.asdict(flags), there, FREE):
         said = ", ".join(f"--{k.replace('_', '-')} {here} (there {old})" for k, (here, old) in changed.items())
         raise ValueError(f"{there} was made with other flags: {said}; give another --out, or remove it")
-    return (there / "final" / "config.json").is_file()
+    return whole(run, out)
+
+
+def whole(run: Run, out: Path) -> bool:
+    """Whether its model is written, which is the last thing a run does."""
+    return (out / run.name / "final" / "config.json").is_file()
 
 
 def cost(run: Run, out: Path) -> float:
@@ -138,7 +143,7 @@ class Grid:
         return [sys.executable, "-m", "torch.distributed.run", *self.arguments(run)]
 
     def execute(self, run: Run) -> None:
-        if self.stopping or finished(run, self.out):
+        if self.stopping or whole(run, self.out):
             return
         log = self.out / f"{run.name}.log"
         with open(log, "a") as file:  # a session of its own, so that Ctrl-C reaches the runs through stop() alone
@@ -150,7 +155,7 @@ class Grid:
                 child.terminate()
             code = child.wait()
         del self.children[run.name]
-        if not self.stopping and (code or not finished(run, self.out)):
+        if not self.stopping and (code or not whole(run, self.out)):
             said = log.read_bytes()[start:].decode(errors="replace")
             said = re.split(r"^[EW]\d{4} .*(?:elastic|torch)", said, flags=re.M)[0].strip() or said  # torchrun's box says less
             run.error = f"exit code {code}:\n" + "\n".join(said.splitlines()[-12:])
