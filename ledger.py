@@ -149,8 +149,8 @@ class Ledger:
 
     def _late(self, name: str) -> None:
         said = (f"grpo.py: rank {self.rank} is in the phase {name}, after {self.step} whole steps, since {self.f.timeout:g} "
-                "minutes. If it only needs longer, raise --timeout. A rank that stands elsewhere than the others holds them up; "
-                "this one stands here:\n")
+                "minutes. If it only needs longer, raise --timeout. A rank that stands elsewhere than the others holds them "
+                "up; this one stands here:\n")
         with tempfile.TemporaryFile() as dump:  # so that one write says all, and the ranks' stacks do not run into each other
             faulthandler.dump_traceback(dump, all_threads=True)
             dump.seek(0)

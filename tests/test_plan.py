@@ -112,7 +112,7 @@ def test_a_plan_says_what_does_not_fit_and_the_flag_that_helps(capsys):
     fits = planned(SEVEN, "--gpus", "8xH100", "--kv-gb", "20")
     assert ": fits" in fits and "does not" not in fits
     for flags in (["--gpus", "8xH100", "--micro-tokens", "32768"], ["--gpus", "4xA100"],
-                  ["--gpus", "16x48GB", "--peak-tflops", "300", "--kv-gb", "4"],
+                  ["--gpus", "16x48GB", "--peak-tflops", "300", "--kv-gb", "4", "--micro-tokens", "32768"],
                   ["--gpus", "8xH100", "--replicas", "8", "--kv-gb", "4"], ["--gpus", "32xH100"]):
         c = SEVENTY if "32xH100" in flags else SEVEN  # of which no GPU holds a whole copy: the remedy is --sampler-tp
         text = planned(c, *flags)
