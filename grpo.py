@@ -34,6 +34,7 @@ import shlex
 import sys
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, get_args, get_origin
@@ -124,6 +125,12 @@ class Flags:
 FREE = {"out", *list(Flags.__annotations__)[list(Flags.__annotations__).index("micro_tokens") :]}  # may change on resuming
 
 
+@cache  # and safe in threads once it has been called: CPython 3.11's parser, which getsource calls, is not
+def comments() -> dict[str, str]:
+    """name: what stands behind it in Flags."""
+    return dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(Flags), re.M))
+
+
 def parse_flags(argv: list[str]) -> Flags:
     """Flags from the command line and from @files (any number of flags per line, # begins a comment)."""
     for name in (a for a in argv if a.startswith("@") and not Path(a[1:]).is_file()):
@@ -132,7 +139,7 @@ def parse_flags(argv: list[str]) -> Flags:
     parser = argparse.ArgumentParser(description="GRPO post-training.", fromfile_prefix_chars="@",
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.convert_arg_line_to_args = lambda line: shlex.split(line, comments=True)
-    notes = dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(Flags), re.M))
+    notes = comments()
     for field in dataclasses.fields(Flags):
         kind = {"action": argparse.BooleanOptionalAction} if field.type is bool else {"type": field.type}
         if get_origin(field.type) is Literal:

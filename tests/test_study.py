@@ -42,6 +42,7 @@ def grid(tmp_path, monkeypatch):
     (tmp_path / "fake.py").write_text(FAKE)
     runs = [study.Run(f"r{i}", "sizes", "constant", "models/tiny", f"--seed {i} --steps 3") for i in range(3)]
     grid = study.Grid(tmp_path / "out", 2, "--standalone")
+    parse_flags([])  # so that threads need not read its source
     grid.out.mkdir()
     grid.how = {}
 
@@ -76,7 +77,9 @@ def test_a_stop_loses_nothing_and_is_no_failure(grid):
     grid.how = {"r0": "hang", "r1": "hang"}
     worker = threading.Thread(target=grid.all, args=(runs, tqdm(disable=True)))
     worker.start()
+    until = time.monotonic() + 60
     while not all((grid.out / name / "checkpoint").exists() for name in ("r0", "r1")):
+        assert worker.is_alive() and time.monotonic() < until
         time.sleep(0.05)
     grid.stop()
     worker.join(20)
