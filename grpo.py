@@ -358,6 +358,12 @@ def schedule(update: int, f: Flags) -> float:
     return 1.0 if f.decay == "none" else 1 / update
 
 
+def due(step: int, f: Flags) -> bool:
+    """Whether there is an evaluation after this step."""
+    every = step % f.eval_every == 0 if f.eval_every else step in {round(2 ** (i / 2)) for i in range(64)}
+    return every or step in (0, f.steps)
+
+
 def main(f: Flags) -> None:
     if f.plan:
         return plan.show(f)
@@ -419,13 +425,9 @@ def main(f: Flags) -> None:
                 samples = samples or done[: 3 * source.n : source.n]
             return samples
 
-        def due(step: int) -> bool:
-            every = step % f.eval_every == 0 if f.eval_every else step in {round(2 ** (i / 2)) for i in range(64)}
-            return every or step in (0, f.steps)
-
         shown = {}  # step: some completions of its evaluation
         try:
-            if due(ledger.step) and ledger.measured != ledger.step:  # the first, or one that a signal put off
+            if due(ledger.step, f) and ledger.measured != ledger.step:  # the first, or one that a signal put off
                 shown[ledger.step] = measure()
                 first = tests[0][1]
                 speak(f"step {ledger.step}: pass@1 {ledger.pass1:.3f} on {len(first)} problems of {first[0].source}")
@@ -443,7 +445,7 @@ def main(f: Flags) -> None:
                 line = ledger.trained(step, done, drawn, stats, sampler.set_back)
                 if ledger.failed == 3:
                     raise Stopped(f"no finite gradient in three steps in a row, at step {step}; try a lower --lr; see {out}")
-                if due(step) and not ledger.stop:
+                if due(step, f) and not ledger.stop:
                     shown[step] = measure()
                 if step % f.save_every == 0 or step == f.steps:
                     checkpoints.save(model, optimizer, scheduler)

@@ -157,6 +157,8 @@ def forms(N: np.ndarray, k: np.ndarray) -> tuple[dict[str, float], np.ndarray, t
     """Forms of k(N) over the slopes of single runs: AICc of each above the saturating one's, the 95% interval of N0 from
     redraws of runs within sizes, and the range searched for it; N and N0 in billions."""
     n, reach = len(k), (N.min() / 100, N.max() * 100)
+    if n < 6:
+        raise ValueError(f"{n} runs of the sizes; AICc of three parameters needs six")
     rng, same = np.random.default_rng(0), [np.flatnonzero(N == size) for size in sorted(set(N))]
     draw_Bn = np.concatenate([rng.choice(group, (REDRAWS, len(group))) for group in same], 1)
     aicc, ranges = {}, {"saturating": np.log(reach), "power": (-1, 4), "constant": (0, 0)}
@@ -320,6 +322,8 @@ def judged(good: int, all_: int) -> str:
 def by_cell(runs: list[dict]) -> dict[str, dict]:
     """name of a cell: its single runs (see singles)."""
     found = dict.fromkeys((r["model_type"], r["arm"]) for r in runs if r["part"] == "sizes")
+    if not found:
+        raise ValueError("no run of the sizes")
     return {f"{kind}, {ARM_NAMES[arm]}": singles(runs, arm, kind) for kind, arm in found}
 
 
@@ -344,6 +348,8 @@ def larger_learn_more(runs: list[dict], figures: Path):
 
 
 def power_law(cells: list[Cell], figures: Path):
+    if not cells:
+        raise ValueError("no cell has the runs for it")
     rows, arms, sizes = [], defaultdict(list), sorted({N for c in cells for N in c.own.N})
     for c in cells:
         halves = ([o.keep(part) for o, part in zip(c.curves, parts, strict=True)] for parts in zip(*(
@@ -529,14 +535,14 @@ STATEMENTS = {
 }
 TASK = """
 A problem is a chain of 1 to 10 additions and subtractions (its level), such as `a6b-4c+1?`, and the answer the last two
-running values, so that a guess is right once in a hundred. Five sizes and three pretraining seeds see one corpus; bases
-are accepted by a rule on their skill, which refused only bases of the smallest size. Two learning rates were fixed
+running values, so that a guess is right once in a hundred. All sizes see the same documents, with {seeds} pretraining seeds;
+a base is accepted by a rule on its skill, and `models/ladder/README.md` names those refused. Two learning rates were fixed
 beforehand: constant, as in the paper, and falling as 1 / step, since a steady descent in steps is not straight in
 log-log. Losses are measured at steps 1, 2, 3, 4, 6, 8, 11, 16, .. on 400 held-out problems, two samples each, at
 temperature 1."""
 AMENDED = """
-The rules of findings 1, 3, 4 and 6 were made stricter on 2026-11-23, when the runs of four sizes were in (`report.py`
-says how and why); the runs, the arms and the seeds were fixed before any was made."""
+The rules of findings 1, 3, 4 and 6 were made stricter on 2026-11-23, when four sizes of the study in `results/study` were
+in (`report.py` says how and why); its runs, arms and seeds were fixed before any was made."""
 WORDS = """
 - *k*: how many decades the loss L falls for each decade of X, which is data D (prompts) or compute C (6 N x tokens, FLOPs).
 - *Run*: one training; *seed*: one pretrained base and one stream of noise; *size* N: parameters without the embedding.
@@ -593,7 +599,7 @@ def page(head: dict, runs: list[dict], failed: list[dict], findings: list[tuple]
         "**What is claimed**: the findings of *Scaling Behaviors of LLM Reinforcement Learning Post-Training* (arXiv "
         f"2509.25300), on Qwen2.5 from 0.5B to 72B. **What was done**: GRPO on {len(sizes)} sizes of the same architecture, "
         f"{', '.join(label(N / 1e9) for N in sizes)} parameters without embeddings, in {len(runs)} runs. The loss L is 1 - "
-        "pass@1 on held-out problems. " + (TASK.strip() if ours else ""),
+        "pass@1 on held-out problems. " + (TASK.strip().format(seeds=len({r["seed"] for r in runs})) if ours else ""),
         "**What came out**, each verdict by a rule that stands with its section:",
         table("finding, verdict, here", [[f"{i}. {title}", MARK[verdict], sentence]
                                          for i, (title, _, _, verdict, sentence, _) in enumerate(findings, 1)]),

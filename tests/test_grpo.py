@@ -9,7 +9,7 @@ import torch
 
 from batch import pack
 from evaluate import Completion
-from grpo import Flags, advantages, check, parse_flags
+from grpo import Flags, advantages, check, due, parse_flags, schedule
 from ledger import sampling_flops, sequence_flops
 
 TINY = ["--prompts", "8", "--group", "4", "--eval-problems", "20", "--max-prompt", "32", "--max-new", "32"]
@@ -20,6 +20,16 @@ def test_advantages_by_hand():
     adv_PG = advantages(torch.tensor([[1.0, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0]]))
     expected = [[1.5, -0.5, -0.5, -0.5], [0.8660254, 0.8660254, -0.8660254, -0.8660254], [0.0] * 4, [0.0] * 4]
     torch.testing.assert_close(adv_PG, torch.tensor(expected), atol=1e-5, rtol=0)
+
+
+def test_learning_rates_and_evaluations_by_hand():
+    # Caught: updates counted from 0, a decay that starts during the warm-up, log-spaced steps without 1 or the last.
+    rates = {decay: [schedule(u, Flags(warmup=2, decay=decay)) for u in (1, 2, 3, 4, 100)] for decay in ("none", "inverse")}
+    assert rates == {"none": [0.5, 1, 1, 1, 1], "inverse": [0.5, 1, 1 / 3, 1 / 4, 1 / 100]}
+    assert [schedule(u, Flags(warmup=0, decay="inverse")) for u in (1, 2)] == [1, 1 / 2]
+    spaced, even = Flags(steps=100, eval_every=0), Flags(steps=25, eval_every=10)
+    assert [s for s in range(101) if due(s, spaced)] == [0, 1, 2, 3, 4, 6, 8, 11, 16, 23, 32, 45, 64, 91, 100]
+    assert [s for s in range(26) if due(s, even)] == [0, 10, 20, 25]
 
 
 def test_packing_deals_every_sequence_once_and_evenly():

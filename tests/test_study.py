@@ -205,6 +205,16 @@ def test_verdicts_follow_the_data(tmp_path, monkeypatch):
     assert {k: verdicts[k] for k in "1234"} == {"1": "✘", "2": "✘", "3": "✘", "4": "◐"} and verdicts["6"] == "?"
 
 
+def test_too_few_runs_are_said_and_the_page_is_written(tmp_path):
+    # Caught: a division by n - p - 1 = 0, figures without a line, a page that dies with its last run.
+    lines = made_up(lambda N: 0.1)
+    few = [line for line in lines if line["arm"] == "inverse" and line["model_type"] == "base" and line["seed"] == 0]
+    _, verdicts = page(tmp_path, [line for line in few if line["part"] == "sizes"][:4])
+    assert verdicts["3"] == verdicts["4"] == verdicts["5"] == verdicts["6"] == "?" != verdicts["1"]
+    text, verdicts = page(tmp_path, [line | {"error": "exit code 1"} for line in few])
+    assert set(verdicts.values()) == {"?"} and "What is missing" in text and "no run of the sizes" in text
+
+
 def test_the_page_stands_alone_and_names_what_is_missing(tmp_path):
     lines = made_up(lambda N: 0.1)
     lines[5] |= {"error": "exit code 1:\nout of luck"}
