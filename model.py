@@ -3,8 +3,8 @@
 A batch is T tokens laid end to end, without padding; `position_T` says where each stands in its own sequence. What a
 token may look at is not the model's business: the caller passes `attend(layer, q_THK, k_TJK, v_TJK) -> o_THK`, so that
 one forward serves packed training (`packed_attention` below), prefill and paged decode (rollout.py). Nothing about
-parallelism stands inside the model: `shard` applies FSDP2 to it from outside, and the sampler's copy gets `tensor_parallel`
-and `fuse` in the same way.
+parallelism stands inside the model: `shard` applies FSDP2 to it from outside, and the sampler's copy gets `tensor_parallel`,
+`fuse` and `packed` in the same way.
 
     x = embed(token);  for each layer:  x += o(attend(rope(q(norm x)), rope(k(norm x)), v(norm x)));
                                         x += down(silu(gate(norm x)) * up(norm x));   logits = head(norm x)
@@ -19,8 +19,10 @@ import math
 import shutil
 import warnings
 from collections.abc import Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 import torch.distributed as dist
@@ -143,11 +145,23 @@ class RMSNorm(nn.Module):
         return self.weight * F.rms_norm(x.float(), x.shape[-1:], eps=self.eps).to(x.dtype)
 
 
-def linears(x_TD: Tensor, maps: list[nn.Linear], fused: list[Tensor] | None) -> Sequence[Tensor]:
+def product(x_TD: Tensor, f) -> Tensor:
+    """x weight^T + bias, by the weight as it was packed for this moment, if it was (packed)."""
+    if getattr(f, "packed", None) is None or torch.is_grad_enabled():
+        return F.linear(x_TD, f.weight, getattr(f, "bias", None))
+    return torch.ops.mkldnn._linear_pointwise(x_TD, f.packed, getattr(f, "bias", None), "none", [], "")
+
+
+class Linear(nn.Linear):
+    def forward(self, x_TD: Tensor) -> Tensor:
+        return product(x_TD, self)
+
+
+def linears(x_TD: Tensor, maps: list[Linear], fused) -> Sequence[Tensor]:
     """Each of the maps of x_TD; in one product where their weights lie side by side (fuse) and no gradient is wanted."""
     if fused is None or torch.is_grad_enabled():  # a gradient of the whole would not reach the parameters, its parts
         return [f(x_TD) for f in maps]
-    return F.linear(x_TD, *fused).split([len(f.weight) for f in maps], dim=-1)
+    return product(x_TD, fused).split([len(f.weight) for f in maps], dim=-1)
 
 
 class Attention(nn.Module):
@@ -157,10 +171,10 @@ class Attention(nn.Module):
         super().__init__()
         bias, norm = FAMILIES[c.family]
         self.K = c.K
-        self.q_proj = nn.Linear(c.D, c.H * c.K, bias=bias)
-        self.k_proj = nn.Linear(c.D, c.J * c.K, bias=bias)
-        self.v_proj = nn.Linear(c.D, c.J * c.K, bias=bias)
-        self.o_proj = nn.Linear(c.H * c.K, c.D, bias=False)
+        self.q_proj = Linear(c.D, c.H * c.K, bias=bias)
+        self.k_proj = Linear(c.D, c.J * c.K, bias=bias)
+        self.v_proj = Linear(c.D, c.J * c.K, bias=bias)
+        self.o_proj = Linear(c.H * c.K, c.D, bias=False)
         self.q_norm, self.k_norm = (RMSNorm(c.K, c.eps), RMSNorm(c.K, c.eps)) if norm else (None, None)
 
     def forward(self, x_TD: Tensor, cos_TK: Tensor, sin_TK: Tensor, attend, layer: int) -> Tensor:
@@ -177,9 +191,9 @@ class MLP(nn.Module):
 
     def __init__(self, c: Config):
         super().__init__()
-        self.gate_proj = nn.Linear(c.D, c.F, bias=False)
-        self.up_proj = nn.Linear(c.D, c.F, bias=False)
-        self.down_proj = nn.Linear(c.F, c.D, bias=False)
+        self.gate_proj = Linear(c.D, c.F, bias=False)
+        self.up_proj = Linear(c.D, c.F, bias=False)
+        self.down_proj = Linear(c.F, c.D, bias=False)
 
     def forward(self, x_TD: Tensor) -> Tensor:
         gate_TF, up_TF = linears(x_TD, [self.gate_proj, self.up_proj], self.fused)
@@ -211,7 +225,7 @@ class Model(nn.Module):
             "norm": RMSNorm(config.D, config.eps),
         })
         if not config.tied:
-            self.lm_head = nn.Linear(config.D, config.V, bias=False)
+            self.lm_head = Linear(config.D, config.V, bias=False)
 
     def forward(self, token_T: Tensor, position_T: Tensor, attend, row_R: Tensor | None = None,
                 target_R: Tensor | None = None, temperature: float = 1.0):
@@ -230,10 +244,14 @@ class Model(nn.Module):
             else:
                 x_TD = layer(x_TD, cos_TK, sin_TK, attend, i)
         hidden_RD = self.model["norm"](x_TD if row_R is None else x_TD[row_R])
-        weight_VD = (self.model["embed_tokens"] if self.config.tied else self.lm_head).weight
         if target_R is None:
-            return F.linear(hidden_RD, weight_VD)
-        return logprob(hidden_RD, weight_VD, target_R, temperature)
+            return product(hidden_RD, self.head)
+        return logprob(hidden_RD, self.head.weight, target_R, temperature)
+
+    @property
+    def head(self) -> nn.Module:
+        """What holds the weight_VD of the logits."""
+        return self.model["embed_tokens"] if self.config.tied else self.lm_head
 
 
 def packed_attention(length_B: list[int], device: torch.device | str):
@@ -431,12 +449,12 @@ def fuse(model: Model) -> Model:
     """Lays the weights of q, k, v, and of gate, up, side by side in memory, for one product each; the parameters become views,
     so that copying into them goes on working. The last thing to do to a model: .to() would part them again."""
 
-    def side_by_side(*maps: nn.Linear) -> list[Tensor]:
-        fused = []
+    def side_by_side(*maps: Linear) -> SimpleNamespace:
+        fused = SimpleNamespace()
         for kind in ("weight", "bias") if maps[0].bias is not None else ("weight",):
             parts = [getattr(f, kind) for f in maps]
-            fused.append(torch.cat([p.data for p in parts]))
-            for p, view in zip(parts, fused[-1].split([len(p) for p in parts]), strict=True):
+            setattr(fused, kind, torch.cat([p.data for p in parts]))
+            for p, view in zip(parts, getattr(fused, kind).split([len(p) for p in parts]), strict=True):
                 p.data = view
         return fused
 
@@ -444,3 +462,26 @@ def fuse(model: Model) -> Model:
         a, m = layer.self_attn, layer.mlp
         a.fused, m.fused = side_by_side(a.q_proj, a.k_proj, a.v_proj), side_by_side(m.gate_proj, m.up_proj)
     return model
+
+
+PACKED_FROM = 2**18  # elements of a weight; below, such a call's own cost of 10 microseconds is more than it saves
+
+
+@contextmanager
+def packed(model: Model):
+    """Within it a fused float32 model on a CPU has its large weights a second time, as oneDNN lays them out: products with few
+    rows, which decoding is made of, are up to twice as fast as by F.linear. Packing costs a few readings of the weights, and
+    each time it is done anew, so the copies are never old. For any other model nothing is done."""
+    maps = [f for layer in model.model["layers"] for a, m in [(layer.self_attn, layer.mlp)]
+            for f in (a.fused, a.o_proj, m.fused, m.down_proj)] + [model.head]
+    kind = model.head.weight
+    if kind.is_cuda or kind.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
+        maps = []
+    try:
+        for f in maps:
+            if f.weight.numel() >= PACKED_FROM:
+                f.packed = torch.ops.mkldnn._reorder_linear_weight(f.weight.detach())
+        yield
+    finally:
+        for f in maps:
+            f.packed = None

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from kernels.paged import decode, find, write_kv
 from kernels.sample import position_key, sample, scales, sequence_key
-from model import Model, cut, full, fuse, packed_attention
+from model import Model, cut, full, fuse, packed, packed_attention
 
 
 @dataclass
@@ -149,14 +149,15 @@ class Sampler:
         self.prompts, self.problems = prompts, problems if problems is not None else range(len(prompts))
         samples = [[Sample(p, g) for g in range(G)] for p in range(len(prompts))]
         self.waiting = deque(Group(prompts[p], deque(group)) for p, group in enumerate(samples))
-        while self.waiting or self.running:
-            self._look(on_finish)
-            # A prefill costs a forward pass, so slots are filled several at a time.
-            enough = max(1, min(self.slots // 8, len(self.waiting)))
-            if self.waiting and self.slots - len(self.running) >= enough and self._admit():
-                continue  # look again: the new sequences need pages to grow into
-            for _ in range(self.look_every if self.running else 0):
-                self._decode()
+        with packed(self.model):
+            while self.waiting or self.running:
+                self._look(on_finish)
+                # A prefill costs a forward pass, so slots are filled several at a time.
+                enough = max(1, min(self.slots // 8, len(self.waiting)))
+                if self.waiting and self.slots - len(self.running) >= enough and self._admit():
+                    continue  # look again: the new sequences need pages to grow into
+                for _ in range(self.look_every if self.running else 0):
+                    self._decode()
         return [s for group in samples for s in group]
 
     def _look(self, on_finish) -> None:

@@ -4,10 +4,11 @@
     python bench/step.py --peer-python trl/bin/python           # models/tiny's shape on a CPU, Qwen2.5-0.5B's on a GPU
 
 A step is generating, grading, log-probs, backward, the optimiser, and giving the sampler the new weights. Each side runs as its
-user would run it, in a process of its own, in turns for --rounds: ours is `grpo.py`, theirs a GRPOTrainer
+user would run it, in processes of its own, in turns for --rounds: ours is `grpo.py`, theirs a GRPOTrainer
  - "as it comes": its defaults (micro-batches of 8, recomputation, bfloat16 autocast) wherever the work does not fix a setting;
  - tuned: the largest micro-batches, nothing recomputed, float32 on a CPU and weights in bfloat16 on a GPU, once for every way
    to generate that it has in process: transformers' `generate`, its continuous batching, and vLLM where that is installed.
+On a CPU with --ranks, ours and the tuned are that many processes by torchrun; "as it comes" is one, with all their threads.
 The first step of a process is left out. Random weights; the end token has an id that no model has a row for, so every
 completion is exactly --max-new tokens long, at no cost; both sides' own counts of tokens must agree, or there is no result.
 """
@@ -62,14 +63,15 @@ def differences(values: list) -> list:
 def ours(folder: Path, flags) -> dict:
     with tempfile.TemporaryDirectory() as out:
         on_cpu_time = "import runpy, time; time.perf_counter = time.process_time; runpy.run_path('grpo.py', {}, '__main__')"
-        command = [sys.executable, *(["-c", on_cpu_time] if flags.clock == "cpu" else ["grpo.py"]), "--model", folder,
-                   "--out", Path(out, "run"), "--steps", flags.steps + 1, "--prompts", flags.prompts, "--group", flags.group,
-                   "--max-prompt", 64, "--max-new", flags.max_new, "--slots", flags.prompts * flags.group, "--lr", 1e-6,
-                   "--warmup", 0, "--eval-every", 10**6, "--eval-problems", 1, "--save-every", 10**6, *flags.ours.split()]
-        run([str(word) for word in command], flags)
+        script = ["-c", on_cpu_time] if flags.clock == "cpu" else ["grpo.py"]
+        slots = flags.prompts * flags.group // flags.ranks
+        words = ["--model", folder, "--out", Path(out, "run"), "--steps", flags.steps + 1, "--prompts", flags.prompts,
+                 "--group", flags.group, "--max-prompt", 64, "--max-new", flags.max_new, "--slots", slots, "--lr", 1e-6,
+                 "--warmup", 0, "--eval-every", 10**6, "--eval-problems", 1, "--save-every", 10**6]
+        run([sys.executable, *torchrun(flags.ranks), *script, *map(str, words), *flags.ours.split()], flags, flags.threads)
         lines = [json.loads(line) for line in Path(out, "run", "metrics.jsonl").read_text().splitlines()]
     lines = [line for line in lines if line["kind"] == "train"]
-    clock = [3600 * line["gpu_hours"] for line in lines]  # of one process, so from step to step, whatever it does between
+    clock = [3600 * line["gpu_hours"] / flags.ranks for line in lines]  # from step to step, whatever is done between
     return {"seconds": differences(clock),
             "tokens": [line["tokens"] for line in lines[1:]], "completion": [line["length"] for line in lines[1:]],
             "phases": {name: round(median(line["seconds"][name] for line in lines[1:]), 4) for name in lines[1]["seconds"]}}
@@ -95,8 +97,8 @@ def theirs(folder: Path, flags) -> dict:
             if "num_tokens" in logs:
                 self.lines.append(logs)
 
-    rows, gpu = flags.prompts * flags.group, flags.device == "cuda"
-    batch = 8 if flags.side == "as it comes" else min(rows, flags.peer_batch or (32 if gpu else rows))
+    rows, gpu, ranks = flags.prompts * flags.group, flags.device == "cuda", int(os.environ.get("WORLD_SIZE", 1))
+    batch = 8 if flags.side == "as it comes" else min(rows // ranks, flags.peer_batch or (32 if gpu else rows))
     tuned = {"bf16": gpu, "gradient_checkpointing": False, "model_init_kwargs": {"dtype": "bfloat16" if gpu else "float32"}}
     ways = {"as it comes": {}, "generate": {}, "continuous batching": {"use_transformers_continuous_batching": True},
             "vllm": {"use_vllm": True, "vllm_mode": "colocate", "vllm_gpu_memory_utilization": 0.4,
@@ -107,10 +109,10 @@ def theirs(folder: Path, flags) -> dict:
             "page_size": 32, "num_blocks": pages, "max_batch_tokens": max(1024, rows)}
     config = GRPOConfig(
         output_dir=str(folder / "trl"), num_generations=flags.group, max_completion_length=flags.max_new, temperature=1.0,
-        top_k=0, top_p=1.0, per_device_train_batch_size=batch, gradient_accumulation_steps=rows // batch,
+        top_k=0, top_p=1.0, per_device_train_batch_size=batch, gradient_accumulation_steps=rows // (batch * ranks),
         max_steps=flags.steps + 1, learning_rate=1e-6, lr_scheduler_type="constant", beta=0.0, num_iterations=1,
-        shuffle_dataset=False, use_cpu=not gpu, logging_steps=1, save_strategy="no", report_to="none", disable_tqdm=True,
-        **ways[flags.side], **({} if flags.side == "as it comes" else tuned))  # fmt: skip
+        shuffle_dataset=False, use_cpu=not gpu, ddp_backend="gloo" if ranks > 1 else None, logging_steps=1, save_strategy="no",
+        report_to="none", disable_tqdm=True, **ways[flags.side], **({} if flags.side == "as it comes" else tuned))  # fmt: skip
     clock, problems = Clock(), json.loads((folder / "problems.json").read_text())
     trainer = GRPOTrainer(
         model=str(folder), args=config, train_dataset=Dataset.from_list(problems), callbacks=[clock],
@@ -125,8 +127,12 @@ def theirs(folder: Path, flags) -> dict:
             "versions": {f"peer's {name}": metadata.version(name) for name in names if find_spec(name)}}
 
 
-def run(command: list[str], flags) -> str:
-    environment = os.environ | {"OMP_NUM_THREADS": str(flags.threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+def torchrun(ranks: int) -> list[str]:
+    return ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)] if ranks > 1 else []
+
+
+def run(command: list[str], flags, threads: int) -> str:
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     try:
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=flags.limit)
     except subprocess.TimeoutExpired:
@@ -146,6 +152,7 @@ def main() -> None:
     parser.add_argument("--max-new", type=int, default=512 if gpu else 32, help="tokens of every completion")
     parser.add_argument("--steps", type=int, default=2 if gpu else 5, help="measured steps of a process")
     parser.add_argument("--rounds", type=int, default=1 if gpu else 2, help="processes of each side, in turns")
+    parser.add_argument("--ranks", type=int, default=1, help="processes on a CPU, by torchrun")
     parser.add_argument("--threads", type=int, default=1, help="of each process, on the CPU")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: CPU time of the process, for one "
                         "thread on a machine where other work has the cores, so that wall time means little")
@@ -158,7 +165,8 @@ def main() -> None:
     flags = parser.parse_args()
     flags.device = "cuda" if gpu else "cpu"
     if flags.side:
-        return print(json.dumps(theirs(flags.folder, flags)))
+        found = theirs(flags.folder, flags)
+        return print(json.dumps(found)) if os.environ.get("RANK", "0") == "0" else None
     del flags.side, flags.folder  # the record has no use for them
     torch.set_num_threads(flags.threads)
     if subprocess.run([flags.peer_python, "-c", "import trl"], capture_output=True).returncode:
@@ -168,14 +176,16 @@ def main() -> None:
     rows = {name: {"name": name, "seconds": []} for name in ("ours", *flags.peers)}
     with tempfile.TemporaryDirectory() as folder:
         make(Path(folder), flags)
-        command = [str(flags.peer_python.absolute()), __file__, *sys.argv[1:], "--folder", folder, "--side"]
+        command = [__file__, *sys.argv[1:], "--folder", folder, "--side"]
         for _ in range(flags.rounds):
             for name, row in rows.items():
                 if "not_run" in row:
                     continue
+                ranks = 1 if name == "as it comes" else flags.ranks
                 try:
-                    found = ours(Path(folder), flags) if name == "ours" else json.loads(
-                        run([*command, name], flags).splitlines()[-1])
+                    found = ours(Path(folder), flags) if name == "ours" else json.loads(run(
+                        [str(flags.peer_python.absolute()), *torchrun(ranks), *command, name], flags,
+                        flags.threads * flags.ranks // ranks).splitlines()[-1])
                 except RuntimeError as reason:
                     if name == "ours":
                         raise
@@ -192,7 +202,8 @@ def main() -> None:
                              f"{row['completion']}, ours {work} and {rows['ours']['completion']}; it ran on {there}")
     best = median(rows["ours"]["seconds"])
     print(f"{flags.shape}: {flags.prompts} prompts x {flags.group} samples x {flags.max_new} tokens, {flags.device}, "
-          f"{flags.threads} thread(s), {flags.clock} time; with prompts {sum(work) / len(work):,.0f} tokens a step, on all\n")
+          f"{flags.ranks} x {flags.threads} thread(s), {flags.clock} time; "
+          f"with prompts {sum(work) / len(work):,.0f} tokens a step, on all\n")
     print(f"{'seconds of a step':28}{'median':>10}{'least':>10}{'times ours':>12}{'of leasts':>11}")
     for name, row in rows.items():
         if "not_run" in row:
