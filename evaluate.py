@@ -4,6 +4,7 @@
 
     torchrun evaluate.py --model models/tiny --eval arithmetic:test:8:0.7 --out tiny.jsonl
     torchrun evaluate.py --model Qwen/Qwen2.5-7B --eval gsm8k.parquet --eval math500.parquet:16:0.7
+    torchrun --nproc_per_node 8 evaluate.py --model Qwen/Qwen2.5-72B --sampler-tp 8 --eval math500.parquet
     python evaluate.py --compare a.jsonl b.jsonl
 
 Standard errors are over problems: n completions of one problem are not independent, so they are averaged first (Miller 2024,
@@ -35,9 +36,9 @@ import data
 import sandbox
 from kinds import submit
 from measures import append, compare, report, resume, summarise
-from model import Config, Model, load, locate
+from model import Config, Model, load, locate, make_mesh, shard, tensor_parallel
 from reward import Grader, Verdict
-from rollout import Sample, Sampler, stop_tokens
+from rollout import Sample, Sampler, copy_weights, stop_tokens
 
 EVALUATION = -1  # the `step` that keys an evaluation's noise
 
@@ -238,6 +239,7 @@ def main() -> None:
     parser.add_argument("--template", choices=["auto", "chat", "plain"], default="auto")
     parser.add_argument("--slots", type=int, default=128, help="sequences decoded together")
     parser.add_argument("--kv-gb", type=float, default=4.0, help="memory for keys and values, 1e9 bytes")
+    parser.add_argument("--sampler-tp", type=int, default=1, help="ranks of a node that hold one copy of the model together")
     parser.add_argument("--seed", type=int, default=0, help="keys the noise")
     parser.add_argument("--out", type=Path, help="file for the completions, .jsonl; if it has some already, the rest is drawn")
     parser.add_argument("--show", type=int, default=3, help="completions of each to print")
@@ -252,6 +254,22 @@ def main() -> None:
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def read_model(directory: Path, config: Config, device: torch.device, t: int) -> Model:
+    """The model to sample from, whole, or a part of it on each of t ranks; no rank ever holds more than its share of both."""
+    dtype, world = torch.bfloat16 if device.type == "cuda" else torch.float32, dist.get_world_size()
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    if t < 1 or world % t or here % t:
+        raise ValueError(f"--sampler-tp {t} does not divide the ranks of a node, {here} of {world}; give a number that does")
+    with torch.device("meta"):
+        model, whole = Model(config).to(dtype), Model(config).to(dtype)
+    if t == 1:
+        return load(model.to_empty(device=device), directory)
+    tensor_parallel(model, dist.new_subgroups(t)[0])
+    whole = load(shard(whole, make_mesh(device.type), dtype).to_empty(device=device), directory)
+    copy_weights(whole, model.to_empty(device=device))
+    return model
 
 
 def run(flags: argparse.Namespace) -> None:
@@ -282,9 +300,7 @@ def run(flags: argparse.Namespace) -> None:
         rows = found[0]
         if rows and rank == 0:
             print(f"{path}: {len(rows)} completions are there already")
-    with torch.device("meta"):
-        model = Model(config)
-    model = load(model.to(torch.bfloat16 if device.type == "cuda" else torch.float32).to_empty(device=device), directory)
+    model = read_model(directory, config, device, flags.sampler_tp)
     sampler = Sampler(model, stop_tokens(directory, tokenizer), flags.slots, flags.max_prompt + flags.max_new, flags.kv_gb)
     with Grader(workers=max(1, (os.cpu_count() or 2) // (2 * world))) as grader:
         for source, problems, dropped in asked:

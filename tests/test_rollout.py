@@ -196,6 +196,20 @@ def test_a_run_with_a_shared_sampler_is_the_run_without(four_heads, tmp_path):
             assert one.get(name) == pytest.approx(two.get(name), abs=1e-5), name
 
 
+def test_an_evaluation_with_a_shared_sampler_is_the_one_without(four_heads, torchrun, tmp_path):
+    # Caught: weights of one rank's shard alone, an answer graded or written by both ranks of a pair.
+    flags = ["--model", four_heads, "--eval", "arithmetic:test:2:1", "--problems", 21, "--max-prompt", 32, "--max-new", 24]
+    files = []
+    for t in (1, 2):
+        done = torchrun(2, "evaluate.py", *flags, "--sampler-tp", t, "--out", tmp_path / str(t))
+        assert done.returncode == 0, done.stderr[-2000:]
+        settings, *lines = (tmp_path / str(t)).read_text().splitlines()
+        files.append([settings, *sorted(lines)])
+    assert files[0] == files[1] and len(files[0]) == 1 + 42
+    done = torchrun(2, "evaluate.py", *flags, "--sampler-tp", 3)
+    assert done.returncode and "--sampler-tp 3 does not divide the ranks of a node, 2 of 2" in done.stderr
+
+
 def test_a_model_that_cannot_be_shared_is_refused():
     class Three:  # ranks
         size = staticmethod(lambda: 3)
