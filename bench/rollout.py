@@ -17,11 +17,13 @@ import tempfile
 import time
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 import transformers
 from common import SHAPES, record, synchronize, write_config
 
+from batch import log_probs, make_batch, pack
 from model import Config, Model, load, locate
 from rollout import Sampler
 
@@ -100,6 +102,21 @@ def seconds(run, limits, seed, device) -> float:
     return time.perf_counter() - start
 
 
+def gap(model, prompts, limits, flags) -> tuple[float, float]:
+    """Mean and largest |log-prob of the sampler - the trainer's| over the tokens of one more draw, of 256 each at most."""
+    limits = [min(n, 256) for n in limits]
+    sampler = Sampler(model, [], flags.slots or flags.samples, flags.prompt + max(limits), flags.kv_gb)
+    done = [SimpleNamespace(prompt=prompts[s.prompt], ids=s.ids, logp=s.logp)
+            for s in sampler.generate(prompts, 1, limits, 1.0, 0)]
+    gaps = []
+    for places in pack([len(c.prompt) + len(c.ids) for c in done], 1, 16384)[0]:
+        batch = make_batch(done, places, sampler.device)
+        logp_R, _ = log_probs(model, batch, 1.0)  # with gradients on, the products are the trainer's own
+        gaps.append((logp_R.detach() - batch.sampler_R).abs())
+    gap_R = torch.cat(gaps)
+    return gap_R.mean().item(), gap_R.max().item()
+
+
 def models(flags, device, dtype):
     """-> (our model, the peer's): the same weights, of a checkpoint or random ones of a shape."""
     with nullcontext(locate(flags.model)) if flags.model else tempfile.TemporaryDirectory() as source:
@@ -165,10 +182,12 @@ def main() -> None:
         run = runs = None  # what they hold of the GPU's memory is the next one's
         gc.collect()
         torch.cuda.empty_cache()
+    mean, most = gap(model, prompts, limits[flags.workloads[-1]], flags)
     print(f"{Path(flags.model).name or flags.shape}, {flags.samples} samples of {flags.short}..{flags.long} tokens after "
           f"{flags.prompt}, {flags.slots or flags.samples} slots, {device} {dtype}")
     print(f"\n{'tokens per second':24}" + "".join(f"{name:>22}" for name in flags.workloads) + "    ours over it")
-    rows = [{"name": name, "not_run": reason} for name, reason in failed.items()]
+    rows = [{"name": "ours, log-probs", "gap": {"mean": mean, "max": most}}]
+    rows += [{"name": name, "not_run": reason} for name, reason in failed.items()]
     for name in (name for name in CONTENDERS if name not in failed):
         row = {"name": name, **{w: sum(limits[w]) / best[w, name] for w in flags.workloads}}
         row["ratio"] = {w: best[w, name] / best[w, "ours"] for w in flags.workloads}
@@ -177,8 +196,10 @@ def main() -> None:
               + ", ".join(f"{ratio:.2f}" for ratio in row["ratio"].values()))
     for name, reason in failed.items():
         print(f"{name:24}not run: {reason[:110]}")
+    print(f"log-probs of our sampler and of our trainer differ by {mean:.1e} on average, {most:.1e} at most")
     flags.device, flags.model = device.type, Path(flags.model).name
-    record("rollout", flags, rows, {}, ("kernels", "model.py", "rollout.py", "bench/rollout.py", "bench/common.py"))
+    record("rollout", flags, rows, {},
+           ("kernels", "model.py", "rollout.py", "batch.py", "bench/rollout.py", "bench/common.py"))
 
 
 if __name__ == "__main__":
