@@ -114,7 +114,7 @@ def memory(f, c: Config, world: int) -> tuple[dict[str, float], dict[str, float]
         "layers, backward": gathered + kept + 2 * head + (2 + 4) * layer + (2 * 2 * c.F + 2 * c.D) * T,
         "end of backward": gathered + (2 + 4) * root,
         "generation": 8192 * ((2 * (c.H + 2 * c.J) * c.K + 2 * 3 * c.F) // t + 12 * c.D) + 12 * f.slots * c.V,
-        "copy of weights": 2 * 4 * head,
+        "copy of weights": 2 * 2 * (root + layer),  # as gathered, and as parameters of their own
     }
     return {k: v / 1e9 for k, v in stays.items()}, {k: v / 1e9 for k, v in comes.items()}
 

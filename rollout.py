@@ -27,10 +27,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from kernels.paged import decode, find, write_kv
 from kernels.sample import position_key, sample, scales, sequence_key
-from model import Model, cut, full, fuse, packed, packed_attention
+from model import Model, cut, fuse, packed, packed_attention
 
 
 @dataclass
@@ -346,11 +348,18 @@ class Sampler:
 
 @torch.no_grad()
 def copy_weights(src: Model, dst: Model) -> None:
-    """Overwrites dst's parameters, or the part of them that this rank has, in place with src's, gathered from their shards one
-    at a time (a collective)."""
+    """Overwrites dst's parameters, or the part of them that this rank has, in place with those of src, a model in shards (a
+    collective). Each unit of FSDP is gathered at once, in the dtype it computes in, while the one before it is copied."""
     target = dict(dst.named_parameters())
-    for name, p in src.named_parameters():
-        target[name].copy_(cut(name, full(p), dst.group))
+    units = [(prefix, unit) for prefix, unit in src.named_modules() if isinstance(unit, FSDPModule)]
+    for (prefix, unit), (_, following) in zip(units, [*units[1:], (None, None)], strict=True):
+        unit.unshard()  # waits for what was begun below
+        if following is not None:
+            following.unshard(async_op=True)
+        for name, p in unit.named_parameters(prefix):
+            if not isinstance(p, DTensor):  # nor are those of other units
+                target[name].copy_(cut(name, p, dst.group))
+        unit.reshard()
 
 
 def stop_tokens(directory, tokenizer) -> list[int]:

@@ -254,15 +254,26 @@ def test_pages_are_counted():
     assert sorted(pages.free) == [0, 1, 2]
 
 
-def test_weights_are_copied_in_place(ours):
-    source, target = ours(), ours("qwen2", True)
-    with torch.no_grad():
-        for p in source.parameters():
-            p.add_(1)
+def copied(tied, dtype):
+    """On each of two ranks: a copy of a model in shards, and whether it stayed where it was and the shards as they were."""
+    source = shard(random_model(tied), make_mesh("cpu"), dtype)
+    before = [p.to_local().clone() for p in source.parameters()]
+    target = random_model(tied).to(dtype)
+    for p in target.parameters():
+        p.data.zero_()
     addresses = [p.data_ptr() for p in target.parameters()]
     copy_weights(source, target)
-    assert addresses == [p.data_ptr() for p in target.parameters()]
-    assert all(torch.equal(p, q) for p, q in zip(source.parameters(), target.parameters(), strict=True))
+    unchanged = [torch.equal(p.to_local(), q) for p, q in zip(source.parameters(), before, strict=True)]
+    return target.state_dict(), addresses == [p.data_ptr() for p in target.parameters()] and all(unchanged)
+
+
+@pytest.mark.parametrize("tied,dtype", [(True, torch.float32), (False, torch.bfloat16)])
+def test_weights_are_copied_in_place(tied, dtype):
+    # Caught: the root's own parameters forgotten, a unit's name without its prefix, parameters replaced instead of filled.
+    expected = random_model(tied).to(dtype).state_dict()
+    for weights, kept in ranks.run(2, copied, tied, dtype):
+        assert kept and weights.keys() == expected.keys()
+        assert all(torch.equal(weights[name], expected[name]) for name in expected)
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="oneDNN is not built into this torch")
