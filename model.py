@@ -153,6 +153,8 @@ def product(x_TD: Tensor, f) -> Tensor:
 
 
 class Linear(nn.Linear):
+    packed = None
+
     def forward(self, x_TD: Tensor) -> Tensor:
         return product(x_TD, self)
 
