@@ -94,11 +94,11 @@ def extract(text: str) -> str | None:
 SIGNS = {  # the one sign that we use: its other spellings
     "-": "− – —", "*": r"× · ∙ ⋅ \cdot \times \ast", "/": r"÷ ⁄ ∕ \div", "^": "**", "±": r"\pm", "∓": r"\mp",
     "=": r"== ∈ \in", "<": r"\lt", ">": r"\gt", "≤": r"⩽ <= \le \leq \leqslant", "≥": r"⩾ >= \ge \geq \geqslant",
-    "≠": r"!= \ne \neq", "≈": r"\approx \simeq", "∼": r"\sim", "≡": r"\equiv", "∪": r"\cup", "∩": r"\cap",
+    "≠": r"!= \ne \neq", "≈": r"\approx \simeq", "≡": r"\equiv", "∪": r"\cup", "∩": r"\cap",
     "∖": r"\setminus \backslash", "|": r"\| \vert \lvert \rvert \Vert", "∣": r"\mid", ":": r"\colon", r"\{": r"\lbrace",
     r"\}": r"\rbrace", "[": r"\lbrack", "]": r"\rbrack", "(": r"\lparen \langle", ")": r"\rparen \rangle",
     " and ": r"\land \wedge", " or ": r"\lor \vee", "⌊": r"\lfloor", "⌋": r"\rfloor", "⌈": r"\lceil", "⌉": r"\rceil",
-    "⊥": r"\perp", "∥": r"\parallel", "%": r"\% \percent", "…": r"... \ldots \cdots \dots",
+    "%": r"\% \percent", "…": r"... \ldots \cdots \dots",
     "°": r"º ∘ \circ \degree", "π": r"\pi", "∞": r"\infty", "∅": r"\emptyset \varnothing", "√": r"\sqrt", "ℝ": r"\R",
     "$": r"\$", "€": r"\euro", "£": r"\pound", "¶": r"\\"}
 GREEK = dict(zip("""alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi chi psi
@@ -127,12 +127,6 @@ SCRIPTS = str.maketrans({"½": "\\frac12", "¼": "\\frac14", "¾": "\\frac34", "
 WRAP = re.compile(rf"\\(?:{STYLE})\s*\{{([^{{}}]*)\}}")
 
 
-def mixed(found: re.Match) -> str:
-    r"""A mixed number as a sum; 2\frac32 is a product."""
-    whole, top, bottom = (int(digits) for digits in found.groups() if digits)
-    return f"({whole}+{top}/{bottom})" if top < bottom else found[0]
-
-
 CLEAN = [(re.compile(pattern), new) for pattern, new in (
     (r"\\(?:boxed|fbox)\s*(?=\{)|\\(?:displaystyle|textstyle|limits|nolimits|rm|bf|it)(?![a-zA-Z])", ""),
     (r"\\(?:begin|end)\s*\{(?:cases|aligned|gathered)\}|&(?=\s*=)", ""),        # lines: a list
@@ -146,10 +140,12 @@ CLEAN = [(re.compile(pattern), new) for pattern, new in (
     (r"\(\s*(?:\\[bp]?mod\b|\\(?:text|mathrm)\{\s*mod\s*\}|mod\b)\s*\{?([^(){}]*)\}?\s*\)", r"\\pmod{\1}"),     # (mod 4)
     (r"\^\s*(?:\\circ(?![a-zA-Z])|\{\s*\\circ\s*\})", "°"),
     (r"(frac|binom|log_)\s*(\d)(?=\s*[\d{])", r"\1{\2}"), (r"((?:frac|binom)\s*\{[^{}]*\})\s*(\d)", r"\1{\2}"),     # \frac12
-    (r"(?<![\w^_.)}\]/])(\d+)\s*(?:\\frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}|(?<= )(\d+)/(\d+))", mixed),
+    (r"(?<=\d) (\d+)/(\d+)", r"\\frac{\1}{\2}"),                       # 1 3/4 as 1\frac34, and that as 1 + 3/4
+    (r"(?<![\w^_.)}\]/])(\d+) ?\\frac *\{ *(\d+) *\} *\{ *(\d+) *\}",
+     lambda found: "({}+{}/{})".format(*found.groups()) if int(found[2]) < int(found[3]) else found[0]),
     (r"\{([^{}]*)\\(?:over|(choose))(?![a-z])([^{}]*)\}", lambda m: rf"\{'binom' if m[2] else 'frac'}{{{m[1]}}}{{{m[3]}}}"),
     (r"\\(?:text|mbox|mathrm)\s*\{\s*(?:for|where|with)\b(?!.*(?:[,;]|\band\b|\bor\b)).*", ""),        # for all k
-    (r"\b([ap])\.\s?m\.?(?![a-z])", r"\1m"))]
+    (r"\b([ap])\.\s?m\.?(?![a-z])", r"\1m"), (r"\b(?:square|sq\.?)\s(\w+)", r"\1^2"), (r"\bcubic\s(\w+)", r"\1^3"))]
 EVEN = re.compile(r"(?<!\\)(?:\\\\)+(?!\\)")
 
 
@@ -175,7 +171,7 @@ def plain(text: str) -> str:
 UNITS = {form: group.split()[0] for group in """cm centimeter centimetre|m meter metre|km kilometer kilometre|mm millimeter
     |in inch inche|ft foot feet|yd yard|mi mile|g gram|kg kilogram|mg milligram|lb pound|oz ounce|s sec second|min minute
     |h hr hour|day|week|month|year|$ dollar usd|€ euro|£|cent|mph|kph|l liter litre|ml|gallon|unit|acre|rad radian|hz
-    |point|people|person|way|time|am|pm|solution|term|digit|sqft|square sq|cubic|integer|prime|side|number""".split("|")
+    |point|people|person|way|time|am|pm|solution|term|digit|sqft|integer|prime|side|number""".split("|")
          for name in group.split() for form in (name, name + "s")}
 NOT_UNITS = """not no but is are was isn wrong incorrect maybe possibly about approximately if unless than more less except
     without plus minus times over undefined none mod base when for where with hundred
@@ -190,7 +186,7 @@ TOKEN = re.compile(rf"""
 
 def tokens(text: str, words: bool = False, found: list | None = None) -> list[tuple[str, object]]:
     r"""`text` as (kind, value) pairs: num (literal), sym, fn, cmd, word, begin, end, or a sign and None. In `words` (the inside
-    of \text{{}}) a run of letters is a word; outside it is a product of letters unless it has a name or is a unit."""
+    of \text{}) a run of letters is a word; outside it is a product of letters unless it has a name or is a quantity's unit."""
     found = [] if found is None else found
     for match in TOKEN.finditer(text):
         kind, value = match.lastgroup, match[match.lastgroup or 0]
@@ -201,8 +197,14 @@ def tokens(text: str, words: bool = False, found: list | None = None) -> list[tu
         elif kind == "cmd" and value not in STYLE.split("|"):
             found.append(NAMES.get(value) or fail(f"unknown command \\{value}"))
         elif kind == "run":
-            quantity = bool(found) and found[-1][0] in ("num", ")", "}", "word", "°", "!", *CURRENCY)
-            found += letters(value, words, quantity, text[match.start() - 1:match.start()] == " ")
+            low, spaced = value.lower(), text[match.start() - 1:match.start()] == " " and len(value) > 4
+            quantity = found and found[-1][0] in ("num", ")", "}", "word", "°", "!", *CURRENCY) and (words or len(value) > 1)
+            if quantity and (low in UNITS or (spaced and low not in NAMES)):
+                found.append(("word", value))
+            elif name := NAMES.get(value) or (len(value) > 1 and NAMES.get(low)):
+                found.append(name)
+            else:
+                found += [("word", value)] if words and len(value) > 1 else [("sym", letter) for letter in value]
         elif kind == "num":
             found.append((kind, value))
         elif kind == "sign" and not (words and value == "."):
@@ -212,24 +214,14 @@ def tokens(text: str, words: bool = False, found: list | None = None) -> list[tu
     return found
 
 
-def letters(run: str, words: bool, quantity: bool, spaced: bool) -> list[tuple[str, object]]:
-    """The tokens of a run of letters: by name, a unit if a `quantity` stands before it, a word, or a product."""
-    low = run.lower()
-    if quantity and (words or len(run) > 1) and (low in UNITS or (spaced and len(run) > 4 and low not in NAMES)):
-        return [("word", run)]
-    if name := NAMES.get(run) or (len(run) > 1 and NAMES.get(low)):
-        return [name]
-    return [("word", run)] if words and len(run) > 1 else [("sym", letter) for letter in run]
-
-
 # ------------------------------------------------------------------------------------------------------------- parsing
-# A tree is a tuple: ("num", Fraction, decimal places or None), ("sym", name), ("const", π|e|i|∞), ("R",),
-# ("+" | "*", ...), ("/" | "^", a, b), ("fn", name, ...), ("mark", unit, x), ("∪" | "∩" | "∖", ...), ("=", ...),
-# ("<" | "≤" | "≠" | "∼" | ..., a, b), ("mod", relation, modulus), ("ratio", ...), and three collections, whose items follow
-# what joins them: ("seq", brackets, ...), ("set", "{}", ...), ("list", "," | "and" | "or", ...).
+# A tree is a tuple: ("num", Fraction, decimal places or None), ("sym", name), ("const", π|e|i|∞), ("R",), ("text", words),
+# ("+" | "*", ...), ("/" | "^", a, b), ("fn", name, ...), ("mark", unit, x), ("∪" | "∩" | "∖", ...), ("=", ...), ("ratio", ...),
+# ("<" | "≤" | "≠" | "≡" | "∣", a, b), ("mod", relation, modulus), ("&", ...), and three collections, whose items follow what
+# joins them: ("seq", brackets, ...), ("set", "{}", ...), ("list", "," | "and" | "or", ...).
 
-JOINERS, RELATIONS, SIGNED, CURRENCY = (",", ";", "¶", "and", "or"), tuple("=≠<≤>≥≈≡∼∣⊥∥"), ("+", "-"), ("$", "€", "£")
-LEVELS = {sign: level for level, signs in enumerate(("∪∩∖", ":", SIGNED, "*/"), start=1) for sign in signs}
+JOINERS, RELATIONS, SIGNED, CURRENCY = (",", ";", "¶", "and", "or"), tuple("=≠<≤>≥≈≡∣"), ("+", "-"), ("$", "€", "£")
+LEVELS = {sign: level for level, signs in enumerate(("&", "∪∩∖", ":", SIGNED, "*/"), start=1) for sign in signs}
 SUM, PRODUCT, KINDS = LEVELS["+"], LEVELS["*"], {":": "ratio", "-": "+"}
 CLOSING = {"(": ")]", "[": "])", "{": "}", "\\{": ("\\}",), "⌊": "⌋", "⌈": "⌉", "|": "|"}
 ROUNDING = {"|": "abs", "⌊": "floor", "⌈": "ceil"}
@@ -284,22 +276,20 @@ class Parser:
     """Precedence climbing over the tokens: `expression` reads the signs of LEVELS, and `atom` what stands between them."""
 
     def __init__(self, text: str, log_base):
-        self.found, self.at, self.depth, self.bars = [*tokens(text), ("the end", None)], 0, 0, False
+        self.found, self.at, self.depth, self.bars = [*tokens(text), ("the end", None), ("the end", None)], -1, 0, False
         self.bases = {"ln": ("const", "e"), "lg": num(10), "log": log_base}
+        self.step()
 
-    @property
-    def kind(self):
-        return self.found[self.at][0]
-
-    @property
-    def value(self):
-        return self.found[self.at][1]
+    def step(self):
+        """Step over the next token: `kind` and `value` become those of the one after it."""
+        self.at += 1
+        self.kind, self.value = self.found[self.at]
 
     def eat(self, *kinds):
         """The next token's kind, and step over it, if it is one of `kinds`; else None."""
         if (kind := self.kind) not in kinds:
             return None
-        self.at += 1
+        self.step()
         return kind
 
     def need(self, *kinds):
@@ -310,7 +300,7 @@ class Parser:
         items, joiner = [self.relation()], ","
         while sign := self.eat(*JOINERS):
             joiner = sign if len(sign) > 1 else joiner
-            if self.kind not in ("the end", "}", ")", "\\}", *JOINERS):
+            if self.kind not in ("the end", "end", "}", ")", "\\}", *JOINERS):
                 items.append(self.relation())
         if len(items) > MAX_ITEMS:
             fail(f"a list of more than {MAX_ITEMS}", "too_large")
@@ -344,7 +334,8 @@ class Parser:
         while True:
             sign = self.kind
             if LEVELS.get(sign, 0) > level:
-                self.at += sign not in SIGNED                         # a term is read with its sign
+                if sign not in SIGNED:                                # a term is read with its sign
+                    self.step()
                 term, kind = self.expression(LEVELS[sign]), KINDS.get(sign, sign)
                 if sign in "*/":
                     tree = multiply(tree, term) if sign == "*" else over(tree, term)
@@ -369,12 +360,11 @@ class Parser:
                 self.kind == "^" or (self.kind in "/*" and self.found[self.at + 1][0] in ("word", "sym")))):
             sign = self.eat("^", "/", "*") or ""
             name = str(self.argument()[1] if sign == "^" else self.value or self.kind).lower()
-            self.at += sign != "^"
+            if sign != "^":
+                self.step()
             if name in NOT_UNITS:
                 fail(f"the word {name!r} is no unit")
             found.append(sign + UNITS.get(name, name.removesuffix("s")))
-        if len(found) > 1 and found[0] in ("square", "cubic"):
-            found = [*found[1:], "^2" if found[0] == "square" else "^3"]
         return ("mark", " ".join(found), tree)
 
     def power(self):
@@ -398,27 +388,26 @@ class Parser:
         self.depth += 1
         if self.depth > MAX_DEPTH:
             fail(f"nested deeper than {MAX_DEPTH}", "too_large")
-        kind, value = self.found[self.at]
-        self.at += kind != "the end"
+        kind, value = self.kind, self.value
+        self.step()
         if kind in CLOSING:
             tree = self.bracket(kind)
         elif kind in CURRENCY:
             tree = ("mark", kind, self.power())
+        elif kind == "word":
+            while self.kind == "word":
+                value = f"{value} {self.value}"
+                self.step()
+            tree = ("text", value.lower())
         elif kind == "√":
             index = self.atom() if self.kind == "[" else num(2)
             tree = ("^", self.argument(), over(num(1), index))
         else:
             read = {"num": self.number, "sym": self.symbol, "fn": self.function, "cmd": self.command,
-                    "begin": self.matrix, "word": self.words}.get(kind)
+                    "begin": self.matrix}.get(kind)
             tree = read(value) if read else CONSTANTS.get(kind) or fail(f"cannot read {kind} here")
         self.depth -= 1
         return tree
-
-    def words(self, value):
-        while self.kind == "word":
-            value += " " + self.value
-            self.at += 1
-        return ("text", value.lower())
 
     def number(self, text):
         """12.5, or 204_5: digits in a base"""
@@ -458,9 +447,10 @@ class Parser:
 
     def function(self, name):
         r"""\sin^2 x, \log_2 8, \ln|x|, \sin 2x\cos x: without brackets, the argument is the product up to the next function."""
-        power = base = None
+        scripts = {}
         while sign := self.eat("^", "_"):
-            power, base = (self.argument(), base) if sign == "^" else (power, self.argument())
+            scripts[sign] = self.argument()
+        power, base = scripts.get("^"), scripts.get("_") or self.bases.get(name)
         if power == MINUS and "a" + name in FUNCTIONS.values():
             name, power = "a" + name, None
         if self.kind in ("(", "{"):
@@ -469,7 +459,6 @@ class Parser:
             tree = self.power()
             while self.factor() and self.kind not in ("fn", "[", *CURRENCY):
                 tree = multiply(tree, self.power())
-        base = base or self.bases.get(name)
         tree = ("fn", "log", tree, base) if base else ("fn", name, *(tree[2:] if tree[0] == "seq" else (tree,)))
         return ("^", tree, power) if power else tree
 
@@ -481,13 +470,9 @@ class Parser:
 
     def matrix(self, name):
         r"""\begin{pmatrix} a & b \\ c & d \end{pmatrix} is a tuple of rows, a column a tuple."""
-        rows = [[]]
-        while not self.eat("end"):
-            if self.eat("¶"):
-                rows.append([])
-            elif not self.eat("&"):
-                rows[-1].append(self.expression())
-        rows = [row for row in rows if row]
+        rows = self.listing()
+        self.need("end")
+        rows = [row[1:] if row[0] == "&" else (row,) for row in (rows[2:] if rows[0] == "list" else (rows,))]
         if len({len(row) for row in rows}) != 1:
             fail(f"ragged rows in {name}")
         return seq(seq(row) if len(row) > 1 else row[0] for row in rows)
@@ -533,20 +518,6 @@ LOCAL = threading.local()      # an mpmath context holds its precision: one for 
 # ------------------------------------------------------------------------------------------------------------- comparing
 
 COLLECTIONS, REGIONS = ("seq", "set", "list"), {"<", "≤", "≠", "∪", "∩", "∖", "R", "seq", "list"}
-
-
-@lru_cache(8192)
-def structure(tree):
-    """The tree with sums and products flattened and in one order, and 2.0 as 2."""
-    if not isinstance(tree, tuple) or not tree:
-        return tree
-    if tree[0] == "num":
-        return tree[:2]
-    parts = [structure(part) for part in tree]
-    if tree[0] in ("+", "*"):
-        flat = [x for part in parts[1:] for x in (part[1:] if part[0] == tree[0] else (part,))]
-        return (tree[0], *sorted(flat, key=repr))
-    return tuple(parts)
 
 
 def named(tree) -> bool:
@@ -609,8 +580,8 @@ class Comparer:
         self.in_time()
         a, t = gathered(a), gathered(t)
         kinds, (left, right) = {a[0], t[0]}, (x[2:] if x[0] in COLLECTIONS else (x,) for x in (a, t))
-        if structure(a) == structure(t):
-            self.rule = "the same structure"
+        if a == t:
+            self.rule = "the same reading"
             return True
         if "=" in kinds:
             return self.equations(a, t)
@@ -618,7 +589,7 @@ class Comparer:
             return self.marked(a, t)
         if "ratio" in kinds:
             return self.ratios(a, t)
-        if a[0] == t[0] and (a[0] == "mod" or a[0] in "≡∼∣⊥∥"):
+        if a[0] == t[0] and (a[0] == "mod" or a[0] in "≡∣"):
             self.rule = "relations side by side"
             return self.in_order(a[1:], t[1:])
         if kinds == {"seq"}:
@@ -659,10 +630,9 @@ class Comparer:
         if len(a) == len(t) == 3 and self.factor(difference(*a[1:]), difference(*t[1:])):
             return True
         applied = any(x[1][0] == "sym" and x[1][1].endswith(")") for x in (a, t))
-        alike = named(a[1]) and structure(a[1]) == structure(t[1])
-        if alike or (applied and ("sym", "y") in (a[1], t[1])):       # y = x^2, f(x) = x^2
-            return self.same(a[-1], t[-1]) and all(self.same(x, a[-1]) for x in a[2:-1])
-        return False
+        alike = named(a[1]) and named(t[1]) and self.same(a[1], t[1])
+        return (alike or (applied and ("sym", "y") in (a[1], t[1]))) and all(       # y = x^2, f(x) = x^2
+            self.same(x, y) for x in a[2:] for y in t[2:])
 
     def marked(self, a, t) -> bool:
         """Rule 6: a percent, degree, unit or base may be missing on one side; on both sides they must agree."""
@@ -772,26 +742,28 @@ class Comparer:
     # --- numbers and expressions
 
     def at_points(self, a, t):
-        """The pairs of values at the fixed random points where both are defined: fractions, half of them positive only;
-        whole numbers for the letters that stand for them."""
+        """The pairs of values at the fixed random points where both are defined: fractions, whole numbers for the letters that
+        stand for them; all positive, all negative, then each of any sign, since |xy| is xy wherever xy > 0."""
         names, rng = sorted(leaves(a, "sym") | leaves(t, "sym")), random.Random(20)
         real = bool(names) and "i" not in leaves(a, "const") | leaves(t, "const")
         for trial in range(8 if names else 1):
-            low, high, bottom = ((10, 400, 20), (10, 90, 147), (-400, 400, 23), (-90, 90, 203))[trial % 4]
-            point = {name: num(rng.randint(2, 30) * (1 if low > 0 else -1) if name.split("_")[0] in tuple("jklmn") else
-                               Fraction(2 * rng.randint(low, high) + 1, bottom)) for name in names}
+            low, high, bottom = ((10, 400, 20), (10, 90, 147))[trial % 2]
+            point = {}
+            for name in names:
+                size = rng.randint(2, 30) if name[0] in "jklmn" else Fraction(2 * rng.randint(low, high) + 1, bottom)
+                point[name] = num(size * (1 if trial < 2 else -1 if trial < 4 else rng.choice((1, -1))))
             try:
                 yield self.at(a, t, point=point, real=real)
             except Undefined:
                 continue
 
     def equal(self, a, t) -> bool:
-        """Two expressions: as fractions if they are, else at up to five points where both are defined."""
+        """Two expressions: as fractions if they are, else at all points where both are defined."""
         if a[0] == t[0] == "num":
             self.rule = "exact values"
             return a[1] == t[1]
         self.rule = "60 digits and more" + (" at random points" if leaves(a, "sym") | leaves(t, "sym") else "")
-        points = itertools.islice(self.at_points(a, t), 5)
+        points = self.at_points(a, t)
         first = next(points, None)
         return first is not None and all(self.near(*values) for values in itertools.chain([first], points))
 
@@ -822,13 +794,9 @@ class Comparer:
         if all(names) and names[0] != names[1]:
             return False
         (ends, one), (more, other) = self.region(a), self.region(t)
-        return all(one(x) == other(x) for x in self.probes(ends + more))
-
-    def probes(self, ends: list) -> list:
-        """All ends, the middles between them, and a number beyond them on each side."""
-        ends = sorted(x for x in ends if self.mp.isfinite(x)) or [self.mp.mpf(0)]
+        ends = sorted(x for x in ends + more if self.mp.isfinite(x)) or [self.mp.mpf(0)]
         middles = [(x + y) / 2 for x, y in itertools.pairwise(ends) if not self.close(x, y)]
-        return [ends[0] - 1, *ends, ends[-1] + 1, *middles]
+        return all(one(x) == other(x) for x in [ends[0] - 1, *ends, *middles, ends[-1] + 1])
 
     def region(self, tree):
         """The ends at which membership may change, and whether a number is a member. Undefined if this is no set."""
@@ -846,8 +814,7 @@ class Comparer:
         ends, members = [x for region in regions for x in region[0]], [region[1] for region in regions]
         if kind == "∖":
             return ends, lambda x: members[0](x) and not any(member(x) for member in members[1:])
-        both = kind in ("∩", "R") or (kind == "list" and tree[1] != "or" and        # "x < 1, x > 3" cannot both hold
-                                      any(all(member(x) for member in members) for x in self.probes(ends)))
+        both = kind in ("∩", "R") or (tree[1] == "and" and tree[2][0] in ("<", "≤", "≠"))
         return ends, lambda x: (all if both else any)(member(x) for member in members)
 
     def half_line(self, sign, left, right):
@@ -943,13 +910,8 @@ def algebra(answer: str, truth: str) -> tuple[str, str]:
     return verdict, rule
 
 
-def judge(text: str, truth: str) -> Verdict:
-    """Extract, parse and compare. Never raises; bounded in time and memory by itself, so that it can be called directly."""
-    return judge_answer(extract(text), truth)
-
-
 def judge_answer(answer: str | None, truth: str) -> Verdict:
-    """The verdict on a bare answer, None if there is none."""
+    """The verdict on a bare answer, None if there is none. Never raises; bounded in time and memory by itself."""
     if verdict := quick(answer, truth):
         return verdict
     try:
@@ -959,13 +921,18 @@ def judge_answer(answer: str | None, truth: str) -> Verdict:
     return Verdict(float(verdict == "right"), verdict, answer, rule)
 
 
+def judge(text: str, truth: str) -> Verdict:
+    """Extract, parse and compare: the verdict on a completion."""
+    return judge_answer(extract(text), truth)
+
+
 def equal(answer: str, truth: str) -> bool:
-    """Whether the bare `answer` (no box around it) equals `truth`. Never raises."""
+    """Whether the bare `answer` (no box around it) equals `truth`."""
     return judge_answer(answer, truth).score == 1.0
 
 
 def score(text: str, truth: str) -> float:
-    """1.0 if the final answer in `text` equals `truth`, else 0.0. Never raises."""
+    """1.0 if the final answer in `text` equals `truth`, else 0.0."""
     return judge(text, truth).score
 
 
@@ -1066,28 +1033,25 @@ def main():
         return serve(args.worker)
     if args.file:
         with open(args.file, encoding="utf-8") as file:
-            cases = [json.loads(line) for line in file if line.strip()]
-        wrong = 0
-        for case in cases:
-            verdict = judge(case["completion"], case["gold"])
-            if case["expected"] is not None and verdict.score != case["expected"]:
-                wrong += 1
-                print(f"{case.get('kind', '')}: answer {verdict.answer!r}, truth {case['gold']!r}, "
-                      f"expected {case['expected']}, found {verdict.verdict} by {verdict.rule!r}")
-        return print(f"{len(cases) - wrong} of {len(cases)} agree ({(len(cases) - wrong) / max(len(cases), 1):.1%})")
+            cases = [case for case in map(json.loads, filter(str.strip, file)) if case["expected"] is not None]
+        found = [(case, judge(case["completion"], case["gold"])) for case in cases]
+        wrong = [(case, verdict) for case, verdict in found if verdict.score != case["expected"]]
+        for case, verdict in wrong:
+            print(f"{case.get('kind', '')}: answer {verdict.answer!r}, truth {case['gold']!r}, expected {case['expected']}, "
+                  f"found {verdict.verdict} by {verdict.rule!r}")
+        return print(f"{len(cases) - len(wrong)} of {len(cases)} agree ({1 - len(wrong) / max(len(cases), 1):.1%})")
     if args.answer is None or args.truth is None:
         parser.error("give --answer and --truth, or --file")
     began = time.perf_counter()
-    answer = extract(args.answer) or args.answer
-    verdict = judge_answer(answer, args.truth)
-    took = time.perf_counter() - began
-    for name, text in (("answer", answer), ("truth", args.truth)):
-        print(f"{name:9}{text}")
+    verdict = judge_answer(extract(args.answer) or args.answer, args.truth)
+    rows = {"verdict": verdict.verdict, "rule": verdict.rule, "time": f"{(time.perf_counter() - began) * 1e3:.2f} ms"}
+    for name, text in (("answer", verdict.answer), ("truth", args.truth)):
         try:
-            print(f"{'read as':9}{parse(clean(text), True)}")
+            print(f"{name:9}{text}\n{'read as':9}{parse(clean(text), True, num(10))}")
         except Refused as refused:
-            print(f"{'read as':9}{': '.join(refused.args)}")
-    print(f"{'verdict':9}{verdict.verdict}\n{'rule':9}{verdict.rule}\n{'time':9}{took * 1e3:.2f} ms")
+            print(f"{name:9}{text}\n{'read as':9}{': '.join(refused.args)}")
+    for name, text in rows.items():
+        print(f"{name:9}{text}")
 
 
 if __name__ == "__main__":
