@@ -74,7 +74,7 @@ def extract(text: str) -> str | None:
     what follows ####, else the last "answer is ..." or "final answer: ...". An empty box, or one that is never closed
     when there is no other, is no answer. Linear in the text's length: five boxes are tried, and MAX_BRACES in each."""
     text = text[text.rfind("</think>") + 8:] if "</think>" in text else text
-    found, boxes = "", deque(BOX.finditer(text), maxlen=5)
+    boxes = deque(BOX.finditer(text), maxlen=5)
     for box in reversed(boxes):
         if box[1]:
             return box[1]
@@ -83,10 +83,11 @@ def extract(text: str) -> str | None:
             depth += {"{": 1, "}": -1}.get(brace[0], 0)
             if not depth:
                 return text[box.end():brace.start()].strip() or None
-    if not boxes:
-        for end in [max((match.end() for match in head.finditer(text)), default=0) for head in HEADS]:
-            found = found or (end and re.split(r"\.(?:\s|$)|\n", text[end:], maxsplit=1)[0].strip("* \t"))
-    return found.strip() or None if found else None
+    for head in HEADS if not boxes else ():
+        end = max((match.end() for match in head.finditer(text)), default=len(text))
+        if found := re.split(r"\.(?:\s|$)|\n", text[end:], maxsplit=1)[0].strip("* \t"):
+            return found.strip() or None
+    return None
 
 
 # ------------------------------------------------------------------------------------------------------------- spelling
@@ -518,16 +519,12 @@ LOCAL = threading.local()      # an mpmath context holds its precision: one for 
 # ------------------------------------------------------------------------------------------------------------- comparing
 
 COLLECTIONS, REGIONS = ("seq", "set", "list"), {"<", "≤", "≠", "∪", "∩", "∖", "R", "seq", "list"}
+SIMPLE = ("sym", "fn", "seq")          # a side of an equation that can only be a name, unlike a + b
 
 
 def named(tree) -> bool:
     """Whether a tree is a name rather than a value, with letters and no numbers: x, AB, f(2), |AB|, AB/CD, (x, y), sin A."""
     return bool(leaves(tree, "sym")) and not leaves(tree, "num")
-
-
-def simple(tree) -> bool:
-    """Whether a side of an equation can only be a name: x, f(x), (x, y), but not a + b."""
-    return named(tree) and tree[0] in ("sym", "fn", "seq")
 
 
 def worth(tree) -> tuple:
@@ -536,7 +533,7 @@ def worth(tree) -> tuple:
     if len(sides) == 2 and named(sides[1]) and not leaves(sides[0], "sym"):
         sides = sides[::-1]
     if named(sides[0]):                                               # ab = 6, but not ab = cd
-        return sides[1:] if simple(sides[0]) or not leaves(sides[-1], "sym") else ()
+        return sides[1:] if sides[0][0] in SIMPLE or not leaves(sides[-1], "sym") else ()
     return () if leaves(sides[0], "sym") else sides
 
 
@@ -546,7 +543,7 @@ def gathered(tree):
     x = 1, y = 2 and (y, x) = (2, 1) say what the pair (x, y) is, and so does x = y = 3."""
     items, sides = [*tree[2:]] if tree[0] == "list" else [], tree[1:] if tree[0] == "=" else ()
     if items:
-        names = [x[1] if x[0] == "=" and len(x) == 3 and simple(x[1]) else None for x in items]
+        names = [x[1] if x[0] == "=" and len(x) == 3 and named(x[1]) and x[1][0] in SIMPLE else None for x in items]
         values = [x[-1] if name else x for x, name in zip(items, names, strict=True)]
         names = names if any(names[1:]) else names[:1] * len(names)                    # x = 1, 2
         bases = {("sym", name[1].split("_")[0]) if name and name[0] == "sym" else name for name in names}
@@ -940,19 +937,16 @@ def score(text: str, truth: str) -> float:
 
 class Grader:
     """Grade in worker processes that can be killed: each answer has `timeout_s` seconds and each worker `memory_gb` GB.
-
     A worker is this file run by a fresh interpreter, with lines of JSON on its pipes. It is not a multiprocessing child:
-    those import the caller's main script again, and with it torch. Answers that need no algebra are decided at once in the
-    caller; the first that does starts a worker. Any thread may submit; `close`, or leaving the `with` block, ends the
-    workers when they have done what was submitted. `submit` after that raises RuntimeError.
-    """
+    those import the caller's main script again, and with it torch. It starts with the first answer that needs algebra. Any
+    thread may submit; `close`, or leaving the `with` block, ends the workers when they have done what was submitted, and
+    `submit` after that raises RuntimeError."""
 
     def __init__(self, workers: int = 1, timeout_s: float = 5.0, memory_gb: float = 1.0):
         if workers < 1 or timeout_s <= 0 or memory_gb <= 0:
             raise ValueError(f"workers {workers}, timeout_s {timeout_s}, memory_gb {memory_gb}: all must be positive")
         self.timeout_s, self.command = timeout_s, [sys.executable, __file__, "--worker", str(memory_gb)]
-        self.own, self.started, self.closed = threading.local(), [], False
-        self.threads = ThreadPoolExecutor(workers, initializer=lambda: setattr(self.own, "worker", None))
+        self.threads, self.own, self.started = ThreadPoolExecutor(workers), threading.local(), []
 
     def __enter__(self):
         return self
@@ -961,15 +955,8 @@ class Grader:
         self.close()
 
     def submit(self, text: str, truth: str) -> "Future[Verdict]":
-        """A future of the verdict on one completion; already done when no algebra is needed."""
-        if self.closed:
-            raise RuntimeError("this Grader is closed: make a new one, or submit before leaving its `with` block")
-        answer = extract(text)
-        if not (verdict := quick(answer, truth)):
-            return self.threads.submit(self._ask, answer, truth)
-        future = Future()
-        future.set_result(verdict)
-        return future
+        """A future of the verdict on one completion."""
+        return self.threads.submit(self._judge, text, truth)
 
     def grade(self, texts: list[str], truths: list[str]) -> list[Verdict]:
         """The verdicts on a batch, in its order. ValueError if the two lists differ in length."""
@@ -978,33 +965,31 @@ class Grader:
 
     def close(self):
         """Finish what was submitted, then end the workers."""
-        self.closed = True
         self.threads.shutdown()
         for worker in self.started:
             worker.communicate()
 
-    def _ask(self, answer: str, truth: str) -> Verdict:
-        """The verdict of this thread's own worker, which is started first if there is none or it is dead."""
-        worker, late = self.own.worker, threading.Event()
+    def _judge(self, text: str, truth: str) -> Verdict:
+        """At once if no algebra is needed, else by this thread's own worker, started if there is none or it is dead."""
+        answer, late, worker = extract(text), threading.Event(), getattr(self.own, "worker", None)
+        if verdict := quick(answer, truth):
+            return verdict
         alarm = threading.Timer(self.timeout_s, lambda: (late.set(), worker.kill()))
         try:
             if worker is None or worker.poll() is not None:
-                worker = self.own.worker = self._start()
+                worker = subprocess.Popen(self.command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+                self.own.worker = worker
+                self.started.append(worker)
+                worker.stdout.readline()        # ready: its start does not count against the first answer
             alarm.start()
             worker.stdin.write(json.dumps([answer, truth]) + "\n")
             worker.stdin.flush()
             return Verdict(**json.loads(worker.stdout.readline()))
-        except (OSError, ValueError) as error:                          # its pipe closed: it was killed, or died
+        except (OSError, ValueError) as error:  # its pipe closed: it was killed, or died
             self.own.worker = None
             return Verdict(0.0, "timeout" if late.is_set() else "crashed", answer, f"the worker was lost: {error!r}")
         finally:
             alarm.cancel()
-
-    def _start(self) -> subprocess.Popen:
-        worker = subprocess.Popen(self.command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        self.started.append(worker)
-        worker.stdout.readline()        # ready: its start does not count against the first answer
-        return worker
 
 
 def serve(memory_gb: float):

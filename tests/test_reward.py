@@ -427,8 +427,8 @@ def algebraic(n):
 @pytest.fixture
 def started(monkeypatch):
     """The worker processes, as they are started."""
-    found, start = [], Grader._start
-    monkeypatch.setattr(Grader, "_start", lambda self: found.append(start(self)) or found[-1])
+    found, start = [], subprocess.Popen
+    monkeypatch.setattr(reward.subprocess, "Popen", lambda *args, **more: found.append(start(*args, **more)) or found[-1])
     return found
 
 
@@ -447,7 +447,7 @@ def test_grade_keeps_order_and_threads_may_share(started):
     expected = [judge(*pair) for pair in zip(texts, truths, strict=True)]
     assert {v.verdict for v in expected} == {"right", "wrong"} and found == [expected] * 3
     assert all(worker.poll() == 0 for worker in started)               # caught: workers left behind
-    with pytest.raises(RuntimeError, match="closed"):
+    with pytest.raises(RuntimeError, match="after shutdown"):
         grader.submit(*algebraic(2))
     with pytest.raises(ValueError, match="positive"):
         Grader(workers=0)
