@@ -219,8 +219,13 @@ def tokens(text: str, words: bool = False, found: list | None = None) -> list[tu
 # A tree is a tuple: ("num", Fraction, decimal places or None), ("sym", name), ("const", π|e|i|∞), ("R",), ("text", words),
 # ("+" | "*", ...), ("/" | "^", a, b), ("fn", name, ...), ("mark", unit, x), ("∪" | "∩" | "∖", ...), ("=", ...), ("ratio", ...),
 # ("<" | "≤" | "≠" | "≡" | "∣", a, b), ("mod", relation, modulus), ("&", ...), and three collections, whose items follow what
-# joins them: ("seq", brackets, ...), ("set", "{}", ...), ("list", "," | "and" | "or", ...).
+# joins them: ("seq", brackets, ...), ("set", "{}", ...), ("list", "," | "and" | "or" | "<", ...).
 
+def num(value, places=None):
+    return ("num", Fraction(value), places)
+
+
+MINUS, BASES = num(-1), {"ln": ("const", "e"), "lg": num(10)}
 JOINERS, RELATIONS, SIGNED, CURRENCY = (",", ";", "¶", "and", "or"), tuple("=≠<≤>≥≈≡∣"), ("+", "-"), ("$", "€", "£")
 LEVELS = {sign: level for level, signs in enumerate(("&", "∪∩∖", ":", SIGNED, "*/"), start=1) for sign in signs}
 SUM, PRODUCT, KINDS = LEVELS["+"], LEVELS["*"], {":": "ratio", "-": "+"}
@@ -228,13 +233,6 @@ CLOSING = {"(": ")]", "[": "])", "{": "}", "\\{": ("\\}",), "⌊": "⌋", "⌈":
 ROUNDING = {"|": "abs", "⌊": "floor", "⌈": "ceil"}
 CONSTANTS = {"π": ("const", "π"), "∞": ("const", "∞"), "ℝ": ("R",), "∅": ("set", "{}"), "…": ("sym", "…")}
 FACTORS = ("num", "sym", "fn", "cmd", "begin", "(", "[", "{", "\\{", "⌊", "⌈", "√", *CURRENCY, *CONSTANTS)
-
-
-def num(value, places=None):
-    return ("num", Fraction(value), places)
-
-
-MINUS = num(-1)
 
 
 def over(a, b):
@@ -276,9 +274,8 @@ def literal(text: str):
 class Parser:
     """Precedence climbing over the tokens: `expression` reads the signs of LEVELS, and `atom` what stands between them."""
 
-    def __init__(self, text: str, log_base):
+    def __init__(self, text: str):
         self.found, self.at, self.depth, self.bars = [*tokens(text), ("the end", None), ("the end", None)], -1, 0, False
-        self.bases = {"ln": ("const", "e"), "lg": num(10), "log": log_base}
         self.step()
 
     def step(self):
@@ -322,7 +319,7 @@ class Parser:
         if {*signs} - {"="}:
             pairs = [({">": "<", "≥": "≤"}[s], b, a) if s in ">≥" else (s, a, b)
                      for s, a, b in zip(signs, sides, sides[1:], strict=False)]
-            tree = ("∩", *pairs) if len(pairs) > 1 else pairs[0]
+            tree = ("list", "<", *pairs) if len(pairs) > 1 else pairs[0]
         return ("mod", tree, modulus) if modulus else tree
 
     def expression(self, level=0):
@@ -439,7 +436,7 @@ class Parser:
         self.bars, closing = outer, self.need(*CLOSING[opening])
         if opening in ROUNDING:
             return ("fn", ROUNDING[opening], tree)
-        items = tree[2:] if tree[0] == "list" else (tree,)
+        items = tree[2:] if tree[0] == "list" and tree[1] != "<" else (tree,)
         if opening == "\\{":
             return ("set", "{}", *items)
         if opening == "{" or (len(items) == 1 and opening + closing in ("()", "[]")):
@@ -451,7 +448,7 @@ class Parser:
         scripts = {}
         while sign := self.eat("^", "_"):
             scripts[sign] = self.argument()
-        power, base = scripts.get("^"), scripts.get("_") or self.bases.get(name)
+        power, base = scripts.get("^"), scripts.get("_") or BASES.get(name)
         if power == MINUS and "a" + name in FUNCTIONS.values():
             name, power = "a" + name, None
         if self.kind in ("(", "{"):
@@ -479,24 +476,22 @@ class Parser:
         return seq(seq(row) if len(row) > 1 else row[0] for row in rows)
 
 
+PLUS_MINUS = str.maketrans("±∓", "+-"), str.maketrans("±∓", "-+")
+BUILDER = re.compile(r"\\\{\s*\w(?:\s*=[^{}|∣:]*)?\s*[|∣:]((?:[^{}]|\{[^{}]*\})*)\\\}")        # {x | x > 3} is read as x > 3
+
+
 @lru_cache(8192)
-def parse(text: str, thousands: bool, log_base=None):
-    """The tree of a cleaned text. `thousands`: 1,000 is a number, not a list. Raises Refused."""
+def parse(text: str):
+    """The tree of a cleaned text. Raises Refused."""
     if "±" in text or "∓" in text:                                    # two values, or some items of a set twice
-        plus, minus = (parse(text.translate(signs), thousands, log_base) for signs in PLUS_MINUS)
-        if plus[0] == minus[0] and plus[0] in ("list", "set"):
+        plus, minus = (parse(text.translate(signs)) for signs in PLUS_MINUS)
+        if plus[0] == minus[0] and plus[0] in ("list", "set") and plus[1] != "<":
             return tuple(dict.fromkeys((*plus, *minus[2:])))
         return ("list", "or", plus, minus)
-    text = BUILDER.sub(r"{\1}", text)
-    parser = Parser(THOUSANDS.sub(lambda run: run[0].replace(",", ""), text) if thousands else text, log_base)
+    parser = Parser(BUILDER.sub(r"{\1}", text))
     tree = parser.listing()
     parser.need("the end")
     return tree
-
-
-PLUS_MINUS = str.maketrans("±∓", "+-"), str.maketrans("±∓", "-+")
-THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
-BUILDER = re.compile(r"\\\{\s*\w(?:\s*=[^{}|∣:]*)?\s*[|∣:]((?:[^{}]|\{[^{}]*\})*)\\\}")        # {x | x > 3} is read as x > 3
 
 
 # ------------------------------------------------------------------------------------------------------------- values
@@ -527,14 +522,14 @@ def named(tree) -> bool:
     return bool(leaves(tree, "sym")) and not leaves(tree, "num")
 
 
-def worth(tree) -> tuple:
-    """What an equation says that something named is: 3 in "x = 3" and "3 = x", 6/2 and 3 in "x = 6/2 = 3"; () if nothing."""
-    sides = tree[1:]
+def stated(tree) -> tuple:
+    """The name, or None, and what is said of it: x and 3 in "x = 3" and "3 = x", x and 6/2 and 3 in "x = 6/2 = 3"."""
+    sides = tree[1:] if tree[0] == "=" else (tree,)
     if len(sides) == 2 and named(sides[1]) and not leaves(sides[0], "sym"):
         sides = sides[::-1]
-    if named(sides[0]):                                               # ab = 6, but not ab = cd
-        return sides[1:] if sides[0][0] in SIMPLE or not leaves(sides[-1], "sym") else ()
-    return () if leaves(sides[0], "sym") else sides
+    if len(sides) > 1 and named(sides[0]) and (sides[0][0] in SIMPLE or not leaves(sides[-1], "sym")):
+        return sides[0], sides[1:]                                    # ab = 6, but not ab = cd
+    return None, () if len(sides) > 1 and leaves(sides[0], "sym") else sides
 
 
 @lru_cache(8192)
@@ -593,15 +588,12 @@ class Comparer:
             self.rule = "in order, with brackets"
             point = len(right) > 2 and {a[1], t[1]} == {"()", "[]"}   # three numbers are no interval
             return (a[1] == t[1] or point) and self.in_order(left, right)
-        if kinds == {"seq", "list"} and "()" in (a[1], t[1]) and "or" not in (a[1], t[1]):
-            self.rule = "in order, brackets on one side"
-            return self.in_order(left, right)
+        if kinds == {"seq", "list"} and "()" in (a[1], t[1]) and "or" not in (a[1], t[1]) and self.in_order(left, right):
+            return True
         if kinds & {"set", "list"} and "seq" not in kinds and (len(left) == len(right) or kinds == {"set"}):
             self.rule = "without order"
             if self.without_order(left, right):
                 return True
-        if a[0] == t[0] == "∩" and self.without_order(a[1:], t[1:]):  # a < b < c
-            return True
         if a[0] == t[0] and a[0] in "<≤≠":
             self.rule = "relations up to a factor"
             sign = self.factor(difference(*a[1:]), difference(*t[1:]))
@@ -619,17 +611,15 @@ class Comparer:
         return all(any(self.same(x, y) for y in t) for x in a) and all(any(self.same(x, y) for x in a) for y in t)
 
     def equations(self, a, t) -> bool:
-        """Where at least one side is an equation: what it says of something named; two equations, up to a factor."""
-        if a[0] != t[0]:
-            sides = worth(a if a[0] == "=" else t)
-            return sides != () and all(self.same(x, t) if a[0] == "=" else self.same(a, x) for x in sides)
+        """Where a side is an equation: both are, up to a factor; or they say the same of a name, missing on one side or not."""
         self.rule = "equations up to a factor"
-        if len(a) == len(t) == 3 and self.factor(difference(*a[1:]), difference(*t[1:])):
+        if a[0] == t[0] and len(a) == len(t) == 3 and self.factor(difference(*a[1:]), difference(*t[1:])):
             return True
-        applied = any(x[1][0] == "sym" and x[1][1].endswith(")") for x in (a, t))
-        alike = named(a[1]) and named(t[1]) and self.same(a[1], t[1])
-        return (alike or (applied and ("sym", "y") in (a[1], t[1]))) and all(       # y = x^2, f(x) = x^2
-            self.same(x, y) for x in a[2:] for y in t[2:])
+        (name, values), (due, others) = stated(a), stated(t)
+        applied = ("sym", "y") in (name, due) and any(x and x[0] == "sym" and x[1].endswith(")") for x in (name, due))
+        if not (name is None or due is None or applied or self.same(name, due)):        # applied: y = x^2, f(x) = x^2
+            return False
+        return values != () != others and all(self.same(x, y) for x in values for y in others)
 
     def marked(self, a, t) -> bool:
         """Rule 6: a percent, degree, unit or base may be missing on one side; on both sides they must agree."""
@@ -811,7 +801,7 @@ class Comparer:
         ends, members = [x for region in regions for x in region[0]], [region[1] for region in regions]
         if kind == "∖":
             return ends, lambda x: members[0](x) and not any(member(x) for member in members[1:])
-        both = kind in ("∩", "R") or (tree[1] == "and" and tree[2][0] in ("<", "≤", "≠"))
+        both = kind in ("∩", "R") or tree[1] == "<" or (tree[1] == "and" and tree[2][0] in "<≤≠")
         return ends, lambda x: (all if both else any)(member(x) for member in members)
 
     def half_line(self, sign, left, right):
@@ -845,6 +835,8 @@ class Verdict:
 CHOICE = re.compile(r"(?:(?:option|choice|answer)\s*:?\s*)?(\()?([A-J])(?(1)\)|(?:[).]|:(?=\s)|$))"
                     r"(?![-(])(?!\s*(?:[,;&^_+*/=!<>]|and\b|or\b))\s*(.*)", re.I | re.S)      # not (a)(b), (a)^2, A:B
 WHOLE = re.compile(r"-?(?:\d{1,3}(?:,\d{3}){1,9}|\d{1,30})")
+THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
+LOG = re.compile(r"log(?! ?_)")
 WORDS = re.compile(r"(?=.*[a-zA-Z]{2})[a-zA-Z][a-zA-Z\s.,;'\"()-]*")
 
 
@@ -886,24 +878,27 @@ def decide(answer: str, truth: str) -> tuple[str, str]:
 
 
 def algebra(answer: str, truth: str) -> tuple[str, str]:
-    """Parse and compare under each reading that the truth allows."""
+    """Parse and compare under each reading that the truth allows (rule 10)."""
     deadline, verdict, rule = time.thread_time() + SECONDS, "wrong", ""
-    grouped = [bool(THOUSANDS.search(text)) for text in (truth, answer)]
-    pair = grouped[0] and re.match(r"\\?[\[({]", truth)               # (1,234)
-    readings = [False] if pair else sorted({*grouped}, reverse=True)
-    logs = [("const", "e"), num(10)] if re.search(r"log(?! ?_)", answer + truth) else [None]
-    for thousands, log_base in itertools.product(readings, logs):
+    grouped, pair = [bool(THOUSANDS.search(text)) for text in (truth, answer)], re.match(r"\\?[\[({]", truth)
+    commas = ["", ","] if any(grouped) else [","]
+    if grouped[0] and (grouped[1] or pair):
+        commas = [","] if pair else [""]                              # (1,234) is a pair; 1,000 and 1,001 are two numbers
+    for comma, log in itertools.product(commas, ["ln", "lg"] if LOG.search(answer + truth) else [""]):
+        a, t = LOG.sub(log, answer), LOG.sub(log, truth)
+        if not comma:
+            a, t = (THOUSANDS.sub(lambda run: run[0].replace(",", ""), text) for text in (a, t))
         try:
             verdict, rule = "unparsed", "the truth cannot be read"
-            t = parse(truth, thousands, log_base)
-            comparer, rule = Comparer(deadline), "the answer cannot be read"
-            if comparer.same(parse(answer, thousands, log_base), t):
-                return "right", comparer.rule
-            verdict, rule = "wrong", comparer.rule
+            due, rule = parse(t), "the answer cannot be read"
+            found, comparer, rule = parse(a), Comparer(deadline), "not compared"
+            verdict, rule = "right" if comparer.same(found, due) else "wrong", comparer.rule
         except Refused as refused:
             verdict, rule = refused.args[0], f"{rule}: {refused.args[1]}"
         except (MemoryError, OverflowError, RecursionError) as error:
             verdict, rule = "too_large", str(error) or type(error).__name__
+        if verdict == "right":
+            break
     return verdict, rule
 
 
@@ -1032,7 +1027,7 @@ def main():
     rows = {"verdict": verdict.verdict, "rule": verdict.rule, "time": f"{(time.perf_counter() - began) * 1e3:.2f} ms"}
     for name, text in (("answer", verdict.answer), ("truth", args.truth)):
         try:
-            print(f"{name:9}{text}\n{'read as':9}{parse(clean(text), True, num(10))}")
+            print(f"{name:9}{text}\n{'read as':9}{parse(clean(text))}")
         except Refused as refused:
             print(f"{name:9}{text}\n{'read as':9}{': '.join(refused.args)}")
     for name, text in rows.items():

@@ -550,7 +550,7 @@ def test_every_truth_of_the_study_equals_itself():
         text = reward.plain(truth)
         if not reward.CHOICE.fullmatch(text) and not reward.WORDS.fullmatch(text):    # those are compared as text
             try:
-                reward.parse(reward.clean(truth), True)
+                reward.parse(reward.clean(truth))
                 assert reward.algebra(reward.clean(truth), reward.clean(truth))[0] == "right", truth    # not by the string
             except reward.Refused:
                 unread.append(truth)
