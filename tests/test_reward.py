@@ -170,7 +170,7 @@ RULES = {
         1<x\le2  =  (1,2]  =  x>1 \text{ and } x\le2  =  2 \ge x > 1  =  \{x : 1 < x \leq 2\}  !  [1,2]  !  1\le x<2
         (-\infty,1)\cup(3,\infty)  =  x<1 \text{ or } x>3  =  x<1, x>3  =  (3,+\infty)\cup(-\infty,1)
         (-\infty,1)\cup(3,\infty)  =  (-\infty,1) U (3,\infty)  !  (1,3)  !  (-\infty,1]\cup(3,\infty)
-        [0,2]  =  [0,1]\cup[1,2]  =  0 \le x \le 2  !  [0,1)\cup(1,2]
+        [0,2]  =  0 \le x \le 2  =  -2 \le -x \le 0  !  [0,1]  !  [0,1)\cup(1,2]
         \mathbb{R}  =  (-\infty,\infty)  =  x\in\mathbb R  =  ℝ  !  x>0
         x\ne2  =  (-\infty,2)\cup(2,\infty)  =  \mathbb{R}\setminus\{2\}  =  x \neq 2  !  x\ne3  !  x=2
         a+b<c  =  c>a+b  =  2a+2b<2c  !  a+b>c  !  a+b\le c
