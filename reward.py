@@ -257,12 +257,11 @@ def multiply(a, b):
         scalar, vector = (a, b) if b[0] == "seq" else (b, a)
         return (*vector[:2], *(multiply(scalar, x) for x in vector[2:]))
     if a[0] == b[0] == "seq":
-        column = b[2][0] != "seq"
-        columns = [*zip(*[[x] if column else x[2:] for x in b[2:]], strict=False)]
-        if any(row[0] != "seq" or len(row) != len(b) for row in a[2:]):
+        left, right = ([x[2:] if x[0] == "seq" else (x,) for x in matrix[2:]] for matrix in (a, b))
+        if any(len(row) != len(right) for row in left):
             fail("matrices that do not fit")
-        rows = [[("+", *(("*", x, y) for x, y in zip(row[2:], ys, strict=True))) for ys in columns] for row in a[2:]]
-        return seq(row[0] if column else seq(row) for row in rows)
+        rows = [[("+", *map(multiply, row, column)) for column in zip(*right, strict=False)] for row in left]
+        return seq(seq(row) if len(row) > 1 else row[0] for row in rows)
     return (*a, b) if a[0] == "*" else ("*", a, b)
 
 
@@ -507,7 +506,6 @@ CALLS = {  # functions that mpmath has not, or not as we mean them; a rounding e
     "abs": lambda mp, x: abs(x), "max": lambda mp, *xs: max(xs), "min": lambda mp, *xs: min(xs),
     "cis": lambda mp, x: mp.expj(x), "log": lambda mp, x, base: mp.log(x) / mp.log(base),
     "floor": lambda mp, x: mp.floor(x + mp.mpf(2) ** -100), "ceil": lambda mp, x: mp.ceil(x - mp.mpf(2) ** -100)}
-MPMATH = {*FUNCTIONS.values(), "factorial", "fac2", "binomial"} - {*CALLS}
 LOCAL = threading.local()      # an mpmath context holds its precision: one for each thread
 
 
@@ -736,7 +734,7 @@ class Comparer:
         large = any(mp.isfinite(v) and mp.mag(v) > (50 if gamma else 5000) for v in values)
         if (large and name not in ("log", "abs")) or (gamma and mp.prec > 1000 and not all(map(mp.isint, values))):
             fail(f"{name} of a number beyond the bound", "too_large")
-        return getattr(mp, name)(*values) if name in MPMATH else CALLS[name](mp, *values)
+        return CALLS[name](mp, *values) if name in CALLS else getattr(mp, name)(*values)        # a name of our tables
 
     # --- numbers and expressions
 
@@ -813,9 +811,9 @@ def quick(answer: str | None, truth: str) -> Verdict | None:
     a, t = (text.strip("$ \n").rstrip(". ") for text in (answer, truth))
     if a == t and (a or answer == truth):
         return Verdict(1.0, "right", answer, "the same string")
-    if all(re.fullmatch(r"-?\d{1,30}", text) for text in (a, t)):
-        return Verdict(float(int(a) == int(t)), "right" if int(a) == int(t) else "wrong", answer, "two whole numbers")
-    return None
+    if not all(re.fullmatch(r"-?\d{1,30}", text) for text in (a, t)):
+        return None
+    return Verdict(float(int(a) == int(t)), "right" if int(a) == int(t) else "wrong", answer, "two whole numbers")
 
 
 def decide(answer: str, truth: str) -> tuple[str, str]:
@@ -897,6 +895,7 @@ def score(text: str, truth: str) -> float:
 
 class Grader:
     """Grade in worker processes that can be killed: each answer has `timeout_s` seconds and each worker `memory_gb` GB.
+
     A worker is this file run by a fresh interpreter, with lines of JSON on its pipes. It is not a multiprocessing child:
     those import the caller's main script again, and with it torch. It starts with the first answer that needs algebra. Any
     thread may submit; `close`, or leaving the `with` block, ends the workers when they have done what was submitted, and
@@ -989,14 +988,14 @@ def main():
         parser.error("give --answer and --truth, or --file")
     began = time.perf_counter()
     verdict = judge_answer(extract(args.answer) or args.answer, args.truth)
-    rows = {"verdict": verdict.verdict, "rule": verdict.rule, "time": f"{(time.perf_counter() - began) * 1e3:.2f} ms"}
+    took = (time.perf_counter() - began) * 1e3
     for name, text in (("answer", verdict.answer), ("truth", args.truth)):
         try:
-            print(f"{name:9}{text}\n{'read as':9}{parse(clean(text))}")
+            tree = parse(clean(text))
         except Refused as refused:
-            print(f"{name:9}{text}\n{'read as':9}{': '.join(refused.args)}")
-    for name, text in rows.items():
-        print(f"{name:9}{text}")
+            tree = ": ".join(refused.args)
+        print(f"{name:9}{text}\n{'read as':9}{tree}")
+    print(f"{'verdict':9}{verdict.verdict}\n{'rule':9}{verdict.rule}\n{'time':9}{took:.2f} ms")
 
 
 if __name__ == "__main__":
