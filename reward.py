@@ -708,14 +708,14 @@ class Comparer:
         return self.noted(self.power(*parts, tree[2]) if kind == "^" else self.call(tree[1], *parts))
 
     def noted(self, value):
-        """The value, with its size noted."""
+        """The value, a real one if it is real, with its size noted."""
+        if self.mp.im(value) == 0:
+            value = self.mp.re(value)
+        elif self.real:
+            fail("not real", "undefined")
         if value and self.mp.isfinite(value):
             size = int(self.mp.mag(value))
             self.high, self.low = max(self.high, size), min(self.low, size)
-            if self.mp.im(value) == 0:
-                return self.mp.re(value)
-            if self.real:
-                fail("not real", "undefined")
         return value
 
     def power(self, base, power, tree):
@@ -780,9 +780,8 @@ class Comparer:
                 ratios.append(left / right)
             elif not self.near(left, right):
                 return 0
-        if len(ratios) < 2 or self.mp.im(ratios[0]) or any(abs(x / ratios[0] - 1) > self.mp.mpf(2) ** -120 for x in ratios):
-            return 0
-        return 1 if ratios[0] > 0 else -1
+        constant = len(ratios) > 1 and all(abs(x - ratios[0]) <= abs(ratios[0]) * self.mp.mpf(2) ** -120 for x in ratios)
+        return int(self.mp.sign(self.mp.re(ratios[0]))) if constant and not self.mp.im(ratios[0]) else 0
 
 
 # ------------------------------------------------------------------------------------------------------------- deciding
