@@ -188,8 +188,8 @@ def tokens(text: str, words: bool = False, found: list | None = None) -> list[tu
         kind, value = match.lastgroup, match[match.lastgroup or 0]
         if kind == "text":
             tokens(value, match["style"] not in ("mathbf", "boldsymbol", "bm", "mathit"), found)
-        elif kind == "name":
-            found.append((match["edge"], value))
+        elif kind in ("name", "num"):
+            found.append((match["edge"] or kind, value))
         elif kind == "cmd" and value not in STYLE.split("|"):
             found.append(NAMES.get(value) or fail(f"unknown command \\{value}"))
         elif kind == "run":
@@ -201,8 +201,6 @@ def tokens(text: str, words: bool = False, found: list | None = None) -> list[tu
                 found.append(name)
             else:
                 found += [("word", value)] if words and len(value) > 1 else [("sym", letter) for letter in value]
-        elif kind == "num":
-            found.append((kind, value))
         elif kind == "sign" and not (words and value == "."):
             found.append(("sym", value) if value in GREEK.values() else (value, None))
         if len(found) > MAX_TOKENS:
@@ -479,14 +477,20 @@ PLUS_MINUS = str.maketrans("±∓", "+-"), str.maketrans("±∓", "-+")
 BUILDER = re.compile(r"\\\{\s*\w(?:\s*=[^{}|∣:]*)?\s*[|∣:]((?:[^{}]|\{[^{}]*\})*)\\\}")        # {x | x > 3} is read as x > 3
 
 
+def either(plus, minus):
+    """Two values, x = two values, or a set in which some items have two."""
+    if plus[0] == "=" and plus[:-1] == minus[:-1]:
+        return (*plus[:-1], either(plus[-1], minus[-1]))
+    if plus[0] == minus[0] and plus[0] in ("list", "set") and plus[1] != "<":
+        return tuple(dict.fromkeys((*plus, *minus[2:])))
+    return ("list", "or", plus, minus)
+
+
 @lru_cache(8192)
 def parse(text: str):
     """The tree of a cleaned text. Raises Refused."""
-    if "±" in text or "∓" in text:                                    # two values, or some items of a set twice
-        plus, minus = (parse(text.translate(signs)) for signs in PLUS_MINUS)
-        if plus[0] == minus[0] and plus[0] in ("list", "set") and plus[1] != "<":
-            return tuple(dict.fromkeys((*plus, *minus[2:])))
-        return ("list", "or", plus, minus)
+    if "±" in text or "∓" in text:
+        return either(*(parse(text.translate(signs)) for signs in PLUS_MINUS))
     parser = Parser(BUILDER.sub(r"{\1}", text))
     tree = parser.listing()
     parser.need("the end")
@@ -536,27 +540,21 @@ def gathered(tree):
     x = 1, y = 2 and (y, x) = (2, 1) say what the pair (x, y) is, and so does x = y = 3."""
     if tree[0] == "∪":
         return ("list", *tree)
-    items, sides = [*tree[2:]] if tree[0] == "list" else [], tree[1:] if tree[0] == "=" else ()
-    if items:
-        names = [x[1] if x[0] == "=" and len(x) == 3 and named(x[1]) and x[1][0] in SIMPLE else None for x in items]
-        values = [x[-1] if name else x for x, name in zip(items, names, strict=True)]
+    names, values = [], []
+    if tree[0] == "list" and len(tree) > 2:
+        names = [x[1] if x[0] == "=" and len(x) == 3 and named(x[1]) and x[1][0] in SIMPLE else None for x in tree[2:]]
+        values = [x[-1] if name else x for x, name in zip(tree[2:], names, strict=True)]
         names = names if any(names[1:]) else names[:1] * len(names)                    # x = 1, 2
         bases = {("sym", name[1].split("_")[0]) if name and name[0] == "sym" else name for name in names}
-        if None not in bases and len(bases) == 1:
+        if len(bases) == 1 and None not in bases:
             return ("=", *bases, ("list", tree[1], *values))
-        if None in bases or len({*names}) < len(names) or tree[1] == "or":
-            return tree
-    elif len(sides) == 2 and sides[0][0] == sides[1][0] == "seq" and len(sides[0]) == len(sides[1]):
-        names, values = sides[0][2:], sides[1][2:]
-    elif len(sides) > 2 and all(x[0] == "sym" for x in sides[:-1]):
-        names, values = sides[:-1], sides[-1:] * (len(sides) - 1)
-    else:
+    elif tree[0] == "=" and len(tree) == 3 and tree[1][0] == tree[2][0] == "seq" and len(tree[1]) == len(tree[2]):
+        names, values = tree[1][2:], tree[2][2:]
+    elif tree[0] == "=" and len(tree) > 3 and all(x[0] == "sym" for x in tree[1:-1]):
+        names, values = tree[1:-1], tree[-1:] * (len(tree) - 2)
+    if not names or None in names or len({*names}) < len(names) or tree[1] == "or":
         return tree
     return ("=", *map(seq, zip(*sorted(zip(names, values, strict=True), key=repr), strict=True)))
-
-
-def difference(left, right):
-    return ("+", left, ("*", MINUS, right))
 
 
 class Comparer:
@@ -598,7 +596,7 @@ class Comparer:
                 return True
         if a[0] == t[0] and a[0] in "<≤":
             self.rule = "inequalities up to a factor"
-            return self.factor(difference(*a[1:]), difference(*t[1:])) > 0
+            return self.factor(a[1:], t[1:]) > 0
         try:
             if len(names := leaves(a, "sym") | leaves(t, "sym")) < 2:
                 one, other = (self.inequalities(x, ("sym", *(names or ("x",)))) for x in (a, t))
@@ -615,8 +613,10 @@ class Comparer:
             return (*tree[:2], *(self.inequalities(part, x) for part in tree[2:]))
         if tree[0] == "∖" and tree[1][0] == "R" and tree[2][0] == "set":
             return conditions([unequal(x, end) for end in tree[2][2:]])
-        if tree[0] == "seq" and len(tree) == 4 and self.at(difference(tree[3], tree[2]), real=True)[0] > 0:
-            return conditions([("<≤"[tree[1][0] == "["], tree[2], x), ("<≤"[tree[1][1] == "]"], x, tree[3])])
+        if tree[0] == "seq" and len(tree) == 4:
+            low, high = self.at(*tree[2:], real=True)
+            ends = ("<≤"[tree[1][0] == "["], tree[2], x), ("<≤"[tree[1][1] == "]"], x, tree[3])
+            return conditions(ends) if low < high else tree
         return ("list", "<") if tree[0] == "R" else tree
 
     def in_order(self, a, t) -> bool:
@@ -628,7 +628,7 @@ class Comparer:
     def equations(self, a, t) -> bool:
         """Where a side is an equation: both are, up to a factor; or they say the same of a name, missing on one side or not."""
         self.rule = "equations up to a factor"
-        if a[0] == t[0] and len(a) == len(t) == 3 and self.factor(difference(*a[1:]), difference(*t[1:])):
+        if a[0] == t[0] and len(a) == len(t) == 3 and self.factor(a[1:], t[1:]):
             return True
         (name, values), (due, others) = stated(a), stated(t)
         applied = ("sym", "y") in (name, due) and any(x and x[0] == "sym" and x[1].endswith(")") for x in (name, due))
@@ -770,12 +770,13 @@ class Comparer:
         if t[0] != "num" or not t[2] or abs(t[1]) * 10 ** t[2] < 100 or (a[0] == "num" and a[2] is not None and a[2] < t[2]):
             return False
         self.rule = "rounds to the truth's decimals"
-        return abs(self.at(difference(a, t), real=True)[0]) * 2 * 10 ** t[2] <= 1
+        value, due = self.at(a, t, real=True)
+        return abs(value - due) * 2 * 10 ** t[2] <= 1
 
     def factor(self, a, t) -> int:
-        """The sign of the constant c with a = c t at all points, or 0: equations and inequalities up to a factor."""
+        """The sign of the constant by which the difference of the sides of `a` is that of `t` at all points, or 0."""
         ratios = []
-        for left, right in self.at_points(a, t):
+        for left, right in self.at_points(*(("+", x, ("*", MINUS, y)) for x, y in (a, t))):
             if not self.near(left, 0) and not self.near(right, 0):
                 ratios.append(left / right)
             elif not self.near(left, right):
