@@ -692,7 +692,7 @@ class Comparer:
         if kind == "sym":
             return self.value(self.point.get(tree[1]) or fail(f"no value for {tree[1]}", "undefined"))
         if kind == "const":
-            return {"π": +mp.pi, "e": +mp.e, "i": mp.j, "∞": mp.inf}[tree[1]]
+            return self.noted({"π": +mp.pi, "e": +mp.e, "i": mp.j, "∞": mp.inf}[tree[1]])
         if kind == "mark":
             if tree[1][0] == "_":
                 return mp.mpf(int(str(tree[2][1]), int(tree[1][1:])))
