@@ -35,6 +35,7 @@ import time
 import unicodedata
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -170,8 +171,7 @@ UNITS = {form: group.split()[0] for group in """cm centimeter centimetre|m meter
     |point|people|person|way|time|am|pm|solution|term|digit|sqft|integer|prime|side|number""".split("|")
          for name in group.split() for form in (name, name + "s")}
 NOT_UNITS = """not no but is are was isn wrong incorrect maybe possibly about approximately if unless than more less except
-    without plus minus times over undefined none mod base when for where with hundred
-    thousand million billion""".split()
+    without plus minus times over undefined none mod base when for where with hundred thousand million billion""".split()
 
 TOKEN = re.compile(rf"""
     (?P<num>(?:\d+\.?\d*|\.\d+|\.(?=\\overline))(?:(?:\\overline|\\bar|\\dot)\s*(?:\{{\d+\}}|\d)
@@ -212,19 +212,20 @@ def tokens(text: str, words: bool = False, found: list | None = None) -> list[tu
 # A tree is a tuple: ("num", Fraction, decimal places or None), ("sym", name), ("const", π|e|i|∞), ("R", "ℝ"), ("text", words),
 # ("+" | "*", ...), ("/" | "^", a, b), ("fn", name, ...), ("mark", unit, x), ("∪" | "∩" | "∖", ...), ("=", ...), ("ratio", ...),
 # ("<" | "≤" | "≡" | "∣", a, b), ("mod", relation, modulus), ("&", ...), and three collections, whose items follow what
-# joins them: ("seq", brackets, ...), ("set", "{}", ...), ("list", "," | "and" | "or" | "<", ...).
+# joins them: ("seq", brackets, ...), ("set", "{}", ...), ("list", "," | "and" | "or" | "<" | "∪", ...).
 
 def num(value, places=None):
     return ("num", Fraction(value), places)
 
 
-MINUS, BASES = num(-1), {"ln": ("const", "e"), "lg": num(10)}
+MINUS, INFINITY, BASES = num(-1), ("const", "∞"), {"ln": ("const", "e"), "lg": num(10)}
 JOINERS, RELATIONS, SIGNED, CURRENCY = (",", ";", "¶", "and", "or"), tuple("=≠<≤>≥≈≡∣"), ("+", "-"), ("$", "€", "£")
+RELATED = {">": lambda a, b: ("<", b, a), "≥": lambda a, b: ("≤", b, a),
+           "≠": lambda a, b: ("list", "or", ("<", a, b), ("<", b, a))}
 LEVELS = {sign: level for level, signs in enumerate(("&", "∪∩∖", ":", SIGNED, "*/"), start=1) for sign in signs}
 SUM, PRODUCT, KINDS = LEVELS["+"], LEVELS["*"], {":": "ratio", "-": "+"}
 CLOSING = {"(": ")]", "[": "])", "{": "}", "\\{": ("\\}",), "⌊": "⌋", "⌈": "⌉", "|": "|"}
 ROUNDING = {"|": "abs", "⌊": "floor", "⌈": "ceil"}
-INFINITY = ("const", "∞")
 CONSTANTS = {"π": ("const", "π"), "∞": INFINITY, "ℝ": ("R", "ℝ"), "∅": ("set", "{}"), "…": ("sym", "…")}
 FACTORS = ("num", "sym", "fn", "cmd", "begin", "(", "[", "{", "\\{", "⌊", "⌈", "√", *CURRENCY, *CONSTANTS)
 
@@ -235,10 +236,6 @@ def over(a, b):
 
 def seq(items):
     return ("seq", "()", *items)
-
-
-def unequal(a, b):
-    return ("list", "or", ("<", a, b), ("<", b, a))
 
 
 def conditions(parts):
@@ -324,7 +321,7 @@ class Parser:
             sides[-1] = num(sides[-1][1] % modulus[1])                # p = 5 (mod 4) is p = 1 (mod 4)
         tree = ("=", *sides) if signs else sides[0]
         if {*signs} - {"="}:
-            tree = conditions([({">": "<", "≥": "≤"}[s], b, a) if s in ">≥" else unequal(a, b) if s == "≠" else (s, a, b)
+            tree = conditions([RELATED[s](a, b) if s in RELATED else (s, a, b)
                                for s, a, b in zip(signs, sides, sides[1:], strict=False)])
         return ("mod", tree, modulus) if modulus else tree
 
@@ -612,7 +609,7 @@ class Comparer:
         if tree[0] == "list":
             return (*tree[:2], *(self.inequalities(part, x) for part in tree[2:]))
         if tree[0] == "∖" and tree[1][0] == "R" and tree[2][0] == "set":
-            return conditions([unequal(x, end) for end in tree[2][2:]])
+            return conditions([RELATED["≠"](x, end) for end in tree[2][2:]])
         if tree[0] == "seq" and len(tree) == 4:
             low, high = self.at(*tree[2:], real=True)
             ends = ("<≤"[tree[1][0] == "["], tree[2], x), ("<≤"[tree[1][1] == "]"], x, tree[3])
@@ -696,7 +693,7 @@ class Comparer:
         if kind == "mark":
             if tree[1][0] == "_":
                 return mp.mpf(int(str(tree[2][1]), int(tree[1][1:])))
-            return self.value(tree[2]) * (mp.pi / 180 if tree[1] == "°" else mp.mpf(1) / 100 if tree[1] == "%" else 1)
+            return self.value(tree[2]) * {"°": mp.pi / 180, "%": mp.mpf(1) / 100}.get(tree[1], 1)
         if kind not in ("+", "*", "/", "^", "fn"):
             fail(f"{kind} has no value", "undefined")
         parts = [self.value(x) for x in tree[1 + (kind == "fn"):]]
@@ -748,7 +745,7 @@ class Comparer:
             point = {}
             for name in names:
                 size = rng.randint(2, 30) if name[0] in "jklmn" else Fraction(2 * rng.randint(low, high) + 1, bottom)
-                point[name] = num(size * (1 if trial < 2 else -1 if trial < 4 else rng.choice((1, -1))))
+                point[name] = num(size * ((1, 1, -1, -1)[trial] if trial < 4 else rng.choice((1, -1))))
             try:
                 yield self.at(a, t, point=point, real=real)
             except Undefined:
@@ -893,7 +890,7 @@ def score(text: str, truth: str) -> float:
 
 # ------------------------------------------------------------------------------------------------------------- workers
 
-class Grader:
+class Grader(AbstractContextManager):
     """Grade in worker processes that can be killed: each answer has `timeout_s` seconds and each worker `memory_gb` GB.
 
     A worker is this file run by a fresh interpreter, with lines of JSON on its pipes. It is not a multiprocessing child:
@@ -906,9 +903,6 @@ class Grader:
             raise ValueError(f"workers {workers}, timeout_s {timeout_s}, memory_gb {memory_gb}: all must be positive")
         self.timeout_s, self.command = timeout_s, [sys.executable, __file__, "--worker", str(memory_gb)]
         self.threads, self.own, self.started = ThreadPoolExecutor(workers), threading.local(), []
-
-    def __enter__(self):
-        return self
 
     def __exit__(self, *_):
         self.close()
