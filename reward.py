@@ -494,7 +494,7 @@ def parse(text: str):
     return tree
 
 
-# ------------------------------------------------------------------------------------------------------------- values
+# ------------------------------------------------------------------------------------------------------------- comparing
 
 def leaves(tree, kind: str) -> set[str]:
     """The names of all leaves of one kind: the free letters ("sym"), the constants ("const")."""
@@ -508,10 +508,6 @@ CALLS = {  # functions that mpmath has not, or not as we mean them; a rounding e
     "cis": lambda mp, x: mp.expj(x), "log": lambda mp, x, base: mp.log(x) / mp.log(base),
     "floor": lambda mp, x: mp.floor(x + mp.mpf(2) ** -100), "ceil": lambda mp, x: mp.ceil(x - mp.mpf(2) ** -100)}
 LOCAL = threading.local()      # an mpmath context holds its precision: one for each thread
-
-
-# ------------------------------------------------------------------------------------------------------------- comparing
-
 COLLECTIONS = ("seq", "set", "list")
 SIMPLE = ("sym", "fn", "seq")          # a side of an equation that can only be a name, unlike a + b
 
@@ -585,7 +581,7 @@ class Comparer:
             return (a[1] == t[1] or point) and self.in_order(left, right)
         if kinds == {"seq", "list"} and "()" in (a[1], t[1]) and "or" not in (a[1], t[1]) and self.in_order(left, right):
             return True
-        if kinds & {"set", "list"} and "seq" not in kinds and (len(left) == len(right) or kinds == {"set"}):
+        if kinds & {"set", "list"} and "seq" not in kinds and (len(left) == len(right) > 0 or kinds == {"set"}):
             self.rule = "without order"
             joiners = {a[1], t[1]}                                    # x > 1 and x < 2 is not x > 1 or x < 2
             crossed = joiners & {"<", "and"} and joiners & {"or", "∪"} and {"<", "≤"} & {x[0] for x in (*left, *right)}

@@ -45,6 +45,7 @@ RULES = {
         857500  =  857{,}500  =  857,500  =  857\,500  =  857 500  =  8.575 \times 10^5  =  8.575e5  !  857499
         857500  !  857500.01  !  8575
         1000000  =  1,000,000  =  1\,000\,000  =  10^6  !  1,000,001  !  1
+        \$1,000,010  =  1,000,010  =  1000010  !  \$1,010,000
         12345.67  =  12,345.67  !  12345.66
         \frac{1}{2^{98}}  =  2^{-98}  =  \frac{2}{2^{99}}  !  \frac{1}{2^{99}}
         1-\frac{1}{2^{200}}  =  \frac{2^{200}-1}{2^{200}}  !  1
@@ -80,6 +81,8 @@ RULES = {
         2\sqrt[3]2  =  \sqrt[3]{16}  !  2\sqrt2
         -2  =  \sqrt[3]{-8}  =  (-8)^{1/3}  !  \sqrt{4}
         |x|  =  \sqrt{x^2}  !  x
+        xy  !  |xy|  !  |x|y  !  \sqrt{x^2y^2}
+        xyz  !  |xyz|  !  x|yz|
         x|y|  =  |y|x  !  xy
         \sqrt{xy}  =  \sqrt x\sqrt y  !  \sqrt{x}y
         1+\sqrt2  =  \sqrt{3+2\sqrt2}  !  1-\sqrt2
@@ -138,7 +141,9 @@ RULES = {
         (1,2)  =  (1, 2)  =  \left(1,2\right)  =  (x,y)=(1,2)  =  x=1,y=2  =  y=2,x=1  =  1,2  =  \langle 1,2\rangle
         (1,2)  !  (2,1)  !  [1,2]  !  (1,2]  !  \{1,2\}  !  2,1  !  x=2,y=1  !  (1,2,3)
         (1,2,3)  =  [1,2,3]  =  1,2,3  !  (1,3,2)
-        (x,y)=(1,2)  =  (1,2)  =  x=1, y=2  !  (2,1)
+        (x,y)=(1,2)  =  (1,2)  =  x=1, y=2  =  y=2, x=1  =  (y,x)=(2,1)  !  (2,1)  !  (x,z)=(1,2)  !  x=2, y=1
+        x=1, x=2  =  x=2, x=1  =  1, 2  =  x=1,2  =  x \in \{1,2\}  !  y=1, y=2  !  x=1
+        \{1\pm\sqrt5,-2\}  =  x\in\{-2,1+\sqrt5,1-\sqrt5\}  =  x \in \{1\pm\sqrt5,-2\}  !  \{1+\sqrt5,-2\}
         (\frac12,\frac14)  =  (0.5,.25)  !  (0.5,0.3)
         (1,234)  =  (1, 234)  !  1234
         \{1,2\}  =  \{2,1\}  =  \{1,1,2\}  =  1,2  =  1 \text{ and } 2  !  (1,2)  !  \{1\}  !  \{1,2,3\}
@@ -171,7 +176,10 @@ RULES = {
         (-\infty,1)\cup(3,\infty)  =  x<1 \text{ or } x>3  =  x<1, x>3  =  (3,+\infty)\cup(-\infty,1)
         (-\infty,1)\cup(3,\infty)  =  (-\infty,1) U (3,\infty)  !  (1,3)  !  (-\infty,1]\cup(3,\infty)
         [0,2]  =  0 \le x \le 2  =  -2 \le -x \le 0  !  [0,1]  !  [0,1)\cup(1,2]
-        \mathbb{R}  =  (-\infty,\infty)  =  x\in\mathbb R  =  ℝ  !  x>0
+        \mathbb{R}  =  (-\infty,\infty)  =  x\in\mathbb R  =  ℝ  =  -\infty<x<\infty  !  x>0  !  \emptyset
+        (-\infty,1)\cup(3,\infty)  =  x \in (3,\infty)\cup(-\infty,1)  !  x<1 and x>3  !  (-\infty,1)\cup(3,-\infty)
+        (9,4)  !  9<x<4  !  4<x<9
+        (0,1)\cup(2,3)  =  0<x<1 \text{ or } 2<x<3  =  (2,3)\cup(0,1)  !  0<x<1, 2<x\le3  !  (0,3)
         x\ne2  =  (-\infty,2)\cup(2,\infty)  =  \mathbb{R}\setminus\{2\}  =  x \neq 2  !  x\ne3  !  x=2
         a+b<c  =  c>a+b  =  2a+2b<2c  !  a+b>c  !  a+b\le c
         k\ge2  =  2\le k  =  [2,\infty)  !  a\ge2
