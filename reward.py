@@ -94,8 +94,8 @@ def extract(text: str) -> str | None:
 
 SIGNS = {  # the one sign that we use: its other spellings
     "-": "− – —", "*": r"× · ∙ ⋅ \cdot \times \ast", "/": r"÷ ⁄ ∕ \div", "^": "**", "±": r"\pm", "∓": r"\mp",
-    "=": r"== ∈ \in", "<": r"\lt", ">": r"\gt", "≤": r"⩽ <= \le \leq \leqslant", "≥": r"⩾ >= \ge \geq \geqslant",
-    "≠": r"!= \ne \neq", "≈": r"\approx \simeq", "≡": r"\equiv", "∪": r"\cup", "∩": r"\cap",
+    "=": r"== ∈ \in ≡ \equiv", "<": r"\lt", ">": r"\gt", "≤": r"⩽ <= \le \leq \leqslant", "≥": r"⩾ >= \ge \geq \geqslant",
+    "≠": r"!= \ne \neq", "≈": r"\approx \simeq", "∪": r"\cup", "∩": r"\cap",
     "∖": r"\setminus \backslash", "|": r"\| \vert \lvert \rvert \Vert", "∣": r"\mid", ":": r"\colon", r"\{": r"\lbrace",
     r"\}": r"\rbrace", "[": r"\lbrack", "]": r"\rbrack", "(": r"\lparen \langle", ")": r"\rparen \rangle",
     " and ": r"\land \wedge", " or ": r"\lor \vee", "⌊": r"\lfloor", "⌋": r"\rfloor", "⌈": r"\lceil", "⌉": r"\rceil",
@@ -125,6 +125,7 @@ SCRIPTS = str.maketrans({"½": "\\frac12", "¼": "\\frac14", "¾": "\\frac34", "
                          "⁻": "^{-}", "ⁿ": "^{n}", **{c: f"^{{{i}}}" for i, c in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")},
                          **{c: f"_{{{i}}}" for i, c in enumerate("₀₁₂₃₄₅₆₇₈₉")}})
 WRAP = re.compile(rf"\\(?:{STYLE})\s*\{{([^{{}}]*)\}}")
+POWERS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9}
 CLEAN = [(re.compile(pattern), new) for pattern, new in (
     (r"\\(?:boxed|fbox)\s*(?=\{)|\\(?:displaystyle|textstyle|limits|nolimits|rm|bf|it)(?![a-zA-Z])", ""),
     (r"\\(?:begin|end)\s*\{(?:cases|aligned|gathered)\}|&(?=\s*=)", ""),        # lines: a list
@@ -137,11 +138,16 @@ CLEAN = [(re.compile(pattern), new) for pattern, new in (
     (r"\\var(?=[a-mo-z])", r"\\"), (r"\\mathbb\s*(?:R|\{R\})", r"\\R "), (r"([\])}])\s*U\s*(?=[\[(\\])", r"\1\\cup "),
     (r"\(\s*(?:\\[bp]?mod\b|\\(?:text|mathrm)\{\s*mod\s*\}|mod\b)\s*\{?([^(){}]*)\}?\s*\)", r"\\pmod{\1}"),     # (mod 4)
     (r"\^\s*(?:\\circ(?![a-zA-Z])|\{\s*\\circ\s*\})", "°"),
+    (r"° *(?:\\(?:text|mathrm) *\{ *)?([CF])\b *\}?", r" \\text{ degree\1}"),                        # 77° F
+    (r"(?<=\d) *(\\(?:text|mathrm|mbox) *\{)? *(hundred|thousand|million|billion)\b",
+     lambda found: rf"\cdot 10^{POWERS[found[2]]} {found[1] or ''}"),
     (r"(frac|binom|log_)\s*(\d)(?=\s*[\d{])", r"\1{\2}"), (r"((?:frac|binom)\s*\{[^{}]*\})\s*(\d)", r"\1{\2}"),     # \frac12
     (r"(?<=\d) (\d+)/(\d+)", r"\\frac{\1}{\2}"),                       # 1 3/4 as 1\frac34, and that as 1 + 3/4
     (r"(?<![\w^_.)}\]/])(\d+) ?\\frac *\{ *(\d+) *\} *\{ *(\d+) *\}",
      lambda found: "({}+{}/{})".format(*found.groups()) if int(found[2]) < int(found[3]) else found[0]),
     (r"\{([^{}]*)\\(?:over|(choose))(?![a-z])([^{}]*)\}", lambda m: rf"\{'binom' if m[2] else 'frac'}{{{m[1]}}}{{{m[3]}}}"),
+    (r"(\.\d{0,9}?)(\d{1,9}?)\2{2,} ?(?:\.{3}|\\[lc]?dots)(?! *[+,])", r"\1\\overline{\2}"),    # 0.333... goes on
+    (r"(?:[,;] *\(?|\() *[j-n] *\\in *(?:\\mathbb *)?\{?[ZN]\}? *\)?$", ""),                            # k \in Z, by custom
     (r"\\(?:text|mbox|mathrm)\s*\{\s*(?:for|where|with)\b(?!.*(?:[,;]|\band\b|\bor\b)).*", ""),        # for all k
     (r"\b([ap])\.\s?m\.?(?![a-z])", r"\1m"), (r"\b(?:square|sq\.?)\s(\w+)", r"\1^2"), (r"\bcubic\s(\w+)", r"\1^3"))]
 
@@ -171,7 +177,7 @@ UNITS = {form: group.split()[0] for group in """cm centimeter centimetre|m meter
     |point|people|person|way|time|am|pm|solution|term|digit|sqft|integer|prime|side|number""".split("|")
          for name in group.split() for form in (name, name + "s")}
 NOT_UNITS = """not no but is are was isn wrong incorrect maybe possibly about approximately if unless than more less except
-    without plus minus times over undefined none mod base when for where with hundred thousand million billion""".split()
+    without plus minus times over undefined none mod base when for where with""".split()
 
 TOKEN = re.compile(rf"""
     (?P<num>(?:\d+\.?\d*|\.\d+|\.(?=\\overline))(?:(?:\\overline|\\bar|\\dot)\s*(?:\{{\d+\}}|\d)
@@ -211,7 +217,7 @@ def tokens(text: str, words: bool = False, found: list | None = None) -> list[tu
 # ------------------------------------------------------------------------------------------------------------- parsing
 # A tree is a tuple: ("num", Fraction, decimal places or None), ("sym", name), ("const", π|e|i|∞), ("R", "ℝ"), ("text", words),
 # ("+" | "*", ...), ("/" | "^", a, b), ("fn", name, ...), ("mark", unit, x), ("∪" | "∩" | "∖", ...), ("=", ...), ("ratio", ...),
-# ("<" | "≤" | "≡" | "∣", a, b), ("mod", relation, modulus), ("&", ...), and three collections, whose items follow what
+# ("<" | "≤" | "∣", a, b), ("mod", relation, modulus), ("&", ...), and three collections, whose items follow what
 # joins them: ("seq", brackets, ...), ("set", "{}", ...), ("list", "," | "and" | "or" | "<" | "∪", ...).
 
 def num(value, places=None):
@@ -219,7 +225,7 @@ def num(value, places=None):
 
 
 MINUS, INFINITY, BASES = num(-1), ("const", "∞"), {"ln": ("const", "e"), "lg": num(10)}
-JOINERS, RELATIONS, SIGNED, CURRENCY = (",", ";", "¶", "and", "or"), tuple("=≠<≤>≥≈≡∣"), ("+", "-"), ("$", "€", "£")
+JOINERS, RELATIONS, SIGNED, CURRENCY = (",", ";", "¶", "and", "or"), tuple("=≠<≤>≥≈∣"), ("+", "-"), ("$", "€", "£")
 RELATED = {">": lambda a, b: ("<", b, a), "≥": lambda a, b: ("≤", b, a),
            "≠": lambda a, b: ("list", "or", ("<", a, b), ("<", b, a))}
 LEVELS = {sign: level for level, signs in enumerate(("&", "∪∩∖", ":", SIGNED, "*/"), start=1) for sign in signs}
@@ -572,7 +578,7 @@ class Comparer:
             return self.marked(a, t)
         if "ratio" in kinds:
             return self.ratios(a, t)
-        if a[0] == t[0] and (a[0] == "mod" or a[0] in "≡∣∩∖"):
+        if a[0] == t[0] and (a[0] == "mod" or a[0] in "∣∩∖"):
             self.rule = "side by side"
             return self.in_order(a[1:], t[1:])
         if kinds == {"seq"}:

@@ -38,13 +38,13 @@ RULES = {
         \begin{pmatrix} 1 \\ 2 \end{pmatrix}  =  \begin{pmatrix}1\\2\end{pmatrix}
         \begin{pmatrix} 1 \\ 2 \end{pmatrix}  =  \\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}""",
     "numbers are exact": r"""
-        \frac13  =  2/6  =  0.\overline{3}  =  0.\bar{3}  =  0.(3)  =  0.3\overline{3}  !  0.333333333333
+        \frac13  =  2/6  =  0.\overline{3}  =  0.\bar{3}  =  0.(3)  =  0.333...  =  0.3\overline{3}  !  0.333333333333
         \frac13  !  33.3\%
         \frac{3}{11}  =  0.\overline{27}  =  .\overline{27}  !  0.27
         0.3  !  0.\overline{3}  !  0.301
         857500  =  857{,}500  =  857,500  =  857\,500  =  857 500  =  8.575 \times 10^5  =  8.575e5  !  857499
         857500  !  857500.01  !  8575
-        1000000  =  1,000,000  =  1\,000\,000  =  10^6  !  1,000,001  !  1
+        1000000  =  1,000,000  =  1\,000\,000  =  10^6  =  1 \text{ million}  =  1 million people  !  1,000,001  !  1
         \$1,000,010  =  1,000,010  =  1000010  !  \$1,010,000
         12345.67  =  12,345.67  !  12345.66
         \frac{1}{2^{98}}  =  2^{-98}  =  \frac{2}{2^{99}}  !  \frac{1}{2^{99}}
@@ -128,7 +128,8 @@ RULES = {
         \frac18  =  12.5\%  !  12\%
         12  =  1200\%  !  0.12  !  1.2
         60^\circ  =  60  =  60°  =  60 \text{ degrees}  =  60^{\circ}  =  \frac{\pi}{3}  !  61^\circ  !  \frac{\pi}{6}
-        77  =  77^\circ  !  78^\circ
+        77  =  77^\circ \text{F}  =  77^\circ F  !  78^\circ F
+        77^\circ\text{F}  =  77^{\circ}F  =  77  !  77^\circ\text{C}
         5  =  5 \text{ cm}  =  5 cm  =  5 \text{ cm}^2  =  5\text{ m/s}  =  5 \mathrm{~m} / \mathrm{s}
         5  =  5 \text{ sq. in.}  =  5 units  !  5x  !  6 cm
         5\text{ m}  =  5  =  5 \text{ meters}  !  5 \text{ cm}  !  0.5
@@ -183,7 +184,8 @@ RULES = {
         x\ne2  =  (-\infty,2)\cup(2,\infty)  =  \mathbb{R}\setminus\{2\}  =  x \neq 2  !  x\ne3  !  x=2
         a+b<c  =  c>a+b  =  2a+2b<2c  !  a+b>c  !  a+b\le c
         k\ge2  =  2\le k  =  [2,\infty)  !  a\ge2
-        p\equiv1\pmod4  =  p \equiv 1 (\text{mod } 4)  =  p\equiv5\pmod{4}  !  p\equiv1\pmod3  !  p\equiv3\pmod4
+        p\equiv1\pmod4  =  p \equiv 1 (\text{mod } 4)  =  p\equiv5\pmod{4}  =  1 \pmod 4  !  p\equiv1\pmod3  !  p\equiv3\pmod4
+        \frac{\pi}{4}+k\pi  =  x=\frac{\pi}{4}+k\pi, k\in\mathbb{Z}  =  \frac{\pi}{4}+k\pi \; (k \in \mathbb Z)  !  \frac{\pi}{4}
         \infty  =  +\infty  !  -\infty  !  5""",                      # a factor of any sign for inequalities
     "choices and words": r"""
         C  =  (C)  =  C.  =  \text{C}  =  \text{(C)}  =  \textbf{(C) } 12  =  \mathbf{(C)}  =  Option C  !  D  !  c+1
