@@ -961,6 +961,13 @@ def serve(memory_gb: float):
 
 # ------------------------------------------------------------------------------------------------------- command line
 
+def shown(tree) -> str:
+    """A tree for people: *(2, x)."""
+    if tree[0] in ("num", "sym", "const"):
+        return str(tree[1])
+    return f"{tree[0]}({', '.join(part if isinstance(part, str) else shown(part) for part in tree[1:])})"
+
+
 def main():
     """Explain one comparison, or report on a file of labelled cases (completion, gold, expected)."""
     parser = argparse.ArgumentParser(description="Does this answer equal this truth, and by which rule?")
@@ -987,10 +994,10 @@ def main():
     took = (time.perf_counter() - began) * 1e3
     for name, text in (("answer", verdict.answer), ("truth", args.truth)):
         try:
-            tree = parse(clean(text))
+            read = shown(parse(clean(text)))
         except Refused as refused:
-            tree = ": ".join(refused.args)
-        print(f"{name:9}{text}\n{'read as':9}{tree}")
+            read = ": ".join(refused.args)
+        print(f"{name:9}{text}\n{'read as':9}{read}")
     print(f"{'verdict':9}{verdict.verdict}\n{'rule':9}{verdict.rule}\n{'time':9}{took:.2f} ms")
 
 

@@ -516,7 +516,7 @@ def test_the_command_explains(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(sys, "argv", ["reward.py", "--answer", r"so \boxed{\sqrt 8}", "--truth", r"2\sqrt2"])
     reward.main()
     shown = capsys.readouterr().out
-    assert r"\sqrt 8" in shown and "right" in shown and "60 digits" in shown and "('^', ('num', Fraction(8, 1)" in shown
+    assert r"\sqrt 8" in shown and "right" in shown and "60 digits" in shown and "read as  ^(8, 1/2)\ntruth    2" in shown
     file = tmp_path / "cases.jsonl"
     file.write_text("".join(json.dumps({"completion": f"\\boxed{{{a}}}", "gold": "2", "expected": e}) + "\n"
                             for a, e in (("2", 1), ("3", 0), ("4", 1))))
