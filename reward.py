@@ -43,7 +43,7 @@ from functools import lru_cache
 import mpmath
 
 # Bounds, checked before computing. The longest truth of the study has 78 characters; the longest literal has 13 digits.
-MAX_CHARS, MAX_TOKENS, MAX_DEPTH, MAX_ITEMS = 3000, 1500, 40, 200
+MAX_CHARS, MAX_TOKENS, MAX_DEPTH, MAX_ITEMS, MAX_NODES = 3000, 1500, 40, 200, 10_000
 MAX_BRACES = 10_000    # in a box
 MAX_DIGITS = 1000      # of a literal
 MAX_BITS = 60_000      # of precision: 2022! has 19,283, 2008^{2006} has 22,008
@@ -99,12 +99,12 @@ SIGNS = {  # the one sign that we use: its other spellings
     "∖": r"\setminus \backslash", "|": r"\| \vert \lvert \rvert \Vert", "∣": r"\mid", ":": r"\colon", r"\{": r"\lbrace",
     r"\}": r"\rbrace", "[": r"\lbrack", "]": r"\rbrack", "(": r"\lparen \langle", ")": r"\rparen \rangle",
     " and ": r"\land \wedge", " or ": r"\lor \vee", "⌊": r"\lfloor", "⌋": r"\rfloor", "⌈": r"\lceil", "⌉": r"\rceil",
-    "%": r"\% \percent", "…": r"... \ldots \cdots \dots",
+    "'": r"′ ’ \prime", "%": r"\% \percent", "…": r"... \ldots \cdots \dots",
     "°": r"º ∘ \circ \degree", "π": r"\pi", "∞": r"\infty", "∅": r"\emptyset \varnothing", "√": r"\sqrt", "ℝ": r"\R",
     "$": r"\$", "€": r"\euro", "£": r"\pound", "¶": r"\\"}
 GREEK = dict(zip("""alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi chi psi
     omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega ell""".split(), "αβγδεζηθικλμνξρστυφχψωΓΔΘΛΞΠΣΦΨΩℓ", strict=True))
-FUNCTIONS = {name: name for name in "sin cos tan cot sec csc sinh cosh tanh coth exp log lg ln max min cis".split()}
+FUNCTIONS = {name: name for name in "sin cos tan cot sec csc sinh cosh tanh coth exp log lg ln max min cis gcd lcm".split()}
 FUNCTIONS |= {f"{arc}{name}": f"a{name}" for arc in ("arc", "a") for name in "sin cos tan cot sec csc sinh cosh tanh".split()}
 FUNCTIONS |= {"tg": "tan", "ctg": "cot", "arctg": "atan", "cosec": "csc"}
 DECORATIONS = """angle triangle overline bar widehat overrightarrow underline measuredangle vec hat tilde mathcal mathbb
@@ -127,28 +127,30 @@ SCRIPTS = str.maketrans({"½": "\\frac12", "¼": "\\frac14", "¾": "\\frac34", "
 WRAP = re.compile(rf"\\(?:{STYLE})\s*\{{([^{{}}]*)\}}")
 POWERS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9}
 CLEAN = [(re.compile(pattern), new) for pattern, new in (
-    (r"\\(?:boxed|fbox)\s*(?=\{)|\\(?:displaystyle|textstyle|limits|nolimits|rm|bf|it)(?![a-zA-Z])", ""),
+    (r"\\\\\s*\[-?[\d.]+\s*(?:pt|em|ex|mm)\]", r"\\\\"),                        # \\[2pt] between rows
+    (r"\\(?:boxed|fbox)\s*(?=\{)|\\(?:displaystyle|textstyle|[lL]arge|limits|nolimits|rm|bf|it)(?![a-zA-Z])", ""),
     (r"\\(?:begin|end)\s*\{(?:cases|aligned|gathered)\}|&(?=\s*=)", ""),        # lines: a list
     (r"\\(?:left|right|middle|[bB]igg?[lr]?)(?![a-zA-Z])\s*\.?", ""),
     (r"(?<!\\)\\[()\[\]]|(?<!\\)\$", " "),                                      # \( \) \[ \] $
     (r"(?<=\d)\s*(?:\{,\}|,\\!|\\!,|\{,\\!\})\s*(?=\d{3})", ""),                # 1{,}000 and 3,\!250
-    (r"(?<!\\)\\[!,;:> ]|~|\\q?quad|\\[hv]space\*?\{[^{}]*\}|\\(?:thin|med|thick)space|\\phantom\{[^{}]*\}", " "),
-    (r"(?<![\d.,])\d{1,3}(?: \d{3})+(?![\d/])", lambda run: run[0].replace(" ", "")),                             # 1 000
+    (r"(?<!\\)\\[!,;:> ]|~|\\[hv]space\*?\{[^{}]*\}|\\(?:thin|med|thick)space|\\phantom\{[^{}]*\}", " "),
+    (r"(?<![\d.,])\d{1,3}(?: \d{3})+(?![\d/])", lambda run: run[0].replace(" ", "")), (r"\\q?quad", " "),       # 1 000
     (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"), (r"\\[dt]binom", r"\\binom"), (r"\\operatorname\*?\s*\{([a-zA-Z]+)\}", r"\\\1 "),
     (r"\\var(?=[a-mo-z])", r"\\"), (r"\\mathbb\s*(?:R|\{R\})", r"\\R "), (r"([\])}])\s*U\s*(?=[\[(\\])", r"\1\\cup "),
     (r"\(\s*(?:\\[bp]?mod\b|\\(?:text|mathrm)\{\s*mod\s*\}|mod\b)\s*\{?([^(){}]*)\}?\s*\)", r"\\pmod{\1}"),     # (mod 4)
-    (r"\^\s*(?:\\circ(?![a-zA-Z])|\{\s*\\circ\s*\})", "°"),
+    (r"\^\s*(?:\\circ(?![a-zA-Z])|\{\s*\\circ\s*\})", "°"), (r"\^\s*(?:\\prime|\{\s*\\prime\s*\})", "'"),
     (r"° *(?:\\(?:text|mathrm) *\{ *)?([CF])\b *\}?", r" \\text{ degree\1}"),                        # 77° F
-    (r"(?<=\d) *(\\(?:text|mathrm|mbox) *\{)? *(hundred|thousand|million|billion)\b",
-     lambda found: rf"\cdot 10^{POWERS[found[2]]} {found[1] or ''}"),
+    (rf"(?<=[\d}})]) *(\\(?:{STYLE}) *\{{)? *((?i:hundred|thousand|million|billion))\b",
+     lambda found: rf"\cdot 10^{POWERS[found[2].lower()]} {found[1] or ''}"),
     (r"(frac|binom|log_)\s*(\d)(?=\s*[\d{])", r"\1{\2}"), (r"((?:frac|binom)\s*\{[^{}]*\})\s*(\d)", r"\1{\2}"),     # \frac12
     (r"(?<=\d) (\d+)/(\d+)", r"\\frac{\1}{\2}"),                       # 1 3/4 as 1\frac34, and that as 1 + 3/4
     (r"(?<![\w^_.)}\]/])(\d+) ?\\frac *\{ *(\d+) *\} *\{ *(\d+) *\}",
      lambda found: "({}+{}/{})".format(*found.groups()) if int(found[2]) < int(found[3]) else found[0]),
     (r"\{([^{}]*)\\(?:over|(choose))(?![a-z])([^{}]*)\}", lambda m: rf"\{'binom' if m[2] else 'frac'}{{{m[1]}}}{{{m[3]}}}"),
     (r"(\.\d{0,9}?)(\d{1,9}?)\2{2,} ?(?:\.{3}|\\[lc]?dots)(?! *[+,])", r"\1\\overline{\2}"),    # 0.333... goes on
-    (r"(?:[,;] *\(?|\() *[j-n] *\\in *(?:\\mathbb *)?\{?[ZN]\}? *\)?$", ""),                            # k \in Z, by custom
-    (r"\\(?:text|mbox|mathrm)\s*\{\s*(?:for|where|with)\b(?!.*(?:[,;]|\band\b|\bor\b)).*", ""),        # for all k
+    (r"(?:[,;] *\(?|\() *([j-n]) *\\in *(?:\\mathbb *)?\{?[ZN]\}? *\)?$",
+     lambda found: found[0] if found[1] not in found.string[:found.start()] else ""),                       # k \in Z, by custom
+    (r"\\(?:text|mbox|mathrm)\s*\{\s*(?:for|where)\b(?=.*(?:\\in\b|integer|all|any|every))(?!.*(?:[,;]|\band\b|\bor\b)).*", ""),
     (r"\b([ap])\.\s?m\.?(?![a-z])", r"\1m"), (r"\b(?:square|sq\.?)\s(\w+)", r"\1^2"), (r"\bcubic\s(\w+)", r"\1^3"))]
 
 
@@ -176,8 +178,10 @@ UNITS = {form: group.split()[0] for group in """cm centimeter centimetre|m meter
     |h hr hour|day|week|month|year|$ dollar usd|€ euro|£|cent|mph|kph|l liter litre|ml|gallon|unit|acre|rad radian|hz
     |point|people|person|way|time|am|pm|solution|term|digit|sqft|integer|prime|side|number""".split("|")
          for name in group.split() for form in (name, name + "s")}
-NOT_UNITS = """not no but is are was isn wrong incorrect maybe possibly about approximately if unless than more less except
-    without plus minus times over undefined none mod base when for where with""".split()
+NOT_UNITS = {*"""not no but is are was isn wrong incorrect maybe possibly about approximately if unless than more less except
+    without plus minus times over undefined none mod base when for where with to of choose by then also through from out versus
+    at below above negative squared cubed factorial dozen half third quarter tenth hundredth trillion hundred thousand million
+    billion cannot never false guess otherwise doubled remainder""".split()}
 
 TOKEN = re.compile(rf"""
     (?P<num>(?:\d+\.?\d*|\.\d+|\.(?=\\overline))(?:(?:\\overline|\\bar|\\dot)\s*(?:\{{\d+\}}|\d)
@@ -244,6 +248,18 @@ def seq(items):
     return ("seq", "()", *items)
 
 
+def bounded(tree):
+    """The tree, which holds copies of its parts: nested, they could double at every level."""
+    nodes, stack = 0, [tree]
+    while stack:
+        part = stack.pop()
+        stack += part if isinstance(part, tuple) else ()
+        nodes += 1
+        if nodes > MAX_NODES:
+            fail(f"more than {MAX_NODES} parts when written out", "too_large")
+    return tree
+
+
 def conditions(parts):
     """Inequalities that hold together, less those that infinity always meets."""
     parts = [part for part in parts if part[1] != ("*", MINUS, INFINITY) and part[2] != INFINITY]
@@ -262,7 +278,7 @@ def multiply(a, b):
         if any(len(row) != len(right) for row in left):
             fail("matrices that do not fit")
         rows = [[("+", *map(multiply, row, column)) for column in zip(*right, strict=False)] for row in left]
-        return seq(seq(row) if len(row) > 1 else row[0] for row in rows)
+        return bounded(seq(seq(row) if len(row) > 1 else row[0] for row in rows))
     return (*a, b) if a[0] == "*" else ("*", a, b)
 
 
@@ -308,7 +324,7 @@ class Parser:
         items, joiner = [self.relation()], ","
         while sign := self.eat(*JOINERS):
             joiner = sign if len(sign) > 1 else joiner
-            if self.kind not in ("the end", "end", "}", ")", "\\}", *JOINERS):
+            if len(sign) > 1 or self.kind not in ("the end", "end", "}", ")", "\\}", *JOINERS):
                 items.append(self.relation())
         if len(items) > MAX_ITEMS:
             fail(f"a list of more than {MAX_ITEMS}", "too_large")
@@ -327,8 +343,8 @@ class Parser:
             sides[-1] = num(sides[-1][1] % modulus[1])                # p = 5 (mod 4) is p = 1 (mod 4)
         tree = ("=", *sides) if signs else sides[0]
         if {*signs} - {"="}:
-            tree = conditions([RELATED[s](a, b) if s in RELATED else (s, a, b)
-                               for s, a, b in zip(signs, sides, sides[1:], strict=False)])
+            tree = bounded(conditions([RELATED[s](a, b) if s in RELATED else (s, a, b)
+                                       for s, a, b in zip(signs, sides, sides[1:], strict=False)]))
         return ("mod", tree, modulus) if modulus else tree
 
     def expression(self, level=0):
@@ -351,6 +367,8 @@ class Parser:
             elif level < SUM - 1 and sign in ("word", *CURRENCY):     # 11:47 a.m.
                 tree = self.unit(tree)
             elif level < PRODUCT and self.factor():
+                if tree[0] == "mark" and tree[1][0].isalpha():        # 2 ft 6 in, 3 to 1, 5 of 7
+                    fail("a number behind a unit")
                 tree = multiply(tree, self.power())
             else:
                 return tree
@@ -369,7 +387,7 @@ class Parser:
             name = str(self.argument()[1] if sign == "^" else self.value or self.kind).lower()
             if sign != "^":
                 self.step()
-            if name in NOT_UNITS:
+            if {name, name.removesuffix("s")} & NOT_UNITS:
                 fail(f"the word {name!r} is no unit")
             found.append(sign + UNITS.get(name, name.removesuffix("s")))
         return ("mark", " ".join(found), tree)
@@ -420,12 +438,22 @@ class Parser:
         """x, x_1, f(x), and the constants e and i. What f does is not known: f(x) is a name like any other."""
         start = self.at
         if self.eat("_"):
-            self.argument()
+            self.skip()
+        while self.eat("'"):
+            pass
         ahead = "".join(kind for kind, _ in self.found[self.at:self.at + 8])
         if (ahead[:1] == "(" and name in "fghFGH") or re.match(r"\((sym,)*sym\)=", ahead):     # P(x) = ...
             self.atom()
         name += "".join(str(value or kind) for kind, value in self.found[start:self.at] if kind not in "{}")
         return ("const" if name in ("e", "i") else "sym", name)
+
+    def skip(self):
+        """Step over a token or a group, whatever is in it: x_{\\max}."""
+        depth = int(self.kind == "{")
+        self.step() if self.kind != "the end" else fail("nothing behind _")
+        while depth and self.kind != "the end":
+            depth += {"{": 1, "}": -1}.get(self.kind, 0)
+            self.step()
 
     def bracket(self, opening):
         """(a, b], {a, b}, |a|, or a group."""
@@ -477,7 +505,7 @@ class Parser:
 
 
 PLUS_MINUS = str.maketrans("±∓", "+-"), str.maketrans("±∓", "-+")
-BUILDER = re.compile(r"\\\{\s*\w(?:\s*=[^{}|∣:]*)?\s*[|∣:]((?:[^{}]|\{[^{}]*\})*)\\\}")        # {x | x > 3} is read as x > 3
+BUILDER = re.compile(r"\\\{\s*\w(?:\s*=\s*ℝ)?\s*[|∣:]((?:[^{}]|\{[^{}]*\})*)\\\}")        # {x | x > 3} is read as x > 3
 
 
 def either(plus, minus):
@@ -509,18 +537,28 @@ def leaves(tree, kind: str) -> set[str]:
     return {tree[1]} if tree[0] == kind else set().union(*(leaves(part, kind) for part in tree))
 
 
+def whole(mp, xs):
+    return [int(x) if mp.isint(x) else fail("not whole", "undefined") for x in xs]
+
+
 CALLS = {  # functions that mpmath has not, or not as we mean them; a rounding error must not decide a floor
     "abs": lambda mp, x: abs(x), "max": lambda mp, *xs: max(xs), "min": lambda mp, *xs: min(xs),
+    "gcd": lambda mp, *xs: mp.mpf(math.gcd(*whole(mp, xs))), "lcm": lambda mp, *xs: mp.mpf(math.lcm(*whole(mp, xs))),
     "cis": lambda mp, x: mp.expj(x), "log": lambda mp, x, base: mp.log(x) / mp.log(base),
     "floor": lambda mp, x: mp.floor(x + mp.mpf(2) ** -100), "ceil": lambda mp, x: mp.ceil(x - mp.mpf(2) ** -100)}
 LOCAL = threading.local()      # an mpmath context holds its precision: one for each thread
 COLLECTIONS = ("seq", "set", "list")
-SIMPLE = ("sym", "fn", "seq")          # a side of an equation that can only be a name, unlike a + b
+SIMPLE = ("sym", "text", "fn", "seq")          # a side of an equation that can only be a name, unlike a + b
 
 
 def named(tree) -> bool:
     """Whether a tree is a name rather than a value, with letters and no numbers: x, AB, f(2), |AB|, AB/CD, (x, y), sin A."""
-    return bool(leaves(tree, "sym")) and not leaves(tree, "num")
+    return bool(leaves(tree, "sym") | leaves(tree, "text")) and not leaves(tree, "num")
+
+
+def interval(tree) -> bool:
+    """Whether a tree is a set of real numbers in more than a list of them."""
+    return tree[0] in ("R", "<", "≤", "∖", "∩") or (tree[0] == "list" and (tree[1] in "∪<" or any(map(interval, tree[2:]))))
 
 
 def stated(tree) -> tuple:
@@ -544,7 +582,8 @@ def gathered(tree):
         names = [x[1] if x[0] == "=" and len(x) == 3 and named(x[1]) and x[1][0] in SIMPLE else None for x in tree[2:]]
         values = [x[-1] if name else x for x, name in zip(tree[2:], names, strict=True)]
         names = names if any(names[1:]) else names[:1] * len(names)                    # x = 1, 2
-        bases = {("sym", name[1].split("_")[0]) if name and name[0] == "sym" else name for name in names}
+        bases = {("sym", name[1].split("_")[0]) if name and name[0] == "sym" and name[1][0] in "rstxyz" else name
+                 for name in names}
         if len(bases) == 1 and None not in bases:
             return ("=", *bases, ("list", tree[1], *values))
     elif tree[0] == "=" and len(tree) == 3 and tree[1][0] == tree[2][0] == "seq" and len(tree[1]) == len(tree[2]):
@@ -578,6 +617,11 @@ class Comparer:
             return self.marked(a, t)
         if "ratio" in kinds:
             return self.ratios(a, t)
+        if (interval(a) or interval(t)) and len(leaves(a, "sym") | leaves(t, "sym")) < 2:
+            try:
+                return self.same_set(a, t)
+            except Undefined:
+                pass
         if a[0] == t[0] and (a[0] == "mod" or a[0] in "∣∩∖"):
             self.rule = "side by side"
             return self.in_order(a[1:], t[1:])
@@ -591,38 +635,74 @@ class Comparer:
             self.rule = "without order"
             joiners = {a[1], t[1]}                                    # x > 1 and x < 2 is not x > 1 or x < 2
             crossed = joiners & {"<", "and"} and joiners & {"or", "∪"} and {"<", "≤"} & {x[0] for x in (*left, *right)}
-            if not crossed and self.without_order(left, right):
+            if not crossed and self.without_order(left, right, "set" in kinds):
                 return True
         if a[0] == t[0] and a[0] in "<≤":
             self.rule = "inequalities up to a factor"
             return self.factor(a[1:], t[1:]) > 0
         try:
-            if len(names := leaves(a, "sym") | leaves(t, "sym")) < 2:
-                one, other = (self.inequalities(x, ("sym", *(names or ("x",)))) for x in (a, t))
-                if (one, other) != (a, t):
-                    self.rule = "an interval as inequalities"
-                    return self.same(one, other)
             return self.equal(a, t) or self.rounds(a, t)
         except Undefined:
             return False
 
-    def inequalities(self, tree, x):
-        """An interval, all real numbers, all but some, or a list of such, as inequalities in x; anything else as it is."""
-        if tree[0] == "list":
-            return (*tree[:2], *(self.inequalities(part, x) for part in tree[2:]))
-        if tree[0] == "∖" and tree[1][0] == "R" and tree[2][0] == "set":
-            return conditions([RELATED["≠"](x, end) for end in tree[2][2:]])
-        if tree[0] == "seq" and len(tree) == 4:
-            low, high = self.at(*tree[2:], real=True)
-            ends = ("<≤"[tree[1][0] == "["], tree[2], x), ("<≤"[tree[1][1] == "]"], x, tree[3])
-            return conditions(ends) if low < high else tree
-        return ("list", "<") if tree[0] == "R" else tree
+    def same_set(self, a, t) -> bool:
+        """Sets of real numbers: the same members among all their ends, between them and beyond."""
+        self.rule = "the same set of real numbers"
+        (ends, one), (more, other) = self.region(a), self.region(t)
+        return all(one(x) == other(x) for x in self.probes(ends + more))
+
+    def probes(self, ends: list) -> list:
+        ends = sorted(x for x in ends if self.mp.isfinite(x)) or [self.mp.mpf(0)]
+        return [ends[0] - 1, *ends, ends[-1] + 1, *((x + y) / 2 for x, y in itertools.pairwise(ends) if not self.close(x, y))]
+
+    def close(self, x, y) -> bool:
+        self.in_time()
+        return x == y or (self.mp.isfinite(y) and abs(x - y) <= (1 + abs(x) + abs(y)) * self.mp.mpf(2) ** -120)
+
+    def region(self, tree):
+        """The ends at which membership may change, and whether a number is a member. Undefined for what is no such set."""
+        kind, parts = tree[0], tree[2:] if tree[0] in COLLECTIONS else tree[1:]
+        if kind == "R":
+            return [], lambda x: True
+        if kind == "set":
+            ends = [self.at(x, real=True)[0] for x in parts]
+            return ends, lambda x: any(self.close(x, end) for end in ends)
+        if kind == "seq" and len(parts) == 2:
+            low, high = self.at(*parts, real=True)
+            return ([low, high] if low < high else fail("no interval", "undefined"),
+                    lambda x: (tree[1][0] == "[" if self.close(x, low) else tree[1][1] == "]" if self.close(x, high)
+                               else low < x < high))
+        if kind in "<≤=" and len(parts) == 2 and len(names := leaves(tree, "sym")) == 1:
+            first, second, far = (self.at(("+", parts[0], ("*", MINUS, parts[1])), real=True,
+                                          point=dict.fromkeys(names, num(Fraction(x, 10))))[0] for x in (0, 10, -73))
+            slope = second - first
+            if not slope or not self.close((far - first) * 10, slope * -73):
+                fail("not linear", "undefined")
+            return [-first / slope], lambda x: kind in "≤=" if self.close(x, -first / slope) else kind != "=" and (
+                slope * x + first < 0)
+        joiner = tree[1] if kind == "list" else kind
+        if joiner not in ("∪", "∩", "∖", "<", ",", "and", "or") or (joiner != "∪" and "seq" in {x[0] for x in parts}):
+            fail("no set", "undefined")
+        ends, members = zip(*map(self.region, parts), strict=True) if parts else ((), ())
+        ends = [x for some in ends for x in some]
+        if joiner == "∖":
+            return ends, lambda x: members[0](x) and not members[1](x)
+        both = joiner in ("∩", "<", "and") or (joiner == "," and any(all(m(x) for m in members) for x in self.probes(ends)))
+        return ends, lambda x: (all if both else any)(member(x) for member in members)     # x < 1, x > 3 cannot both hold
 
     def in_order(self, a, t) -> bool:
         return len(a) == len(t) and all(self.same(x, y) for x, y in zip(a, t, strict=True))
 
-    def without_order(self, a, t) -> bool:
-        return all(any(self.same(x, y) for y in t) for x in a) and all(any(self.same(x, y) for x in a) for y in t)
+    def without_order(self, a, t, repeated) -> bool:
+        """Each has its like on the other side; one for each, if an item `repeated` is not the item once."""
+        rest = list(t)
+        for x in a:
+            like = next((y for y in (t if repeated else rest) if self.same(x, y)), None)
+            if like is None:
+                return False
+            if like in rest:
+                rest.remove(like)
+        return not rest or (repeated and all(any(self.same(x, y) for x in a) for y in rest))
 
     def equations(self, a, t) -> bool:
         """Where a side is an equation: both are, up to a factor; or they say the same of a name, missing on one side or not."""
@@ -742,12 +822,15 @@ class Comparer:
         stand for them; all positive, all negative, then each of any sign, since |xy| is xy wherever xy > 0."""
         names, rng = sorted(leaves(a, "sym") | leaves(t, "sym")), random.Random(20)
         real = bool(names) and "i" not in leaves(a, "const") | leaves(t, "const")
+        steps = {"floor", "ceil", "min", "max"} & (leaves(a, "fn") | leaves(t, "fn"))        # these show at whole numbers
         for trial in range(8 if names else 1):
             low, high, bottom = ((10, 400, 20), (10, 90, 147))[trial % 2]
             point = {}
-            for name in names:
+            for i, name in enumerate(names):
                 size = rng.randint(2, 30) if name[0] in "jklmn" else Fraction(2 * rng.randint(low, high) + 1, bottom)
                 point[name] = num(size * ((1, 1, -1, -1)[trial] if trial < 4 else rng.choice((1, -1))))
+                if steps and trial % 2:
+                    point[name] = num((1000, 60, 64, 12)[(trial // 2 + i) % 4])
             try:
                 yield self.at(a, t, point=point, real=real)
             except Undefined:
@@ -770,7 +853,7 @@ class Comparer:
             return False
         self.rule = "rounds to the truth's decimals"
         value, due = self.at(a, t, real=True)
-        return abs(value - due) * 2 * 10 ** t[2] <= 1
+        return abs(value - due) * 2 * 10 ** t[2] <= 1 + self.mp.mpf(2) ** -100
 
     def factor(self, a, t) -> int:
         """The sign of the constant by which the difference of the sides of `a` is that of `t` at all points, or 0."""
@@ -796,8 +879,10 @@ class Verdict:
     rule: str
 
 
+OTHER = r"(?-i:(?<![a-zA-Z])\([A-J]\)|(?<!\()\b[A-J][).]|(?:\bor|\band|,) [A-J]\b)"      # (A) 12 or (B) 13 is no choice
 CHOICE = re.compile(r"(?:(?:option|choice|answer)\s*:?\s*)?(\()?([A-J])(?(1)\)|(?:[).]|:(?=\s)|$))"
-                    r"(?![-(])(?!\s*(?:[,;&^_+*/=!<>]|and\b|or\b))\s*(.*)", re.I | re.S)      # not (a)(b), (a)^2, A:B
+                    r"(?![-(])(?!\s*(?:[,;&^_+*/=!<>]|and\b|or\b))\s*((?!.*" + OTHER + r").*)",
+                    re.I | re.S)      # not (a)(b), (a)^2, A:B
 THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
 LOG = re.compile(r"log(?! ?_)")
 WORDS = re.compile(r"(?=.*[a-zA-Z]{2})[a-zA-Z][a-zA-Z\s.,;'\"()-]*")
@@ -807,7 +892,7 @@ def quick(answer: str | None, truth: str) -> Verdict | None:
     """The verdict when it needs no algebra (no answer; the same string; two short integers), else None. Microseconds."""
     if answer is None:
         return Verdict(0.0, "no_answer", None, "no final answer found")
-    a, t = (text.strip("$ \n").rstrip(". ") for text in (answer, truth))
+    a, t = (re.sub(r"(?<!\.)\. *$", "", text.strip("$ \n")) for text in (answer, truth))        # but 0.3... is not 0.3
     if a == t and (a or answer == truth):
         return Verdict(1.0, "right", answer, "the same string")
     if not all(re.fullmatch(r"-?\d{1,30}", text) for text in (a, t)):
@@ -815,8 +900,8 @@ def quick(answer: str | None, truth: str) -> Verdict | None:
     return Verdict(float(int(a) == int(t)), "right" if int(a) == int(t) else "wrong", answer, "two whole numbers")
 
 
-def decide(answer: str, truth: str) -> tuple[str, str]:
-    """(verdict, rule) for a bare answer."""
+def decide(answer: str, truth: str, choices: bool = True) -> tuple[str, str]:
+    """(verdict, rule) for a bare answer. `choices`: a letter in front may be that of a choice."""
     if len(answer) > MAX_CHARS or len(truth) > MAX_CHARS:
         return "too_large", f"more than {MAX_CHARS} characters"
     left, right = plain(answer), plain(truth)
@@ -826,14 +911,18 @@ def decide(answer: str, truth: str) -> tuple[str, str]:
     if a == t:
         return "right", "the same string after cleaning"
     chosen, due = CHOICE.fullmatch(left), None if re.fullmatch("[a-z]", right) else CHOICE.fullmatch(right)
+    if not choices:
+        chosen = due = None
     if due and chosen:
         return ("right" if chosen[2].upper() == due[2].upper() else "wrong"), "choices by letter"
     if (due or chosen) and (due or chosen)[3]:
-        return decide(answer, due[3]) if due else decide(chosen[3], truth)
+        return decide(answer, due[3], False) if due else decide(chosen[3], truth, False)
     worded = [bool(re.search(r"\\(?:text|mbox|mathrm)", text)) for text in (answer, truth)]
-    words = any(worded) or len(right) > 3 or (len(right) == 3 and left.isupper() == right.isupper())     # abc is not ABC
-    if words and WORDS.fullmatch(right) and WORDS.fullmatch(left):
-        a, t = (re.sub(r"^(?:the|a|an)(?=\W)|s\b|[^a-z]", "", text.lower()) for text in (left, right))
+    bare = (len(right) > 4 or (len(right) > 2 and left.isupper() == right.isupper())        # abc is not ABC
+            ) and not re.search(r"[^a-zA-Z ]", left + right)
+    if (any(worded) or bare) and WORDS.fullmatch(right) and WORDS.fullmatch(left):
+        dropped = r"^(?:the|a|an)(?=\W)|s\b|[^a-z]" if any(worded) else " "
+        a, t = (re.sub(dropped, "", text.lower()) for text in (left, right))
         if a == t or worded[1]:
             return "right" if a == t else "wrong", "words"
     return algebra(clean(answer), clean(truth))

@@ -38,6 +38,9 @@ RULES = {
         \begin{pmatrix} 1 \\ 2 \end{pmatrix}  =  \begin{pmatrix}1\\2\end{pmatrix}
         \begin{pmatrix} 1 \\ 2 \end{pmatrix}  =  \\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}""",
     "numbers are exact": r"""
+        15  =  \gcd(30,45)  =  \operatorname{lcm}(3,5)  !  \gcd(30,44)
+        5000000  =  5 \text{ Million}  =  5 million  !  5  !  5 \text{ thousand}
+        5120  !  5\quad120
         \frac13  =  2/6  =  0.\overline{3}  =  0.\bar{3}  =  0.(3)  =  0.333...  =  0.3\overline{3}  !  0.333333333333
         \frac13  !  33.3\%
         \frac{3}{11}  =  0.\overline{27}  =  .\overline{27}  !  0.27
@@ -64,6 +67,8 @@ RULES = {
         (10^{70}+1)^2-10^{140}  =  2\cdot 10^{70}+1  !  2\cdot 10^{70}
         3  =  \lfloor 30\cdot 0.1\rfloor  =  \lceil 2.9999 \rceil  !  \lfloor 2.9999 \rfloor""",   # a tolerance of 1e-6; floats
     "decimals round only to decimal truths": r"""
+        12.35  =  12.345  =  \frac{247}{20}  !  12.344  !  12.3
+        2.13  =  \frac{17}{8}  =  2.125  !  2.12
         \sqrt{2}  !  1.414  !  1.4142135623730951
         \pi  =  \pi \approx 3.14  !  3.14  !  22/7  !  3.14159265358979
         1.41  =  \sqrt2  =  1.414  !  1.42  !  1.4
@@ -72,6 +77,12 @@ RULES = {
         2.8  =  2.80  !  2.81  !  \sqrt{7.84}\cdot1.001
         10000  !  10000.0001  !  9999.9999""",                        # rounding that goes by the answer's decimals
     "expressions": r"""
+        \lfloor x/2\rfloor+1  =  1+\lfloor x/2\rfloor  !  \lceil x/2\rceil
+        k  !  \min(k,40)
+        \lfloor n/60\rfloor  !  \lfloor n/50\rfloor
+        \frac\pi4  =  \pi/4  !  \frac\pi4, k\in\mathbb{Z}
+        ab(a-b)  !  ab-ab
+        pqrs  =  srqp  !  pqr  !  PQRS
         (x+1)^2  =  x^2+2x+1  =  (1+x)(x+1)  !  x^2+1  !  (x-1)^2  !  (y+1)^2  !  2(x+1)
         \frac{a+b}{c}  =  \frac ac+\frac bc  =  (a+b)/c  !  a+\frac bc  !  \frac{a+b}{C}
         6(x+1)  =  6x+6  !  6x+1
@@ -111,6 +122,9 @@ RULES = {
         a  !  \alpha  !  A
         6W  =  -6[-W]""",                                             # one random point; integers only; positive points only
     "names": r"""
+        12  =  \text{Area} = 12  =  \mathrm{Area}=12  =  x_{\max} = 12  =  x_{\text{max}}=12  =  A'B'=12  !  \text{Area} = 13
+        2x  =  f'(x)=2x  =  y'=2x  =  f^{\prime}(x) = 2x  !  f'(x)=3x
+        a_1=1,a_2=2  =  a_2=2,a_1=1  !  a_1=2,a_2=1
         5  =  x=5  =  x = 5  =  5 = x  =  AB = 5  =  |AB| = 5  =  f(2)=5  =  2+3=5  =  x = \frac{10}{2} = 5  !  x=6
         5  !  5=6  !  x=5=6  !  5x
         x=5  =  5  =  x = 5.0  !  y=5  !  x=6
@@ -124,6 +138,9 @@ RULES = {
         ab=cd  =  cd=ab  !  cd
         x^2+y^2=4  !  4""",                                           # a name dropped from both sides
     "units": r"""
+        3  !  3 \text{ to } 1  !  3 \text{ squared}  !  3 \text{ thirds}  !  3 \text{ at most}  !  3\text{ with remainder }2  !  3 \text{ for } x>0
+        12  !  6 \text{ choose } 2  !  6 \text{ by } 2  !  2 ft 6 in
+        60  !  3 \text{ hours } 20 \text{ minutes}
         50\%  =  50  =  0.5  =  50%  =  50 \text{ percent}  =  \frac12  !  5\%  !  0.005
         \frac18  =  12.5\%  !  12\%
         12  =  1200\%  !  0.12  !  1.2
@@ -139,6 +156,9 @@ RULES = {
         \$5  =  5  =  \$5.00  =  5 \text{ dollars}  =  5\$  !  5 \text{ cents}  !  0.05
         20  =  20 seconds  =  20 \text{ apples}  !  20 \text{ or } 30  !  \text{not } 20""",  # units ignored on both sides
     "order and brackets": r"""
+        1,2,2  =  2,1,2  !  1,1,2
+        \{x=3k : k\in\mathbb Z\}  !  \{x=2k : k\in\mathbb Z\}
+        \begin{pmatrix}-1\\2\end{pmatrix}  =  \begin{pmatrix}-1\\[1ex]2\end{pmatrix}
         (1,2)  =  (1, 2)  =  \left(1,2\right)  =  (x,y)=(1,2)  =  x=1,y=2  =  y=2,x=1  =  1,2  =  \langle 1,2\rangle
         (1,2)  !  (2,1)  !  [1,2]  !  (1,2]  !  \{1,2\}  !  2,1  !  x=2,y=1  !  (1,2,3)
         (1,2,3)  =  [1,2,3]  =  1,2,3  !  (1,3,2)
@@ -167,6 +187,10 @@ RULES = {
         x=1,y=2  =  \begin{cases}x=1\\y=2\end{cases}  =  y=2, x=1  !  x=2,y=1
         \emptyset  =  \varnothing  =  \{\}  !  0  !  \{0\}""",  # sorted tuples; brackets unread; a hedge's last value taken
     "equations and inequalities": r"""
+        [0,2]  =  [0,1]\cup[1,2]  =  [0,1)\cup[1,2]  !  [0,1)\cup(1,2]
+        (-1,0)\cup(0,\infty)  =  x>-1 \text{ and } x\ne0  =  x>-1, x\ne0  !  x>-1 \text{ or } x\ne0
+        (-\infty,1)\cup(1,2)\cup(2,\infty)  =  \mathbb R\setminus\{1,2\}  =  \mathbb R\setminus\{2,1\}  =  x\ne1, x\ne2  !  x\ne1
+        (1,4)  !  (1,4),(2,3)
         y=2x+3  =  2x-y+3=0  =  2y=4x+6  =  2x+3  =  2x+3=y  !  y=2x-3  !  y = 2x
         x^2+4y^2=4  =  \frac{x^2}{4}+y^2=1  !  4x^2+y^2=4
         (x-1)^2+(y+2)^2=9  =  x^2+y^2-2x+4y-4=0  !  (x+1)^2+(y-2)^2=9
@@ -188,6 +212,9 @@ RULES = {
         \frac{\pi}{4}+k\pi  =  x=\frac{\pi}{4}+k\pi, k\in\mathbb{Z}  =  \frac{\pi}{4}+k\pi \; (k \in \mathbb Z)  !  \frac{\pi}{4}
         \infty  =  +\infty  !  -\infty  !  5""",                      # a factor of any sign for inequalities
     "choices and words": r"""
+        A  !  (A) 12 or (B) 13  !  A) 12, B) 13  !  A. no, B
+        P(A) = \frac12  =  (B) P(A) = \frac12
+        monday  =  MONDAY  =  Monday.  !  mondays off
         C  =  (C)  =  C.  =  \text{C}  =  \text{(C)}  =  \textbf{(C) } 12  =  \mathbf{(C)}  =  Option C  !  D  !  c+1
         C  !  C, D  !  CD
         \textbf{(C) } 12  =  C  =  12  =  (C)  !  B  !  13
@@ -260,6 +287,8 @@ def test_extract_is_linear(before, piece):
     ("2^{10^{10}}", "5", "wrong"), ("10^{10^{10^{10}}}", "5", "too_large"), ("(10^{10})!", "5", "wrong"),   # never written out
     ("9!!!!", "5", "wrong"), (r"\binom{10^9}{10^8}", "5", "wrong"), (",".join("12" * 150), "5", "too_large"),
     (r"\binom{10^{20}}{2}", "5", "too_large"), (r"(x+1)^{10^{9}}", "x", "wrong"),
+    ("1<(" * 30 + "x" + ")<2" * 30, "5", "too_large"), ("(" * 30 + "x" + r")\ne 1" * 30, "5", "too_large"),    # copies of copies
+    (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}" * 30, "5", "too_large"), ("A)" * 900, "B", "too_large"), ("x_", "5", "unparsed"),
 ])
 def test_verdicts_and_bounds(answer, truth, verdict):
     began = time.perf_counter()
