@@ -125,6 +125,7 @@ SCRIPTS = str.maketrans({"½": "\\frac12", "¼": "\\frac14", "¾": "\\frac34", "
                          "⁻": "^{-}", "ⁿ": "^{n}", **{c: f"^{{{i}}}" for i, c in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")},
                          **{c: f"_{{{i}}}" for i, c in enumerate("₀₁₂₃₄₅₆₇₈₉")}})
 WRAP = re.compile(rf"\\(?:{STYLE})\s*\{{([^{{}}]*)\}}")
+BASE = {name: n for n, name in enumerate("two three four five six seven eight nine ten eleven twelve".split(), start=2)}
 POWERS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9}
 CLEAN = [(re.compile(pattern), new) for pattern, new in (
     (r"\\\\\s*\[-?[\d.]+\s*(?:pt|em|ex|mm)\]", r"\\\\"),                        # \\[2pt] between rows
@@ -140,6 +141,8 @@ CLEAN = [(re.compile(pattern), new) for pattern, new in (
     (r"\(\s*(?:\\[bp]?mod\b|\\(?:text|mathrm)\{\s*mod\s*\}|mod\b)\s*\{?([^(){}]*)\}?\s*\)", r"\\pmod{\1}"),     # (mod 4)
     (r"\^\s*(?:\\circ(?![a-zA-Z])|\{\s*\\circ\s*\})", "°"), (r"\^\s*(?:\\prime|\{\s*\\prime\s*\})", "'"),
     (r"° *(?:\\(?:text|mathrm) *\{ *)?([CF])\b *\}?", r" \\text{ degree\1}"),                        # 77° F
+    (rf"(?<=\d) *_ *\{{? *(?:\\(?:{STYLE}) *\{{)? *({'|'.join(BASE)}) *\}}{{0,2}}", lambda found: f"_{BASE[found[1]]} "),
+    (r"(?<![a-zA-Z\\])([A-Zf-h]) ?\^ ?\{? ?-1 ?\}? ?(?=[(=])", r"\1_{-}"),                    # the inverse f^{-1}(x), A^{-1}
     (rf"(?<=[\d}})]) *(\\(?:{STYLE}) *\{{)? *((?i:hundred|thousand|million|billion))\b",
      lambda found: rf"\cdot 10^{POWERS[found[2].lower()]} {found[1] or ''}"),
     (r"(frac|binom|log_)\s*(\d)(?=\s*[\d{])", r"\1{\2}"), (r"((?:frac|binom)\s*\{[^{}]*\})\s*(\d)", r"\1{\2}"),     # \frac12
@@ -147,10 +150,11 @@ CLEAN = [(re.compile(pattern), new) for pattern, new in (
     (r"(?<![\w^_.)}\]/])(\d+) ?\\frac *\{ *(\d+) *\} *\{ *(\d+) *\}",
      lambda found: "({}+{}/{})".format(*found.groups()) if int(found[2]) < int(found[3]) else found[0]),
     (r"\{([^{}]*)\\(?:over|(choose))(?![a-z])([^{}]*)\}", lambda m: rf"\{'binom' if m[2] else 'frac'}{{{m[1]}}}{{{m[3]}}}"),
-    (r"(\.\d{0,9}?)(\d{1,9}?)\2{2,} ?(?:\.{3}|\\[lc]?dots)(?! *[+,])", r"\1\\overline{\2}"),    # 0.333... goes on
+    (r"(\.\d{0,9}?)(\d{1,9}?)\2+ ?(?:\.{3}|\\[lc]?dots)(?! *[+,])", r"\1\\overline{\2}"),    # 0.333... goes on
     (r"(?:[,;] *\(?|\() *([j-n]) *\\in *(?:\\mathbb *)?\{?[ZN]\}? *\)?$",
      lambda found: found[0] if found[1] not in found.string[:found.start()] else ""),                       # k \in Z, by custom
-    (r"\\(?:text|mbox|mathrm)\s*\{\s*(?:for|where)\b(?=.*(?:\\in\b|integer|all|any|every))(?!.*(?:[,;]|\band\b|\bor\b)).*", ""),
+    (r"\\(?:text|mbox|mathrm)\s*\{\s*(?:for|where)\b(?=.*(?:\\in\b|integer|all|any|every|some|constant|real))"
+     r"(?!.*(?:[,;]|\band\b|\bor\b)).*", ""),
     (r"\b([ap])\.\s?m\.?(?![a-z])", r"\1m"), (r"\b(?:square|sq\.?)\s(\w+)", r"\1^2"), (r"\bcubic\s(\w+)", r"\1^3"))]
 
 
@@ -178,10 +182,10 @@ UNITS = {form: group.split()[0] for group in """cm centimeter centimetre|m meter
     |h hr hour|day|week|month|year|$ dollar usd|€ euro|£|cent|mph|kph|l liter litre|ml|gallon|unit|acre|rad radian|hz
     |point|people|person|way|time|am|pm|solution|term|digit|sqft|integer|prime|side|number""".split("|")
          for name in group.split() for form in (name, name + "s")}
-NOT_UNITS = {*"""not no but is are was isn wrong incorrect maybe possibly about approximately if unless than more less except
-    without plus minus times over undefined none mod base when for where with to of choose by then also through from out versus
-    at below above negative squared cubed factorial dozen half third quarter tenth hundredth trillion hundred thousand million
-    billion cannot never false guess otherwise doubled remainder""".split()}
+NOT_UNITS = """not no but is are was isn wrong incorrect maybe possibly perhaps roughly about approximately if unless than more
+    less except excluded without plus minus over undefined none mod base when where with then also through versus at below above
+    squared cubed factorial dozen half halves third thirds fourths fifths sixths eighths tenth tenths hundredths trillion
+    hundred thousand million billion cannot never guess otherwise doubled remainder out""".split()
 
 TOKEN = re.compile(rf"""
     (?P<num>(?:\d+\.?\d*|\.\d+|\.(?=\\overline))(?:(?:\\overline|\\bar|\\dot)\s*(?:\{{\d+\}}|\d)
@@ -387,7 +391,7 @@ class Parser:
             name = str(self.argument()[1] if sign == "^" else self.value or self.kind).lower()
             if sign != "^":
                 self.step()
-            if {name, name.removesuffix("s")} & NOT_UNITS:
+            if name in NOT_UNITS:
                 fail(f"the word {name!r} is no unit")
             found.append(sign + UNITS.get(name, name.removesuffix("s")))
         return ("mark", " ".join(found), tree)
@@ -521,7 +525,8 @@ def either(plus, minus):
 def parse(text: str):
     """The tree of a cleaned text. Raises Refused."""
     if "±" in text or "∓" in text:
-        return either(*(parse(text.translate(signs)) for signs in PLUS_MINUS))
+        both = [parse(text.translate(signs)) for signs in PLUS_MINUS]
+        return ("list", "and", *both) if "≠" in text or "∖" in text else either(*both)         # x ≠ ±1 is neither
     parser = Parser(BUILDER.sub(r"{\1}", text))
     tree = parser.listing()
     parser.need("the end")
@@ -635,6 +640,7 @@ class Comparer:
             self.rule = "without order"
             joiners = {a[1], t[1]}                                    # x > 1 and x < 2 is not x > 1 or x < 2
             crossed = joiners & {"<", "and"} and joiners & {"or", "∪"} and {"<", "≤"} & {x[0] for x in (*left, *right)}
+            crossed = crossed or (kinds == {"set", "list"} and "∪" in joiners)
             if not crossed and self.without_order(left, right, "set" in kinds):
                 return True
         if a[0] == t[0] and a[0] in "<≤":
@@ -672,16 +678,19 @@ class Comparer:
             return ([low, high] if low < high else fail("no interval", "undefined"),
                     lambda x: (tree[1][0] == "[" if self.close(x, low) else tree[1][1] == "]" if self.close(x, high)
                                else low < x < high))
+        if kind == "=" and len(parts) == 2 and parts[0][0] == "sym" and (parts[1][0] in ("seq", "set") or interval(parts[1])):
+            return self.region(parts[1])                              # x in (0, 5)
         if kind in "<≤=" and len(parts) == 2 and len(names := leaves(tree, "sym")) == 1:
             first, second, far = (self.at(("+", parts[0], ("*", MINUS, parts[1])), real=True,
-                                          point=dict.fromkeys(names, num(Fraction(x, 10))))[0] for x in (0, 10, -73))
-            slope = second - first
-            if not slope or not self.close((far - first) * 10, slope * -73):
+                                          point=dict.fromkeys(names, num(x)))[0] for x in (0, 10**8, -73 * 10**7))
+            slope = (second - first) / 10**8                          # far apart, since |x - 5| bends
+            if not slope or not self.close(far - first, slope * (-73 * 10**7)):
                 fail("not linear", "undefined")
             return [-first / slope], lambda x: kind in "≤=" if self.close(x, -first / slope) else kind != "=" and (
                 slope * x + first < 0)
         joiner = tree[1] if kind == "list" else kind
-        if joiner not in ("∪", "∩", "∖", "<", ",", "and", "or") or (joiner != "∪" and "seq" in {x[0] for x in parts}):
+        if joiner not in ("∪", "∩", "∖", "<", ",", "and", "or") or (            # (1,4), (2,3) are points
+                joiner not in "∪∩∖" and "seq" in {x[0] for x in parts} and not any(map(interval, parts))):
             fail("no set", "undefined")
         ends, members = zip(*map(self.region, parts), strict=True) if parts else ((), ())
         ends = [x for some in ends for x in some]
@@ -879,9 +888,10 @@ class Verdict:
     rule: str
 
 
-OTHER = r"(?-i:(?<![a-zA-Z])\([A-J]\)|(?<!\()\b[A-J][).]|(?:\bor|\band|,) [A-J]\b)"      # (A) 12 or (B) 13 is no choice
+OTHER = (r"(?-i:.*(?<![a-zA-Z])\([A-J]\)|[^(]*[\s,][A-J][).](?!\S)"                 # (A) 12 or (B) 13 is no choice
+         r"|(?!.*(?i:both|none|neither)).*(?:\bor|\band|,) [A-J]\s*$)")
 CHOICE = re.compile(r"(?:(?:option|choice|answer)\s*:?\s*)?(\()?([A-J])(?(1)\)|(?:[).]|:(?=\s)|$))"
-                    r"(?![-(])(?!\s*(?:[,;&^_+*/=!<>]|and\b|or\b))\s*((?!.*" + OTHER + r").*)",
+                    r"(?![-(])(?!\s*(?:[,;&^_+*/=!<>]|and\b|or\b))\s*((?!" + OTHER + r").*)",
                     re.I | re.S)      # not (a)(b), (a)^2, A:B
 THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
 LOG = re.compile(r"log(?! ?_)")
@@ -918,8 +928,9 @@ def decide(answer: str, truth: str, choices: bool = True) -> tuple[str, str]:
     if (due or chosen) and (due or chosen)[3]:
         return decide(answer, due[3], False) if due else decide(chosen[3], truth, False)
     worded = [bool(re.search(r"\\(?:text|mbox|mathrm)", text)) for text in (answer, truth)]
-    bare = (len(right) > 4 or (len(right) > 2 and left.isupper() == right.isupper())        # abc is not ABC
-            ) and not re.search(r"[^a-zA-Z ]", left + right)
+    bare = (len(right) > 4 or right.lower() in ("yes", "no", "true", "even", "odd", "none")
+            or (len(right) > 2 and left.isupper() == right.isupper()))        # abc is not ABC
+    bare = bare and not re.search(r"[^a-zA-Z ]", left + right)
     if (any(worded) or bare) and WORDS.fullmatch(right) and WORDS.fullmatch(left):
         dropped = r"^(?:the|a|an)(?=\W)|s\b|[^a-z]" if any(worded) else " "
         a, t = (re.sub(dropped, "", text.lower()) for text in (left, right))

@@ -38,6 +38,8 @@ RULES = {
         \begin{pmatrix} 1 \\ 2 \end{pmatrix}  =  \begin{pmatrix}1\\2\end{pmatrix}
         \begin{pmatrix} 1 \\ 2 \end{pmatrix}  =  \\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}""",
     "numbers are exact": r"""
+        54  =  204_{\text{five}}  !  204_{\text{six}}
+        4/33  =  0.1212\ldots  !  0.12
         15  =  \gcd(30,45)  =  \operatorname{lcm}(3,5)  !  \gcd(30,44)
         5000000  =  5 \text{ Million}  =  5 million  !  5  !  5 \text{ thousand}
         5120  !  5\quad120
@@ -122,6 +124,9 @@ RULES = {
         a  !  \alpha  !  A
         6W  =  -6[-W]""",                                             # one random point; integers only; positive points only
     "names": r"""
+        3  =  f^{-1}(2)=3  !  f^{-1}(2)
+        \begin{pmatrix}1&2\\3&4\end{pmatrix}  =  A^{-1} = \begin{pmatrix}1&2\\3&4\end{pmatrix}
+        cx  =  f(x)=cx \text{ for some constant } c
         12  =  \text{Area} = 12  =  \mathrm{Area}=12  =  x_{\max} = 12  =  x_{\text{max}}=12  =  A'B'=12  !  \text{Area} = 13
         2x  =  f'(x)=2x  =  y'=2x  =  f^{\prime}(x) = 2x  !  f'(x)=3x
         a_1=1,a_2=2  =  a_2=2,a_1=1  !  a_1=2,a_2=1
@@ -138,6 +143,7 @@ RULES = {
         ab=cd  =  cd=ab  !  cd
         x^2+y^2=4  !  4""",                                           # a name dropped from both sides
     "units": r"""
+        8  =  8 \text{ times}  =  8 \text{ ways to choose}  =  8\text{ negative numbers}  =  8 \text{ of them}  !  8 \text{ halves}
         3  !  3 \text{ to } 1  !  3 \text{ squared}  !  3 \text{ thirds}  !  3 \text{ at most}  !  3\text{ with remainder }2  !  3 \text{ for } x>0
         12  !  6 \text{ choose } 2  !  6 \text{ by } 2  !  2 ft 6 in
         60  !  3 \text{ hours } 20 \text{ minutes}
@@ -156,6 +162,7 @@ RULES = {
         \$5  =  5  =  \$5.00  =  5 \text{ dollars}  =  5\$  !  5 \text{ cents}  !  0.05
         20  =  20 seconds  =  20 \text{ apples}  !  20 \text{ or } 30  !  \text{not } 20""",  # units ignored on both sides
     "order and brackets": r"""
+        \{(1,2),(3,4)\}  =  (3,4),(1,2)  !  (1,2)\cup(3,4)
         1,2,2  =  2,1,2  !  1,1,2
         \{x=3k : k\in\mathbb Z\}  !  \{x=2k : k\in\mathbb Z\}
         \begin{pmatrix}-1\\2\end{pmatrix}  =  \begin{pmatrix}-1\\[1ex]2\end{pmatrix}
@@ -187,6 +194,11 @@ RULES = {
         x=1,y=2  =  \begin{cases}x=1\\y=2\end{cases}  =  y=2, x=1  !  x=2,y=1
         \emptyset  =  \varnothing  =  \{\}  !  0  !  \{0\}""",  # sorted tuples; brackets unread; a hedge's last value taken
     "equations and inequalities": r"""
+        (0,1)\cup(1,5)  =  x \in (0,5)\setminus\{1\}  =  x\in(0,5), x\ne1  =  0<x<5, x\ne1  !  (0,5)
+        (2,5]  =  [0,5]\cap(2,8)  !  [2,5]
+        \emptyset  =  (-\infty,0)\cap(5,\infty)  !  (-\infty,0)\cup(5,\infty)
+        \mathbb{R}\setminus\{-1,1\}  =  x\ne\pm1  =  x \neq 1, x \neq -1  =  \mathbb{R}\setminus\{\pm1\}  !  \mathbb{R}
+        x>3  !  |x-5|<2
         [0,2]  =  [0,1]\cup[1,2]  =  [0,1)\cup[1,2]  !  [0,1)\cup(1,2]
         (-1,0)\cup(0,\infty)  =  x>-1 \text{ and } x\ne0  =  x>-1, x\ne0  !  x>-1 \text{ or } x\ne0
         (-\infty,1)\cup(1,2)\cup(2,\infty)  =  \mathbb R\setminus\{1,2\}  =  \mathbb R\setminus\{2,1\}  =  x\ne1, x\ne2  !  x\ne1
@@ -212,6 +224,9 @@ RULES = {
         \frac{\pi}{4}+k\pi  =  x=\frac{\pi}{4}+k\pi, k\in\mathbb{Z}  =  \frac{\pi}{4}+k\pi \; (k \in \mathbb Z)  !  \frac{\pi}{4}
         \infty  =  +\infty  !  -\infty  !  5""",                      # a factor of any sign for inequalities
     "choices and words": r"""
+        D  =  (D) P(A \cup B)  =  \text{D. Both A and B}  =  (D) \text{ none of A, B, C}
+        True  =  TRUE  =  \text{true}  !  False
+        no  =  NO  =  No  !  yes
         A  !  (A) 12 or (B) 13  !  A) 12, B) 13  !  A. no, B
         P(A) = \frac12  =  (B) P(A) = \frac12
         monday  =  MONDAY  =  Monday.  !  mondays off
@@ -288,7 +303,7 @@ def test_extract_is_linear(before, piece):
     ("9!!!!", "5", "wrong"), (r"\binom{10^9}{10^8}", "5", "wrong"), (",".join("12" * 150), "5", "too_large"),
     (r"\binom{10^{20}}{2}", "5", "too_large"), (r"(x+1)^{10^{9}}", "x", "wrong"),
     ("1<(" * 30 + "x" + ")<2" * 30, "5", "too_large"), ("(" * 30 + "x" + r")\ne 1" * 30, "5", "too_large"),    # copies of copies
-    (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}" * 30, "5", "too_large"), ("A)" * 900, "B", "too_large"), ("x_", "5", "unparsed"),
+    (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}" * 30, "5", "too_large"), ("A)" * 900, "B", "wrong"), ("x_", "5", "unparsed"),
 ])
 def test_verdicts_and_bounds(answer, truth, verdict):
     began = time.perf_counter()
