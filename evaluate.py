@@ -90,6 +90,13 @@ def connect(name: str) -> tuple[torch.device, Path, Config]:
     return device, source, config
 
 
+def check_team(t: int, world: int) -> None:
+    """ValueError unless the ranks of every node can be cut into teams of t that each hold a copy of the model."""
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    if t < 1 or here % t or world % t:
+        raise ValueError(f"--sampler-tp {t} does not divide the ranks of a node, {here} of {world}; give a number that does")
+
+
 # ---- Drawing and measuring ----------------------------------------------------------------------------------------
 
 
@@ -258,10 +265,8 @@ def main() -> None:
 
 def read_model(directory: Path, config: Config, device: torch.device, t: int) -> Model:
     """The model to sample from, whole, or a part of it on each of t ranks; no rank ever holds more than its share of both."""
-    dtype, world = torch.bfloat16 if device.type == "cuda" else torch.float32, dist.get_world_size()
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
-    if t < 1 or world % t or here % t:
-        raise ValueError(f"--sampler-tp {t} does not divide the ranks of a node, {here} of {world}; give a number that does")
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    check_team(t, dist.get_world_size())
     with torch.device("meta"):
         model, whole = Model(config).to(dtype), Model(config).to(dtype)
     if t == 1:

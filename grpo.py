@@ -50,7 +50,7 @@ import data
 import plan
 from batch import Batch, deal, draw, log_probs, mixed
 from checkpoint import Checkpoints, open_run, read_flags, restore
-from evaluate import Completion, collect, connect, draw_curve, evaluate, held_out, show
+from evaluate import Completion, check_team, collect, connect, draw_curve, evaluate, held_out, show
 from ledger import Interrupted, Ledger, Signals, Stopped, explain
 from model import Model, full, load, make_mesh, save, shard, tensor_parallel
 from reward import Grader
@@ -170,9 +170,7 @@ def check(f: Flags, world: int) -> None:
     if f.prompts % f.updates or (f.prompts // f.updates) * f.group < world:
         raise ValueError(f"--prompts {f.prompts} cannot be cut into --updates {f.updates} equal parts that each give all "
                          f"{world} ranks a sequence; make prompts a multiple of updates")
-    if int(os.environ.get("LOCAL_WORLD_SIZE", world)) % f.sampler_tp or world % f.sampler_tp:
-        raise ValueError(f"--sampler-tp {f.sampler_tp} does not divide the ranks of a node, "
-                         f"{os.environ.get('LOCAL_WORLD_SIZE', world)} of {world}; give a number that does")
+    check_team(f.sampler_tp, world)
     if f.prompts % (world // f.sampler_tp):
         raise ValueError(f"--prompts {f.prompts} is not a multiple of the {world // f.sampler_tp} ranks"
                          + (" that each stand for a copy of --sampler-tp" if f.sampler_tp > 1 else "")

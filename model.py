@@ -476,8 +476,8 @@ def packed(model: Model):
     each time it is done anew, so the copies are never old. For any other model nothing is done."""
     maps = [f for layer in model.model["layers"] for a, m in [(layer.self_attn, layer.mlp)]
             for f in (a.fused, a.o_proj, m.fused, m.down_proj)] + [model.head]
-    kind = model.head.weight
-    if kind.is_cuda or kind.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
+    weight = model.head.weight
+    if weight.is_cuda or weight.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
         maps = []
     try:
         for f in maps:

@@ -40,6 +40,7 @@ RULES = {
     "numbers are exact": r"""
         54  =  204_{\text{five}}  !  204_{\text{six}}
         4/33  =  0.1212\ldots  !  0.12
+        0.12  !  0.12...
         15  =  \gcd(30,45)  =  \operatorname{lcm}(3,5)  !  \gcd(30,44)
         5000000  =  5 \text{ Million}  =  5 million  !  5  !  5 \text{ thousand}
         5120  !  5\quad120
@@ -84,6 +85,7 @@ RULES = {
         \lfloor n/60\rfloor  !  \lfloor n/50\rfloor
         \frac\pi4  =  \pi/4  !  \frac\pi4, k\in\mathbb{Z}
         ab(a-b)  !  ab-ab
+        AB-CD  !  ab-cd  !  ABCD
         pqrs  =  srqp  !  pqr  !  PQRS
         (x+1)^2  =  x^2+2x+1  =  (1+x)(x+1)  !  x^2+1  !  (x-1)^2  !  (y+1)^2  !  2(x+1)
         \frac{a+b}{c}  =  \frac ac+\frac bc  =  (a+b)/c  !  a+\frac bc  !  \frac{a+b}{C}
@@ -203,6 +205,8 @@ RULES = {
         (-1,0)\cup(0,\infty)  =  x>-1 \text{ and } x\ne0  =  x>-1, x\ne0  !  x>-1 \text{ or } x\ne0
         (-\infty,1)\cup(1,2)\cup(2,\infty)  =  \mathbb R\setminus\{1,2\}  =  \mathbb R\setminus\{2,1\}  =  x\ne1, x\ne2  !  x\ne1
         (1,4)  !  (1,4),(2,3)
+        1<x<4  =  (1,4)  !  (1,4),(2,3)
+        x>1 \text{ and } y<2  =  y<2 \text{ and } x>1  !  x>1 \text{ or } y<2
         y=2x+3  =  2x-y+3=0  =  2y=4x+6  =  2x+3  =  2x+3=y  !  y=2x-3  !  y = 2x
         x^2+4y^2=4  =  \frac{x^2}{4}+y^2=1  !  4x^2+y^2=4
         (x-1)^2+(y+2)^2=9  =  x^2+y^2-2x+4y-4=0  !  (x+1)^2+(y-2)^2=9
@@ -303,7 +307,7 @@ def test_extract_is_linear(before, piece):
     ("9!!!!", "5", "wrong"), (r"\binom{10^9}{10^8}", "5", "wrong"), (",".join("12" * 150), "5", "too_large"),
     (r"\binom{10^{20}}{2}", "5", "too_large"), (r"(x+1)^{10^{9}}", "x", "wrong"),
     ("1<(" * 30 + "x" + ")<2" * 30, "5", "too_large"), ("(" * 30 + "x" + r")\ne 1" * 30, "5", "too_large"),    # copies of copies
-    (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}" * 30, "5", "too_large"), ("A)" * 900, "B", "wrong"), ("x_", "5", "unparsed"),
+    (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}" * 30, "5", "too_large"), ("a. " * 900, "5", "too_large"), ("x_", "5", "unparsed"),
 ])
 def test_verdicts_and_bounds(answer, truth, verdict):
     began = time.perf_counter()
