@@ -52,7 +52,7 @@ from batch import Batch, deal, draw, log_probs, mixed
 from checkpoint import Checkpoints, open_run, read_flags, restore
 from evaluate import Completion, check_team, collect, connect, draw_curve, evaluate, held_out, show
 from ledger import Interrupted, Ledger, Signals, Stopped, explain
-from model import Model, full, load, make_mesh, save, shard, tensor_parallel
+from model import Model, compiled, full, load, make_mesh, save, shard, tensor_parallel
 from reward import Grader
 from rollout import Sampler, copy_weights, stop_tokens
 
@@ -108,6 +108,7 @@ class Flags:
     kv_gb: float = 4.0  # memory for keys and values on one rank, 1e9 bytes
     sampler_tp: int = 1  # ranks of a node that hold one copy of the model to sample from, each a part of every layer
     recompute: bool = False  # run each layer again in the backward pass instead of keeping its activations
+    compile: bool = False  # torch.compile what surrounds each layer's attention: a minute at the start, then fewer kernels
     offload: bool = False  # keep parameters and optimiser state in CPU memory
     replicas: int = 1  # copies of the sharded model, one per node: shards stay within a copy, gradients cross between them
     graders: int = 1  # processes on one rank that check answers needing algebra
@@ -403,6 +404,11 @@ def main(f: Flags) -> None:
                 tensor_parallel(drawn, team)
             model = shard(model, mesh, dtype, f.offload).to_empty(device=home)
             ref = load(shard(frozen.to(dtype), mesh, dtype, f.offload).to_empty(device=home), source) if f.kl else None
+            if f.compile:
+                for m in (model, ref) if f.kl else (model,):
+                    compiled(m)
+                if device.type == "cuda" and f.sampler_tp == 1:  # a graph leaves out the checks that cost more than they gain
+                    compiled(drawn)
             optimizer = torch.optim.AdamW(model.parameters(), f.lr, (0.9, 0.999), weight_decay=f.weight_decay, fused=True)
             scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda update: schedule(update + 1, f))
             if newest:

@@ -86,10 +86,10 @@ def read_gpus(text: str, peak_tflops: float = 0.0) -> tuple[int, str, GPU]:
 def activations(c: Config, recompute: bool) -> tuple[int, int]:
     """Bytes per token that a forward in bf16 keeps for its backward: (of one layer, of all layers together).
 
-    A layer keeps, for each norm, its float32 input, a float32 statistic, and the result before and after the weight; for
-    attention rotated q and k, v, o and a float32 per head; for the MLP gate, silu(gate), up and their product.
+    A layer keeps, for each norm, its input, a float32 statistic, and the result; for attention rotated q and k, v, o and a
+    float32 per head; for the MLP gate, silu(gate), up and their product.
     """
-    layer = 2 * (4 * c.D + 4 + 2 * 2 * c.D) + 2 * c.K * (2 * c.H + 2 * c.J) + 4 * c.H + 2 * 4 * c.F
+    layer = 2 * (2 * c.D + 4 + 2 * c.D) + 2 * c.K * (2 * c.H + 2 * c.J) + 4 * c.H + 2 * 4 * c.F
     return layer, layer + 2 * c.D * c.layers if recompute else layer * c.layers
 
 

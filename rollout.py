@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from kernels.paged import decode, find, write_kv
+from kernels.paged import fastest, find, write_kv
 from kernels.sample import position_key, sample, scales, sequence_key
 from model import Model, cut, fuse, packed, packed_attention
 
@@ -117,6 +117,8 @@ class Sampler:
             raise ValueError(f"a cache of {kv_gb:g} GB holds {self.N * page:,} tokens, but one sequence of {max_len:,} needs "
                              f"{(self.M + 2) * page_bytes / 1e9:.2g} GB; raise --kv-gb, or lower --max-prompt or --max-new")
         self.kv = torch.zeros(c.layers, 2, self.N, page, J, c.K, dtype=weight.dtype, device=self.device)
+        H = len(model.model["layers"][0].self_attn.q_proj.weight) // c.K
+        self.attend = fastest(self.kv[0], H, slots, self.M)
         self.stop_ids, self.stop_V = set(stop_ids), torch.zeros(c.V, dtype=torch.int64, device=self.device)
         self.stop_V[[i for i in self.stop_ids if i < c.V]] = 1
         # Per slot: the token to feed, tokens in the cache, tokens drawn, most of them, what its noise is keyed by, done.
@@ -320,7 +322,7 @@ class Sampler:
 
         def attend(layer, q_BHK, k_BJK, v_BJK):
             write_kv(self.kv[layer], k_BJK, v_BJK, slot_B)
-            return decode(q_BHK, self.kv[layer], pages_BM, seen_B, found)
+            return self.attend(q_BHK, self.kv[layer], pages_BM, seen_B, found)
 
         logits_BV = self.model(token_B, length_B, attend)
         length_B += ~dead_B

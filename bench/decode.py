@@ -7,18 +7,20 @@
 The weights are those that every step reads (an embedding of its own is not: a step reads a row of it per sequence). The step is
 that of Sampler.generate, host, sampling and all: the time of a run less that of one which ends --steps tokens earlier, over
 --steps, so that prefills and start drop out; the context is the mean over those steps. No prompts are alike, so that no page is
-read twice from a cache. On a CPU the multiplications weigh more than the reading, and the larger of the two is the floor.
+read twice from a cache. On a GPU each shape is measured as it is and with its layers compiled (grpo.py --compile). On a CPU the
+multiplications weigh more than the reading, and the larger of the two is the floor.
 """
 
 import argparse
 import gc
 import tempfile
 import time
+from itertools import product
 
 import torch
 from common import SHAPES, copy_rate, matmul, race, random_weights, record, synchronize, write_config
 
-from model import Config, Model
+from model import Config, Model, compiled
 from rollout import Sampler
 
 FIRST = 8  # tokens of the shorter run
@@ -32,13 +34,14 @@ def seconds(run, device) -> float:
     return time.perf_counter() - start
 
 
-def measure(shape: str, flags, dtype, ceilings: dict) -> dict:
+def measure(shape: str, compile: bool, flags, dtype, ceilings: dict) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         write_config(folder, shape)
         c = Config.read(folder)
     with torch.device("meta"):
         model = Model(c).to(dtype)
     model = random_weights(model.to_empty(device=flags.device))
+    model = compiled(model) if compile else model
     B, prompt = flags.batch, flags.context - FIRST - flags.steps // 2
     token_bytes = c.layers * 2 * c.J * c.K * dtype.itemsize
     longest = prompt + FIRST + flags.steps
@@ -56,9 +59,9 @@ def measure(shape: str, flags, dtype, ceilings: dict) -> dict:
     cache_bytes = B * flags.context * token_bytes
     read = (weight_bytes + cache_bytes) / ceilings["copy_bytes_per_s"]
     multiply = c.flops(B, B * flags.context, B) / ceilings["matmul_flops_per_s"]
-    return {"shape": shape, "ms": 1e3 * step, "weight_gb": weight_bytes / 1e9, "cache_gb": cache_bytes / 1e9,
-            "read_ms": 1e3 * read, "multiply_ms": 1e3 * multiply, "of_floor": max(read, multiply) / step,
-            "tokens_per_second": B / step}
+    return {"ms": 1e3 * step, "weight_gb": weight_bytes / 1e9, "cache_gb": cache_bytes / 1e9, "read_ms": 1e3 * read,
+            "multiply_ms": 1e3 * multiply, "of_floor": max(read, multiply) / step, "tokens_per_second": B / step,
+            "attention": sampler.attend.__name__}
 
 
 def main() -> None:
@@ -74,19 +77,29 @@ def main() -> None:
         parser.error(f"--context {flags.context}: must be over {FIRST} + half of --steps {flags.steps}, to leave a prompt")
     flags.device = "cuda" if gpu else "cpu"
     dtype = torch.bfloat16 if gpu else torch.float32
-    product, flops = matmul(flags.device, dtype)
-    product_ms = race({"product": product}, flags.device, 5)["product"]
-    ceilings = {"copy_bytes_per_s": copy_rate(flags.device), "matmul_flops_per_s": 1e3 * flops / product_ms}
+    multiply, flops = matmul(flags.device, dtype)
+    multiply_ms = race({"multiply": multiply}, flags.device, 5)["multiply"]
+    ceilings = {"copy_bytes_per_s": copy_rate(flags.device), "matmul_flops_per_s": 1e3 * flops / multiply_ms}
     copied, multiplied = (value / unit for value, unit in zip(ceilings.values(), (1e9, 1e12), strict=True))
     print(f"batch {flags.batch}, {flags.context} tokens of context, {flags.device} {dtype}; a copy moves {copied:.0f} GB/s, a "
           f"product makes {multiplied:.3g} TFLOP/s\n")
-    print(f"{'shape':8}{'ms a step':>10}{'to read':>10}{'to multiply':>13}{'of floor':>10}{'tokens/s':>12}  GB: weights, cache")
+    print(f"{'shape':16}{'ms a step':>10}{'to read':>10}{'to multiply':>13}{'of floor':>10}{'tokens/s':>12}  GB weights, cache")
     rows = []
-    for shape in flags.shapes:
-        rows.append(r := measure(shape, flags, dtype, ceilings))
-        gc.collect()  # the model and its cache, before the next one comes
-        torch.cuda.empty_cache()
-        print(f"{shape:8}{r['ms']:10.3f}{r['read_ms']:10.3f}{r['multiply_ms']:13.3f}{r['of_floor']:10.0%}"
+    for shape, compile in product(flags.shapes, (False, True)[: 1 + gpu]):
+        name = shape + ", compiled" * compile
+        rows.append(r := {"shape": shape, "compiled": compile})
+        try:
+            r |= measure(shape, compile, flags, dtype, ceilings)
+        except Exception as reason:
+            if not compile:
+                raise
+            r["not_run"] = f"{type(reason).__name__}: {reason}"[:200]  # the others are worth keeping
+            print(f"{name:16}not run: {r['not_run'][:100]}")
+            continue
+        finally:
+            gc.collect()  # the model and its cache, before the next one comes
+            torch.cuda.empty_cache()
+        print(f"{name:16}{r['ms']:10.3f}{r['read_ms']:10.3f}{r['multiply_ms']:13.3f}{r['of_floor']:10.0%}"
               f"{r['tokens_per_second']:12,.0f}      {r['weight_gb']:.3g}, {r['cache_gb']:.3g}", flush=True)
     record("decode", flags, rows, ceilings, ("model.py", "rollout.py", "kernels", "bench/decode.py", "bench/common.py"))
 

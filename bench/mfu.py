@@ -7,8 +7,8 @@
 T packed tokens, R completion tokens (rows of the head), pairs of (query, key) under the causal mask: what a step needs, so
 recomputing earns nothing. The second figure leaves the head out, as a count of 6 N T and attention does with the paper's N.
 FLOP/s are the measured rate of a large product, and the nominal peak where plan.py knows the device. It is the path of grpo.py:
-float32 parameters in FSDP2, which casts them to bf16 for each use, packed attention, the fused log-probs, its own loss. A peer
-has no place here: the ceiling is the hardware's.
+float32 parameters in FSDP2, which casts them to bf16 for each use, packed attention, the fused log-probs, its own loss; first
+as it is, then on a GPU with its layers compiled (grpo.py --compile). A peer has no place here: the ceiling is the hardware's.
 """
 
 import argparse
@@ -23,7 +23,7 @@ import plan
 from batch import log_probs, make_batch
 from evaluate import Completion, connect
 from grpo import Flags, grpo_loss
-from model import Model, make_mesh, shard
+from model import Model, compiled, make_mesh, shard
 from reward import Verdict
 
 
@@ -59,30 +59,42 @@ def main() -> None:
         grpo_loss(logp_R, entropy_R, b, f)[0].backward()
         model.zero_grad(set_to_none=True)
 
-    for _ in range(3):
-        product(), train()
-    if gpu:
-        torch.cuda.reset_peak_memory_stats()
-    ms = race({"step": train, "product": product}, device, flags.repeats)
-    seconds, rate = ms["step"] / 1e3, 1e3 * product_flops / ms["product"]
     length = flags.prompt + flags.new
     T, R, pairs = B * length, B * flags.new, B * length * (length + 1) // 2
     work = {"with the head": 3 * c.flops(T, pairs, R), "without it": 3 * c.flops(T, pairs, 0)}
-    nominal = plan.peak_flops(device)
-    row = {"ms": ms["step"], "tokens": T, "rows": R, "tokens_per_second": T / seconds,
-           "peak_gb": torch.cuda.max_memory_allocated() / 1e9 if gpu else None,
-           "mfu": {name: flops / seconds / rate for name, flops in work.items()},
-           "mfu_nominal": {name: flops / seconds / nominal for name, flops in work.items()} if nominal else None}
+    nominal, rows = plan.peak_flops(device), []
     print(f"{flags.shape}, {T:,} tokens in {B} sequences, {R:,} in the loss, recomputation "
           f"{'on' if flags.recompute else 'off'}, {device.type} {dtype}")
-    print(f"{row['ms']:.1f} ms, {row['tokens_per_second']:,.0f} tokens/s"
-          + (f", peak {row['peak_gb']:.1f} GB" if gpu else ""))
-    print(f"\n{'MFU':28}" + "".join(f"{name:>16}" for name in work))
-    print(f"{f'of {rate / 1e12:.3g} TFLOP/s measured':28}" + "".join(f"{share:16.1%}" for share in row["mfu"].values()))
-    if nominal:
-        shares = "".join(f"{share:16.1%}" for share in row["mfu_nominal"].values())
-        print(f"{f'of {nominal / 1e12:.3g} TFLOP/s nominal':28}{shares}")
-    record("mfu", flags, [row], {"matmul_flops_per_s": rate, "nominal_flops_per_s": nominal},
+    for compile in (False, True)[: 1 + gpu]:
+        name = "compiled" if compile else "as it is"
+        rows.append(row := {"compiled": compile})
+        try:
+            if compile:
+                compiled(model)
+            for _ in range(3):
+                product(), train()
+        except Exception as reason:
+            if not compile:
+                raise
+            row["not_run"] = f"{type(reason).__name__}: {reason}"[:200]  # the other one is worth keeping
+            print(f"\n{name}: not run: {row['not_run']}")
+            continue
+        if gpu:
+            torch.cuda.reset_peak_memory_stats()
+        ms = race({"step": train, "product": product}, device, flags.repeats)
+        seconds, rate = ms["step"] / 1e3, 1e3 * product_flops / ms["product"]
+        peak_gb = torch.cuda.max_memory_allocated() / 1e9 if gpu else None
+        row |= {"ms": ms["step"], "tokens": T, "rows": R, "tokens_per_second": T / seconds, "peak_gb": peak_gb,
+                "matmul_flops_per_s": rate, "mfu": {name: flops / seconds / rate for name, flops in work.items()},
+                "mfu_nominal": {name: flops / seconds / nominal for name, flops in work.items()} if nominal else None}
+        print(f"\n{name}: {row['ms']:.1f} ms, {row['tokens_per_second']:,.0f} tokens/s"
+              + (f", peak {peak_gb:.1f} GB" if gpu else ""))
+        print(f"{'MFU':28}" + "".join(f"{name:>16}" for name in work))
+        print(f"{f'of {rate / 1e12:.3g} TFLOP/s measured':28}" + "".join(f"{share:16.1%}" for share in row["mfu"].values()))
+        if nominal:
+            shares = "".join(f"{share:16.1%}" for share in row["mfu_nominal"].values())
+            print(f"{f'of {nominal / 1e12:.3g} TFLOP/s nominal':28}{shares}", flush=True)
+    record("mfu", flags, rows, {"nominal_flops_per_s": nominal},
            ("*.py", "kernels", "bench/mfu.py", "bench/common.py"))
     dist.destroy_process_group()
 

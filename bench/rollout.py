@@ -24,7 +24,7 @@ import transformers
 from common import SHAPES, record, synchronize, write_config
 
 from batch import log_probs, make_batch, pack
-from model import Config, Model, load, locate
+from model import Config, Model, compiled, load, locate
 from rollout import Sampler
 
 
@@ -51,6 +51,15 @@ def settings(limits: list[int]) -> transformers.GenerationConfig:
 def ours(model, peer, prompts, flags):
     sampler = Sampler(model, [], flags.slots or flags.samples, flags.prompt + flags.long, flags.kv_gb)
     yield lambda limits, seed: sum(len(s.ids) for s in sampler.generate(prompts, 1, limits, 1.0, seed))
+
+
+@contextmanager
+def ours_compiled(model, peer, prompts, flags):
+    """With what grpo.py --compile does to the sampler's model."""
+    other = Model(model.config).to(next(model.parameters()))
+    other.load_state_dict(model.state_dict())
+    with ours(compiled(other), peer, prompts, flags) as run:
+        yield run
 
 
 @contextmanager
@@ -89,7 +98,7 @@ def continuous(model, peer, prompts, flags):
         yield run
 
 
-CONTENDERS = {"ours": ours, "generate": generate, "continuous batching": continuous}
+CONTENDERS = {"ours": ours, "ours, compiled": ours_compiled, "generate": generate, "continuous batching": continuous}
 
 
 def seconds(run, limits, seed, device) -> float:
@@ -160,8 +169,8 @@ def main() -> None:
     spread = [flags.short + i * (flags.long - flags.short) // (flags.samples - 1) for i in range(flags.samples)]
     rng.shuffle(spread)
     limits = {"equal": [flags.long] * flags.samples, "spread": spread}
-    best, failed = {}, {}
-    for together in [[name] for name in CONTENDERS] if gpu else [list(CONTENDERS)]:
+    best, failed, names = {}, {}, [name for name in CONTENDERS if gpu or name != "ours, compiled"]  # which only a GPU gains by
+    for together in [[name] for name in names] if gpu else [names]:
         with ExitStack() as stack:
             runs = {}
             for name in together:
@@ -188,7 +197,7 @@ def main() -> None:
     print(f"\n{'tokens per second':24}" + "".join(f"{name:>22}" for name in flags.workloads) + "    ours over it")
     rows = [{"name": "ours, log-probs", "gap": {"mean": mean, "max": most}}]
     rows += [{"name": name, "not_run": reason} for name, reason in failed.items()]
-    for name in (name for name in CONTENDERS if name not in failed):
+    for name in (name for name in names if name not in failed):
         row = {"name": name, **{w: sum(limits[w]) / best[w, name] for w in flags.workloads}}
         row["ratio"] = {w: best[w, name] / best[w, "ours"] for w in flags.workloads}
         rows.append(row)

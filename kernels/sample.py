@@ -104,9 +104,10 @@ def sample_reference(logits_BV, temperature, key_B):
 @functools.cache
 def load_triton():
     """Define the kernels, as globals: triton is then imported only where they run, and its interpreter finds `tl`."""
-    global triton, tl, uniform_kernel, part_kernel, join_kernel
+    global triton, tl, libdevice, uniform_kernel, exponential_kernel, part_kernel, join_kernel
     import triton
     import triton.language as tl
+    from triton.language.extra import libdevice
 
     @triton.jit
     def uniform_kernel(key, index, GOLDEN: tl.constexpr, MIX1: tl.constexpr, MIX2: tl.constexpr, UNIT: tl.constexpr):
@@ -119,49 +120,63 @@ def load_triton():
         return (hashed.to(tl.float32) + 0.5) * UNIT
 
     @triton.jit
+    def exponential_kernel(u, FAST: tl.constexpr):
+        """-log(1 - u), whose -log is the Gumbel noise; near 0, where the winners are, by its series, which keeps all bits."""
+        series = u * (1.0 + u * (0.5 + u * (0.33333334 + u * (0.25 + u * 0.2))))
+        w = 1.0 - u
+        log2 = libdevice.fast_log2f(w) if FAST else tl.log2(w)
+        return tl.where(u < 0.0625, series, log2 * -0.6931472)
+
+    @triton.jit
     def part_kernel(
-        logits, key, token_BP, stats_4BP, row_stride, V, scales, BLOCK: tl.constexpr,
+        logits, key, token_BP, stats_3BP, row_stride, V, scales, BLOCK: tl.constexpr, FAST: tl.constexpr,
         GOLDEN: tl.constexpr, MIX1: tl.constexpr, MIX2: tl.constexpr, UNIT: tl.constexpr,
     ):  # fmt: skip
-        """One block of one row: its winner (score, index, z) and its part of the log-sum-exp (maximum, sum)."""
+        """One block of one row: its winner (score, index) and its part of the log-sum-exp (maximum, sum).
+
+        The winner has the largest z - log E, or the smallest exp(top - z) E: a race of exponential times, without a logarithm
+        for each token. Greedy, it has the smallest top - z. A token 88 below the top has an infinite time, and never wins.
+        """
         row, part = tl.program_id(0), tl.program_id(1)
         index = part * BLOCK + tl.arange(0, BLOCK)
         z = tl.load(logits + row.to(tl.int64) * row_stride + index, mask=index < V, other=float("-inf"))
         z = z.to(tl.float32) * tl.load(scales)
-        score = z
-        if tl.load(scales + 1) > 0:
-            u = uniform_kernel(tl.load(key + row), index, GOLDEN, MIX1, MIX2, UNIT)
-            # -log1p(-u) from log alone: log(w) / (w - 1) is accurate for the w that 1 - u was rounded to.
-            w = 1.0 - u
-            score = z - tl.log(tl.where(w == 1.0, u, u * (tl.log(w) / (w - 1.0))))
-        best = tl.argmax(score, 0)  # the lowest index among equals
         top = tl.max(z, 0)
         base = tl.where(top == float("-inf"), 0.0, top)  # a block of -inf: exp(-inf - 0) = 0 and not NaN
+        below = (base - z) * 1.442695  # log2(e)
+        noisy = tl.load(scales + 1) > 0
+        time = below
+        if noisy:
+            u = uniform_kernel(tl.load(key + row), index, GOLDEN, MIX1, MIX2, UNIT)
+            time = tl.exp2(below) * exponential_kernel(u, FAST)
+        first = tl.min(time, 0)
+        best = tl.min(tl.where(time == first, index, 2147483647), 0)  # the lowest index among equals
+        score = tl.where(noisy, top - tl.log(first), top)
         at = row * tl.num_programs(1) + part
         stride = tl.num_programs(0) * tl.num_programs(1)
-        tl.store(token_BP + at, part * BLOCK + best)
-        tl.store(stats_4BP + at, tl.max(score, 0))
-        tl.store(stats_4BP + stride + at, tl.sum(tl.where(tl.arange(0, BLOCK) == best, z, 0.0), 0))
-        tl.store(stats_4BP + 2 * stride + at, top)
-        tl.store(stats_4BP + 3 * stride + at, tl.sum(tl.exp(z - base), 0))
+        tl.store(token_BP + at, best)
+        tl.store(stats_3BP + at, score)
+        tl.store(stats_3BP + stride + at, top)
+        tl.store(stats_3BP + 2 * stride + at, tl.sum(tl.exp2(-below), 0))
 
     @triton.jit
-    def join_kernel(token_BP, stats_4BP, token_B, logp_B, V, P, PARTS: tl.constexpr):
+    def join_kernel(logits, token_BP, stats_3BP, token_B, logp_B, row_stride, V, scales, P, PARTS: tl.constexpr):
         """The winner among the blocks of one row, and its log-probability."""
         row = tl.program_id(0)
         part = tl.arange(0, PARTS)
         at, stride = row * P + part, tl.num_programs(0) * P
-        score = tl.load(stats_4BP + at, mask=part < P, other=float("-inf"))
-        z = tl.load(stats_4BP + stride + at, mask=part < P, other=0.0)
-        top = tl.load(stats_4BP + 2 * stride + at, mask=part < P, other=float("-inf"))
-        total = tl.load(stats_4BP + 3 * stride + at, mask=part < P, other=0.0)
-        winner = part == tl.argmax(score, 0)
+        score = tl.load(stats_3BP + at, mask=part < P, other=float("-inf"))
+        top = tl.load(stats_3BP + stride + at, mask=part < P, other=float("-inf"))
+        total = tl.load(stats_3BP + 2 * stride + at, mask=part < P, other=0.0)
+        winner = part == tl.argmax(score, 0)  # the lowest block among equals
         token = tl.sum(tl.where(winner, tl.load(token_BP + at, mask=part < P, other=0), 0), 0)
+        # A row of NaN has no winner: its logp is NaN, and its token must still be one that can be embedded.
+        token = tl.minimum(token, V - 1)
         highest = tl.max(top, 0)
         lse = highest + tl.log(tl.sum(total * tl.exp(top - highest), 0))
-        # A row of NaN has no winner: its logp is NaN, and its token must still be one that can be embedded.
-        tl.store(token_B + row, tl.minimum(token, V - 1).to(tl.int64))
-        tl.store(logp_B + row, tl.sum(tl.where(winner, z, 0.0), 0) - lse)
+        z = tl.load(logits + row.to(tl.int64) * row_stride + token).to(tl.float32) * tl.load(scales)
+        tl.store(token_B + row, token.to(tl.int64))
+        tl.store(logp_B + row, z - lse)
 
 
 # Fixed, so that the order of a row's sums depends on V alone and never on the batch. 4096 makes some 40 programs of a
@@ -176,16 +191,18 @@ def sample_triton(logits_BV, temperature, key_B):
     logits_BV = logits_BV if logits_BV.stride(1) == 1 else logits_BV.contiguous()
     P = triton.cdiv(V, _BLOCK)
     token_BP = torch.empty(B, P, dtype=torch.int32, device=logits_BV.device)
-    stats_4BP = torch.empty(4, B, P, dtype=torch.float32, device=logits_BV.device)
+    stats_3BP = torch.empty(3, B, P, dtype=torch.float32, device=logits_BV.device)
     token_B = torch.empty(B, dtype=torch.int64, device=logits_BV.device)
     logp_B = torch.empty(B, dtype=torch.float32, device=logits_BV.device)
     if not isinstance(temperature, torch.Tensor):
         temperature = scales(temperature, logits_BV.device)
     part_kernel[B, P](
-        logits_BV, key_B.contiguous(), token_BP, stats_4BP, logits_BV.stride(0), V, temperature, BLOCK=_BLOCK,
+        logits_BV, key_B.contiguous(), token_BP, stats_3BP, logits_BV.stride(0), V, temperature, BLOCK=_BLOCK,
+        FAST=logits_BV.is_cuda,  # the interpreter does not know the GPU's own logarithm, an error of 2**-22
         GOLDEN=_GOLDEN, MIX1=_MIX1, MIX2=_MIX2, UNIT=_UNIT, num_warps=8,
     )  # fmt: skip
-    join_kernel[B,](token_BP, stats_4BP, token_B, logp_B, V, P, PARTS=triton.next_power_of_2(P), num_warps=1)
+    join_kernel[B,](logits_BV, token_BP, stats_3BP, token_B, logp_B, logits_BV.stride(0), V, temperature, P,
+                    PARTS=triton.next_power_of_2(P), num_warps=1)
     return token_B, logp_B
 
 

@@ -247,11 +247,10 @@ def test_kernel_in_the_interpreter(interpreted):
 
 def test_kernels_compile_ahead_of_time(compiled):
     module.load_triton()
-    pointers = dict(token_BP="*i32", stats_4BP="*fp32", V="i32")
-    part = dict(pointers, logits="*bf16", key="*i64", row_stride="i32", scales="*fp32")
-    join = dict(pointers, token_B="*i64", logp_B="*fp32", P="i32")
+    both = dict(logits="*bf16", token_BP="*i32", stats_3BP="*fp32", row_stride="i32", V="i32", scales="*fp32")
+    part, join = dict(both, key="*i64"), dict(both, token_B="*i64", logp_B="*fp32", P="i32")
     for kernel, types, constants in (
-        (module.part_kernel, part, dict(BLOCK=4096, **MIXERS)),
+        (module.part_kernel, part, dict(BLOCK=4096, FAST=True, **MIXERS)),
         (module.join_kernel, join, dict(PARTS=64)),
     ):
         compiled(kernel, types, constants)
