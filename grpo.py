@@ -108,7 +108,7 @@ class Flags:
     kv_gb: float = 4.0  # memory for keys and values on one rank, 1e9 bytes
     sampler_tp: int = 1  # ranks of a node that hold one copy of the model to sample from, each a part of every layer
     recompute: bool = False  # run each layer again in the backward pass instead of keeping its activations
-    compile: bool = False  # torch.compile what surrounds each layer's attention: a minute at the start, then fewer kernels
+    compile: bool = False  # torch.compile what is around each layer's attention, for GPUs: a minute first, then fewer kernels
     offload: bool = False  # keep parameters and optimiser state in CPU memory
     replicas: int = 1  # copies of the sharded model, one per node: shards stay within a copy, gradients cross between them
     graders: int = 1  # processes on one rank that check answers needing algebra
