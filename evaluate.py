@@ -26,13 +26,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from hashlib import blake2b
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch.nn.attention import activate_flash_attention_impl
 
 import data
 import sandbox
@@ -83,8 +81,6 @@ def connect(name: str) -> tuple[torch.device, Path, Config]:
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
-        if torch.cuda.get_device_capability() == (9, 0) and find_spec("flash_attn_interface"):
-            activate_flash_attention_impl("FA3")  # FlashAttention 3, made for this chip, is installed: torch then uses it
     alone = {} if "RANK" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(minutes=30), **alone)
     source = locate(name)

@@ -36,6 +36,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 from kernels.logprob import logprob
+from kernels.paged import flash_attention_3
 
 FAMILIES = {  # model_type -> (bias on q/k/v, norm on q/k); what else differs stands in config.json
     "qwen2": (True, False),
@@ -129,7 +130,8 @@ def rope_frequencies(config: Config, device=None) -> Tensor:
 
 def rotate(x_THK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
     """RoPE; sin_TK with its first half negative, so that halves are exchanged and not also negated."""
-    return torch.addcmul(x_THK * cos_TK[:, None], x_THK.roll(x_THK.shape[-1] // 2, -1), sin_TK[:, None])
+    left, right = x_THK.chunk(2, dim=-1)
+    return torch.addcmul(x_THK * cos_TK[:, None], torch.cat((right, left), dim=-1), sin_TK[:, None])
 
 
 class RMSNorm(nn.Module):
@@ -295,6 +297,7 @@ def packed_attention(length_B: list[int], device: torch.device | str):
 def varlen_attention(q_THK: Tensor, k_TJK: Tensor, v_TJK: Tensor, cu_B: Tensor, longest: int) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn  # absent from builds without CUDA on some platforms
 
+    flash_attention_3()
     grouped = {}
     if q_THK.shape[1] != k_TJK.shape[1]:
         if "enable_gqa" in inspect.signature(varlen_attn).parameters:

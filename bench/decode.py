@@ -15,7 +15,6 @@ import argparse
 import gc
 import tempfile
 import time
-from itertools import product
 
 import torch
 from common import SHAPES, copy_rate, matmul, race, random_weights, record, synchronize, write_config
@@ -84,24 +83,26 @@ def main() -> None:
     print(f"batch {flags.batch}, {flags.context} tokens of context, {flags.device} {dtype}; a copy moves {copied:.0f} GB/s, a "
           f"product makes {multiplied:.3g} TFLOP/s\n")
     print(f"{'shape':16}{'ms a step':>10}{'to read':>10}{'to multiply':>13}{'of floor':>10}{'tokens/s':>12}  GB weights, cache")
-    rows = []
-    for shape, compile in product(flags.shapes, (False, True)[: 1 + gpu]):
-        name = shape + ", compiled" * compile
-        rows.append(r := {"shape": shape, "compiled": compile})
-        try:
-            r |= measure(shape, compile, flags, dtype, ceilings)
-        except Exception as reason:
-            if not compile:
-                raise
-            r["not_run"] = f"{type(reason).__name__}: {reason}"[:200]  # the others are worth keeping
-            print(f"{name:16}not run: {r['not_run'][:100]}")
-            continue
-        finally:
-            gc.collect()  # the model and its cache, before the next one comes
-            torch.cuda.empty_cache()
-        print(f"{name:16}{r['ms']:10.3f}{r['read_ms']:10.3f}{r['multiply_ms']:13.3f}{r['of_floor']:10.0%}"
-              f"{r['tokens_per_second']:12,.0f}      {r['weight_gb']:.3g}, {r['cache_gb']:.3g}", flush=True)
-    record("decode", flags, rows, ceilings, ("model.py", "rollout.py", "kernels", "bench/decode.py", "bench/common.py"))
+    for compile in (False, True)[: 1 + gpu]:  # a line for each: what there is does not wait for what may fail
+        rows = []
+        for shape in flags.shapes:
+            name = shape + ", compiled" * compile
+            rows.append(r := {"shape": shape, "compiled": compile})
+            try:
+                r |= measure(shape, compile, flags, dtype, ceilings)
+            except Exception as reason:
+                if not compile:
+                    raise
+                r["not_run"] = f"{type(reason).__name__}: {reason}"[:200]
+                print(f"{name:16}not run: {r['not_run'][:100]}")
+                continue
+            finally:
+                gc.collect()  # the model and its cache, before the next one comes
+                torch.cuda.empty_cache()
+                torch.compiler.reset()
+            print(f"{name:16}{r['ms']:10.3f}{r['read_ms']:10.3f}{r['multiply_ms']:13.3f}{r['of_floor']:10.0%}"
+                  f"{r['tokens_per_second']:12,.0f}      {r['weight_gb']:.3g}, {r['cache_gb']:.3g}", flush=True)
+        record("decode", flags, rows, ceilings, ("model.py", "rollout.py", "kernels", "bench/decode.py", "bench/common.py"))
 
 
 if __name__ == "__main__":

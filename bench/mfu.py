@@ -62,12 +62,12 @@ def main() -> None:
     length = flags.prompt + flags.new
     T, R, pairs = B * length, B * flags.new, B * length * (length + 1) // 2
     work = {"with the head": 3 * c.flops(T, pairs, R), "without it": 3 * c.flops(T, pairs, 0)}
-    nominal, rows = plan.peak_flops(device), []
+    nominal = plan.peak_flops(device)
     print(f"{flags.shape}, {T:,} tokens in {B} sequences, {R:,} in the loss, recomputation "
           f"{'on' if flags.recompute else 'off'}, {device.type} {dtype}")
     for compile in (False, True)[: 1 + gpu]:
         name = "compiled" if compile else "as it is"
-        rows.append(row := {"compiled": compile})
+        row = {"compiled": compile}
         try:
             if compile:
                 compiled(model)
@@ -76,16 +76,15 @@ def main() -> None:
         except Exception as reason:
             if not compile:
                 raise
-            row["not_run"] = f"{type(reason).__name__}: {reason}"[:200]  # the other one is worth keeping
-            print(f"\n{name}: not run: {row['not_run']}")
-            continue
+            print(f"\n{name}: not run: {type(reason).__name__}: {reason}")
+            break
         if gpu:
             torch.cuda.reset_peak_memory_stats()
         ms = race({"step": train, "product": product}, device, flags.repeats)
         seconds, rate = ms["step"] / 1e3, 1e3 * product_flops / ms["product"]
         peak_gb = torch.cuda.max_memory_allocated() / 1e9 if gpu else None
         row |= {"ms": ms["step"], "tokens": T, "rows": R, "tokens_per_second": T / seconds, "peak_gb": peak_gb,
-                "matmul_flops_per_s": rate, "mfu": {name: flops / seconds / rate for name, flops in work.items()},
+                "mfu": {name: flops / seconds / rate for name, flops in work.items()},
                 "mfu_nominal": {name: flops / seconds / nominal for name, flops in work.items()} if nominal else None}
         print(f"\n{name}: {row['ms']:.1f} ms, {row['tokens_per_second']:,.0f} tokens/s"
               + (f", peak {peak_gb:.1f} GB" if gpu else ""))
@@ -94,8 +93,8 @@ def main() -> None:
         if nominal:
             shares = "".join(f"{share:16.1%}" for share in row["mfu_nominal"].values())
             print(f"{f'of {nominal / 1e12:.3g} TFLOP/s nominal':28}{shares}", flush=True)
-    record("mfu", flags, rows, {"nominal_flops_per_s": nominal},
-           ("*.py", "kernels", "bench/mfu.py", "bench/common.py"))
+        record("mfu", flags, [row], {"matmul_flops_per_s": rate, "nominal_flops_per_s": nominal},
+               ("*.py", "kernels", "bench/mfu.py", "bench/common.py"))
     dist.destroy_process_group()
 
 

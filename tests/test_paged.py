@@ -161,6 +161,7 @@ def test_decode_by_varlen_attn(monkeypatch):
         a = signature.bind(*arguments, **options).arguments
         query, kv_2NSJK, pages_BM, length_B = a["query"], torch.stack((a["key"], a["value"])), a["block_table"], a["seqused_k"]
         assert a["cu_seq_q"].tolist() == list(range(len(query) + 1)) and a["max_q"] == a["num_splits"] == 1
+        assert not a.keys() & {"scale", "window_size"} and a["cu_seq_k"] is None
         assert a["max_k"] >= length_B.max() and a["enable_gqa"] == (query.shape[1] != kv_2NSJK.shape[3])
         return decode_reference(query, kv_2NSJK, pages_BM, length_B)
 

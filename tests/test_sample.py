@@ -187,6 +187,11 @@ def check_draw(draw, device):
             assert torch.equal(token_B, other_B) and torch.equal(logp_B, other_logp_B)
             wide_BV = torch.cat((logits_BV, torch.full((B, 16), 100.0, dtype=dtype)), 1).to(device)
             check_against_float64(wide_BV[:, :V], temperature, key_B.to(device), draw)  # rows with a stride
+    # Of a row of NaN comes a token that there is, and NaN.
+    for temperature in (1.0, 0):
+        key_B = torch.zeros(1, dtype=torch.int64, device=device)
+        token_B, logp_B = draw(torch.full((1, 9000), torch.nan, device=device), temperature, key_B)
+        assert 0 <= token_B.item() < 9000 and logp_B.isnan().all()
     # The smallest uniform is a noise of 22, not of infinity. Fails with log(1 - u) for log1p(-u).
     logits_BV, key_B = torch.zeros(1, 300, device=device), torch.tensor([key_for(0, 5)], device=device)
     logits_BV[0, 5] = -30
@@ -241,6 +246,26 @@ def check_bits(device):
     assert torch.equal(u_BV.cpu().view(torch.int32), uniform(key_B, V).view(torch.int32))
 
 
+def check_exponential(device, fast, error):
+    """The kernel's -log(1 - u) over all the uniforms there can be, relative. Fails with a term of the series less."""
+    module.load_triton()
+    import triton
+    import triton.language as tl
+
+    globals()["tl"] = tl
+
+    @triton.jit
+    def write(u, out, FAST: tl.constexpr):
+        index = tl.program_id(0) * 1024 + tl.arange(0, 1024)
+        tl.store(out + index, module.exponential_kernel(tl.load(u + index), FAST))
+
+    u = torch.cat((torch.logspace(-9.6, -0.0001, 15 * 1024), 1 - torch.logspace(-7.22, -0.3, 1024))).to(device)
+    out = torch.empty_like(u)
+    write[16,](u, out, fast)
+    exact = -torch.log1p(-u.double())
+    assert ((out - exact) / exact).abs().max() < error
+
+
 def test_kernel_in_the_interpreter(interpreted):
     interpreted(__file__)
 
@@ -259,9 +284,11 @@ def test_kernels_compile_ahead_of_time(compiled):
 @pytest.mark.gpu
 def test_kernel_on_a_gpu():
     check_bits("cuda")
+    check_exponential("cuda", True, 5e-6)
     check_draw(sample, "cuda")
 
 
 if __name__ == "__main__":
     check_bits("cpu")
+    check_exponential("cpu", False, 6e-7)
     check_draw(sample_triton, "cpu")
