@@ -4,7 +4,7 @@ A batch is T tokens laid end to end, without padding; `position_T` says where ea
 token may look at is not the model's business: the caller passes `attend(layer, q_THK, k_TJK, v_TJK) -> o_THK`, so that
 one forward serves packed training (`packed_attention` below), prefill and paged decode (rollout.py). Nothing about
 parallelism stands inside the model: `shard` applies FSDP2 to it from outside, and the sampler's copy gets `tensor_parallel`,
-`fuse` and `packed` in the same way.
+`fuse` and `packed` in the same way, and either may be `compiled`.
 
     x = embed(token);  for each layer:  x += o(attend(rope(q(norm x)), rope(k(norm x)), v(norm x)));
                                         x += down(silu(gate(norm x)) * up(norm x));   logits = head(norm x)

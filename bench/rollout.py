@@ -56,10 +56,12 @@ def ours(model, peer, prompts, flags):
 @contextmanager
 def ours_compiled(model, peer, prompts, flags):
     """With what grpo.py --compile does to the sampler's model."""
-    other = Model(model.config).to(next(model.parameters()))
-    other.load_state_dict(model.state_dict())
-    with ours(compiled(other), peer, prompts, flags) as run:
-        yield run
+    try:
+        with ours(compiled(model), peer, prompts, flags) as run:
+            yield run
+    finally:
+        for layer in model.model["layers"]:
+            del layer.before, layer.after  # and so the class's own are back
 
 
 @contextmanager
