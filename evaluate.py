@@ -20,25 +20,23 @@ import json
 import os
 import re
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
-import torch
 import torch.distributed as dist
 
 import data
-import sandbox
-from kinds import submit
-from measures import append, compare, report, resume, summarise
-from model import Config, Model, load, locate, make_mesh, shard, tensor_parallel
-from reward import Grader, Verdict
-from rollout import Sample, Sampler, copy_weights, stop_tokens
+from benchmarks import sandbox
+from benchmarks.answers import cells
+from reward import Grader, equal
+from rollout import Completion, Sampler, collect, row, stop_tokens
+from runtime.ledger import show
+from runtime.parallel import connect, read_model
 
 EVALUATION = -1  # the `step` that keys an evaluation's noise
 
@@ -61,83 +59,178 @@ class Source:
         return source
 
 
-@dataclass(frozen=True)
-class Completion:
-    """A graded sample: everything a rank needs to know of a sequence that another one drew."""
-
-    problem: int  # place in the list of problems
-    sample: int
-    prompt: list[int]
-    ids: list[int]
-    logp: list[float]
-    finished: bool
-    text: str
-    verdict: Verdict
+# ---- What graded completions say ------------------------------------------------------------------------------------
 
 
-def connect(name: str) -> tuple[torch.device, Path, Config]:
-    """Joins the ranks that torchrun started (or makes the only one) -> (this rank's device, the model's files, its config)."""
-    cuda = torch.cuda.is_available()
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
-    if cuda:
-        torch.cuda.set_device(device)
-    alone = {} if "RANK" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(minutes=30), **alone)
-    source = locate(name)
-    config = Config.read(source)
-    if config.N < 1_000_000:  # a second thread saves less than it waits: with another program on the cores, 30 times slower
-        torch.set_num_threads(1)
-    return device, source, config
+def mean_se(x_P) -> tuple[float, float | None]:
+    """Mean over problems and its standard error, None for a single problem."""
+    x_P = np.asarray(x_P, dtype=float)
+    return float(x_P.mean()), float(x_P.std(ddof=1) / len(x_P) ** 0.5) if len(x_P) > 1 else None
 
 
-def check_team(t: int, world: int) -> None:
-    """ValueError unless the ranks of every node can be cut into teams of t that each hold a copy of the model."""
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
-    if t < 1 or here % t or world % t:
-        raise ValueError(f"--sampler-tp {t} does not divide the ranks of a node, {here} of {world}; give a number that does")
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """1 - C(n - c, k) / C(n, k), as a product of k / i: nothing overflows, and 0 and 1 are exact."""
+    return 1.0 if n - c < k else 1.0 - float(np.prod(1.0 - k / np.arange(n - c + 1, n + 1)))
+
+
+@lru_cache(1 << 16)
+def same(a: str, b: str) -> bool:
+    """Whether each of two answers equals the other as a truth: symmetric, which `equal` is not where truths are rounded."""
+    return equal(a, b) and equal(b, a)
+
+
+def maj_at_k(answers: list[str | None], scores: list[float], k: int) -> float:
+    """The share of the blocks of k completions whose most frequent answer is right (rules in the file's docstring)."""
+    won = []
+    for start in range(0, len(answers) - k + 1, k):
+        groups = []  # [places of its completions]
+        for i in range(start, start + k):
+            if answers[i] is not None:
+                home = next((g for g in groups if same(answers[i], answers[g[0]])), None)
+                groups.append([i]) if home is None else home.append(i)
+        won.append(scores[max(groups, key=len)[0]] if groups else 0.0)
+    return sum(won) / len(won)
+
+
+def difficulty_bins(problems: list[data.Problem]) -> list[str]:
+    """The bin of every problem: its level where all are whole, else its pass rate, cut at 0.3, as in the study, and 0.7."""
+    known = [p.difficulty for p in problems if p.difficulty is not None]
+    levels = all(d >= 1 and d == int(d) for d in known)
+
+    def name(d: float | None) -> str:
+        if d is None or levels:
+            return "unknown" if d is None else f"level {d:g}"
+        return "pass rate " + ("0.7 to 1" if d <= 0.3 else "0.3 to 0.7" if d <= 0.7 else "below 0.3")
+
+    return [name(p.difficulty) for p in problems]
+
+
+def summarise(problems: list[data.Problem], rows: list[dict], n: int, ks: Iterable[int] = ()) -> dict:
+    """The fields of an evaluation, from the rows (see `row`) of n completions of every problem, in the problems' order."""
+    score_PG = np.array([r["score"] for r in rows]).reshape(len(problems), n)
+    pass1, se = mean_se(score_PG.mean(1))
+    verdicts, length = [r["verdict"] for r in rows], [r["length"] for r in rows]
+    result = {
+        "pass1": pass1, "pass1_se": se, "loss": 1 - pass1, "problems": len(problems), "samples": len(rows),
+        "length": float(np.mean(length)),
+        "length_percentiles": {str(q): float(np.percentile(length, q)) for q in (10, 50, 90, 99)},
+        "truncated": float(np.mean([not r["finished"] for r in rows])), "no_answer": verdicts.count("no_answer") / len(rows),
+        "verdicts": {v: verdicts.count(v) for v in sorted(set(verdicts))},
+    }
+    if n > 1:
+        answers = [[r["answer"] for r in rows[i : i + n]] for i in range(0, len(rows), n)]
+        voting = all(p.kind in ("math", "choice") for p in problems)  # tables and programs do not vote
+        for k in ks or sorted({*(2**i for i in range(n.bit_length())), n}):
+            result.setdefault("pass_at_k", {})[str(k)] = mean_se([pass_at_k(n, int(c), k) for c in score_PG.sum(1)])
+            if voting:
+                majority = [maj_at_k(a, s.tolist(), k) for a, s in zip(answers, score_PG, strict=True)]
+                result.setdefault("maj_at_k", {})[str(k)] = mean_se(majority)
+    if all(p.kind == "grid" for p in problems):
+        share_P = np.array([cells(r["answer"], r["truth"]) for r in rows]).reshape(len(problems), n).mean(1)
+        result["cells"], result["cells_se"] = mean_se(share_P)
+    bins = defaultdict(list)
+    named = zip(problems, difficulty_bins(problems), score_PG.mean(1), strict=True)
+    for _, name, share in sorted(named, key=lambda x: np.inf if x[0].difficulty is None else x[0].difficulty):
+        bins[name].append(share)
+    if len(bins) > 1:
+        result["difficulty"] = {name: {"problems": len(x), "pass1": mean_se(x)} for name, x in bins.items()}
+    return result
+
+
+def report(result: dict) -> str:
+    """The fields of an evaluation for people; ± are standard errors over problems."""
+
+    def pm(value) -> str:
+        return f"{value[0]:.4f}" + ("" if value[1] is None else f" ± {value[1]:.4f}")
+
+    r, at = result, result["length_percentiles"]
+    lines = [f"{r['source']}: {r['problems']} problems x {r['n']} at temperature {r['temperature']:g}",
+             f"  pass@1 {pm((r['pass1'], r['pass1_se']))}    loss {r['loss']:.4f}"]
+    lines += [f"  cells  {pm((r['cells'], r['cells_se']))}"] if "cells" in r else []
+    lines += [f"  {f'{name}@{k}':<6} {pm(value)}" for name in ("pass", "maj") for k, value in r.get(f"{name}_at_k", {}).items()
+              if k != "1"]
+    lines += [f"  pass@1 {pm(x['pass1'])}    {name}, {x['problems']} problems" for name, x in r.get("difficulty", {}).items()]
+    lines += [f"  length {r['length']:.1f} tokens on average; " + ", ".join(f"{q}% up to {v:.0f}" for q, v in at.items()),
+              f"  truncated {r['truncated']:.1%}, without an answer {r['no_answer']:.1%}; "
+              + ", ".join(f"{count} {v}" for v, count in r["verdicts"].items())]
+    return "\n".join(lines)
+
+
+# ---- The file of an evaluation ------------------------------------------------------------------------------------
+
+
+def read_rows(path: str | Path) -> tuple[dict, dict[tuple, dict]]:
+    """-> (the settings, {(source, problem, sample): row}). A line that a kill has torn is left out."""
+    with open(path, encoding="utf-8") as lines:
+        parsed = []
+        for line in lines:
+            try:
+                parsed.append(json.loads(line))
+            except json.JSONDecodeError:
+                parsed.append(None)
+    if not parsed or not isinstance(parsed[0], dict) or "settings" not in parsed[0]:
+        raise ValueError(f"{path} is not the file of an evaluation: its first line does not hold the settings")
+    rows = {(r["source"], r["problem"], r["sample"]): r for r in parsed[1:] if r}
+    return parsed[0]["settings"], rows
+
+
+def resume(path: Path, settings: dict) -> dict[tuple, dict]:
+    """The rows that an evaluation with these settings has already; begins the file if there is none. ValueError for others."""
+    if not path.is_file() or not path.stat().st_size:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        append(path, {"settings": settings})
+        return {}
+    stored, rows = read_rows(path)
+    if other := [k for k in settings.keys() | stored.keys() if settings.get(k) != stored.get(k)]:
+        raise ValueError(f"{path} holds another evaluation, and is not overwritten: " + "; ".join(
+            f"{k} is {stored.get(k)} there, {settings.get(k)} here" for k in sorted(other)) + ". Give another --out")
+    if not path.read_bytes().endswith(b"\n"):  # the torn line stays, and is never read
+        with open(path, "a") as file:
+            file.write("\n")
+    return rows
+
+
+def append(path: Path, line: dict) -> None:
+    """One write at the end of the file, so that lines of several ranks of a machine do not mix."""
+    with open(path, "ab", buffering=0) as file:
+        file.write(json.dumps(line).encode() + b"\n")
+
+
+def compare(a: str, b: str, shown: int = 20) -> str:
+    """The report on two files: B less A over the problems of both, paired, with a 95% interval (Student's t) and the exact sign
+    test on the problems won and lost (for one completion each, McNemar's exact test)."""
+    from scipy.stats import binomtest, t
+
+    (settings_a, rows_a), (settings_b, rows_b) = read_rows(a), read_rows(b)
+    lines = [f"{k}: {settings_a.get(k)} (A), {settings_b.get(k)} (B)" for k in ("model", "eval", "max_new", "template", "seed")
+             if settings_a.get(k) != settings_b.get(k)]
+    shares = []
+    for rows in (rows_a, rows_b):
+        scores = defaultdict(list)
+        for (source, problem, _), r in sorted(rows.items()):
+            scores[Path(source).name, problem, r["truth"], r["prompt"]].append(r["score"])
+        shares.append({key: np.mean(s) for key, s in scores.items()})
+    common = sorted(shares[0].keys() & shares[1].keys())
+    if not common:
+        raise ValueError(f"{a} and {b} have no problem in common; evaluate both with the same --eval")
+    for source in sorted({key[0] for key in common}):
+        keys = [key for key in common if key[0] == source]
+        A, B = (np.array([side[key] for key in keys]) for side in shares)
+        mean, se = mean_se(B - A)
+        half = float(t.ppf(0.975, len(keys) - 1)) * se if len(keys) > 1 else float("nan")
+        won, lost = ([key[1] for key, d in zip(keys, B - A, strict=True) if sign * d > 0] for sign in (1, -1))
+        p = binomtest(len(won), len(won) + len(lost)).pvalue if won or lost else 1.0
+        alone = [sum(key[0] == source for key in side) - len(keys) for side in shares]
+        lines += [f"{source}: {len(keys)} problems in both, {alone[0]} in A alone, {alone[1]} in B alone",
+                  f"  pass@1 {A.mean():.4f} (A), {B.mean():.4f} (B): B - A = {mean:+.4f}, 95% interval "
+                  f"[{mean - half:+.4f}, {mean + half:+.4f}]",
+                  f"  B won {len(won)}, lost {len(lost)}, tied {len(keys) - len(won) - len(lost)}; exact sign test p = {p:.3g}"]
+        for word, which in (("won", won), ("lost", lost)):
+            lines += [f"  {word}: {', '.join(map(str, which[:shown]))}{', ...' * (len(which) > shown)}"] if which else []
+    return "\n".join(lines)
 
 
 # ---- Drawing and measuring ----------------------------------------------------------------------------------------
-
-
-def collect(sampler: Sampler, tokenizer, grader: Grader, problems: list[data.Problem], G: int, max_new: int,
-            temperature: float, seed: int, step: int, template: str = "auto",
-            keep: Callable[[Completion], None] | None = None) -> list[Completion]:
-    """G graded completions of every problem, in the order of the problems, known to every rank (a collective).
-
-    Each rank draws for its share of the problems, or the ranks that hold a sampler together for theirs, and then each grades
-    its share of what they draw; an answer goes to the grader as soon as its sequence ends, and `keep` is called with every
-    completion that this rank grades, once it is graded.
-    """
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    t = dist.get_world_size(sampler.model.group) if sampler.model.group else 1
-    mine = range(rank // t, len(problems), world // t)
-    prompts = [data.render(problems[i], tokenizer, template) for i in mine]
-    waiting, done = deque(), []
-
-    def settle(wait: bool) -> None:
-        while waiting and (wait or waiting[0][2].done()):
-            s, text, verdict = waiting.popleft()
-            done.append(Completion(mine[s.prompt], s.sample, prompts[s.prompt], s.ids, s.logp, s.finished, text,
-                                   verdict.result()))
-            if keep:
-                keep(done[-1])
-
-    def grade(s: Sample) -> None:
-        if (s.prompt * G + s.sample) % t != rank % t:
-            return  # another rank has it too
-        text = tokenizer.decode(s.ids, skip_special_tokens=True)
-        waiting.append((s, text, submit(grader, pool, problems[mine[s.prompt]], text)))
-        settle(wait=False)
-
-    with ThreadPoolExecutor(max(1, (os.cpu_count() or 2) // (2 * world))) as pool:  # for programs, which have little time
-        sampler.generate(prompts, G, max_new, temperature, seed, step, [problems[i].index for i in mine], grade)
-        settle(wait=True)
-    if world > 1:
-        parts = [None] * world
-        dist.all_gather_object(parts, done)
-        done = [c for part in parts for c in part]
-    return sorted(done, key=lambda c: (c.problem, c.sample))
 
 
 def check_source(source: Source, problems: list[data.Problem], ks: Iterable[int] = ()) -> None:
@@ -170,13 +263,6 @@ def held_out(f) -> tuple[Sequence[data.Problem], list[tuple[Source, list[data.Pr
     return problems, tests
 
 
-def row(c: Completion, problem: data.Problem, source: str) -> dict:
-    """A line of an evaluation's file: the problem, the text, the answer found in it, and the verdict with its reason."""
-    return {"source": source, "problem": problem.index, "sample": c.sample, "prompt": problem.prompt, "text": c.text,
-            "answer": c.verdict.answer, "truth": problem.answer, "score": c.verdict.score, "verdict": c.verdict.verdict,
-            "rule": c.verdict.rule, "length": len(c.ids), "finished": c.finished}
-
-
 def evaluate(sampler: Sampler, tokenizer, grader: Grader, problems: list[data.Problem], source: Source, max_new: int, seed: int,
              template: str = "auto") -> tuple[dict, list[Completion]]:
     """-> (the fields of an evaluation line of metrics.jsonl, the completions). A collective."""
@@ -184,52 +270,6 @@ def evaluate(sampler: Sampler, tokenizer, grader: Grader, problems: list[data.Pr
     name = source.name or problems[0].source
     result = summarise(problems, [row(c, problems[c.problem], name) for c in done], source.n)
     return {"source": name, "n": source.n, "temperature": source.temperature, **result}, done
-
-
-def show(completions: list[Completion], tokenizer) -> str:
-    """A few completions for people: prompt, text, and whether it was right."""
-    lines = []
-    for c in completions:
-        prompt = " ".join(tokenizer.decode(c.prompt, skip_special_tokens=True).split())
-        prompt = prompt if len(prompt) <= 300 else f"{prompt[:200]} ... {prompt[-90:]}"
-        mark = "✓" if c.verdict.score else "✗"
-        lines.append(f"  {mark} {prompt}\n      {c.text.strip()}" + ("" if c.finished else " [cut]"))
-    return "\n".join(lines)
-
-
-def draw_curve(run: str | Path) -> Path:
-    """Draws RUN/curve.png from RUN/metrics.jsonl: pass@1 and reward against steps, response length below."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    rows = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
-    train, held_out = ([r for r in rows if r["kind"] == kind] for kind in ("train", "eval"))
-    # Okabe and Ito's, told apart by the colour-blind
-    colors, orange = ("#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"), "#D55E00"
-    figure, (top, bottom) = plt.subplots(2, 1, figsize=(7, 6), sharex=True, height_ratios=[2, 1], layout="constrained")
-    top.plot([r["step"] for r in train], [r["reward"] for r in train], color=orange, lw=1, alpha=0.7,
-             label="reward, training batch")
-    bottom.plot([r["step"] for r in train], [r["length"] for r in train], color=orange, lw=1, alpha=0.7)
-    sources = list(dict.fromkeys(r["source"] for r in held_out))
-    for i, source in enumerate(sources):
-        rows = [r for r in held_out if r["source"] == source]
-        step, pass1, color = [r["step"] for r in rows], np.array([r["pass1"] for r in rows]), colors[i % len(colors)]
-        spread = 1.96 * np.array([r["pass1_se"] or 0.0 for r in rows])
-        top.plot(step, pass1, color=color, lw=2, marker="o", ms=3,
-                 label=f"pass@1, {Path(source).stem}, {rows[0]['problems']} problems, 95% interval")
-        top.fill_between(step, pass1 - spread, pass1 + spread, color=color, alpha=0.2, lw=0)
-        bottom.plot(step, [r["length"] for r in rows], color=color, lw=2)
-    top.set(ylabel="share of right answers", ylim=(0, 1.02), title=Path(run).name)
-    top.legend(loc="best", frameon=False)
-    bottom.set(ylabel="response length, tokens", xlabel="step", ylim=(0, None))
-    for axis in (top, bottom):
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(alpha=0.25)
-    figure.savefig(path := Path(run) / "curve.png", dpi=150)
-    plt.close(figure)
-    return path
 
 
 def main() -> None:
@@ -261,20 +301,6 @@ def main() -> None:
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
-
-
-def read_model(directory: Path, config: Config, device: torch.device, t: int) -> Model:
-    """The model to sample from, whole, or a part of it on each of t ranks; no rank ever holds more than its share of both."""
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    check_team(t, dist.get_world_size())
-    with torch.device("meta"):
-        model, whole = Model(config).to(dtype), Model(config).to(dtype)
-    if t == 1:
-        return load(model.to_empty(device=device), directory)
-    tensor_parallel(model, dist.new_subgroups(t)[0])
-    whole = load(shard(whole, make_mesh(device.type), dtype).to_empty(device=device), directory)
-    copy_weights(whole, model.to_empty(device=device))
-    return model
 
 
 def run(flags: argparse.Namespace) -> None:

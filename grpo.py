@@ -47,14 +47,15 @@ from tqdm import tqdm
 from transformers import AutoTokenizer
 
 import data
-import plan
-from batch import Batch, deal, draw, log_probs, mixed
-from checkpoint import Checkpoints, open_run, read_flags, restore
-from evaluate import Completion, check_team, collect, connect, draw_curve, evaluate, held_out, show
-from ledger import Interrupted, Ledger, Signals, Stopped, explain
-from model import Model, compiled, full, load, make_mesh, save, shard, tensor_parallel
+from evaluate import evaluate, held_out
+from model import Model
 from reward import Grader
-from rollout import Sampler, copy_weights, stop_tokens
+from rollout import Completion, Sampler, collect, stop_tokens
+from runtime import plan
+from runtime.batch import Batch, deal, draw, log_probs, mixed
+from runtime.checkpoint import Checkpoints, open_run, read_flags, restore
+from runtime.ledger import Interrupted, Ledger, Signals, Stopped, draw_curve, explain, show
+from runtime.parallel import check_team, connect, copy_weights, full, load, make_mesh, save, shard, tensor_parallel
 
 
 @dataclass
@@ -108,7 +109,6 @@ class Flags:
     kv_gb: float = 4.0  # memory for keys and values on one rank, 1e9 bytes
     sampler_tp: int = 1  # ranks of a node that hold one copy of the model to sample from, each a part of every layer
     recompute: bool = False  # run each layer again in the backward pass instead of keeping its activations
-    compile: bool = False  # torch.compile what is around each layer's attention, for GPUs: a minute first, then fewer kernels
     offload: bool = False  # keep parameters and optimiser state in CPU memory
     replicas: int = 1  # copies of the sharded model, one per node: shards stay within a copy, gradients cross between them
     graders: int = 1  # processes on one rank that check answers needing algebra
@@ -404,11 +404,6 @@ def main(f: Flags) -> None:
                 tensor_parallel(drawn, team)
             model = shard(model, mesh, dtype, f.offload).to_empty(device=home)
             ref = load(shard(frozen.to(dtype), mesh, dtype, f.offload).to_empty(device=home), source) if f.kl else None
-            if f.compile:
-                for m in (model, ref) if f.kl else (model,):
-                    compiled(m)
-                if device.type == "cuda" and f.sampler_tp == 1:  # a graph leaves out the checks that cost more than they gain
-                    compiled(drawn)
             optimizer = torch.optim.AdamW(model.parameters(), f.lr, (0.9, 0.999), weight_decay=f.weight_decay, fused=True)
             scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda update: schedule(update + 1, f))
             if newest:

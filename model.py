@@ -16,27 +16,16 @@ F feed-forward width, V vocabulary. Norms, rotations' angles and log-probabiliti
 import inspect
 import json
 import math
-import shutil
-import warnings
 from collections.abc import Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
-import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
-from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 from kernels.logprob import logprob
-from kernels.paged import flash_attention_3
 
 FAMILIES = {  # model_type -> (bias on q/k/v, norm on q/k); what else differs stands in config.json
     "qwen2": (True, False),
@@ -297,7 +286,6 @@ def packed_attention(length_B: list[int], device: torch.device | str):
 def varlen_attention(q_THK: Tensor, k_TJK: Tensor, v_TJK: Tensor, cu_B: Tensor, longest: int) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn  # absent from builds without CUDA on some platforms
 
-    flash_attention_3()
     grouped = {}
     if q_THK.shape[1] != k_TJK.shape[1]:
         if "enable_gqa" in inspect.signature(varlen_attn).parameters:
@@ -305,201 +293,3 @@ def varlen_attention(q_THK: Tensor, k_TJK: Tensor, v_TJK: Tensor, cu_B: Tensor, 
         else:  # torch 2.11: every query head needs a key head of its own
             k_TJK, v_TJK = (x.repeat_interleave(q_THK.shape[1] // x.shape[1], dim=1) for x in (k_TJK, v_TJK))
     return varlen_attn(q_THK, k_TJK, v_TJK, cu_B, cu_B, longest, longest, window_size=(-1, 0), **grouped)
-
-
-def locate(name: str) -> Path:
-    """A local directory as it is; anything else is a hub name ("Qwen/Qwen2.5-0.5B") and is downloaded."""
-    if Path(name).is_dir():
-        return Path(name)
-    if name.count("/") != 1 or name.startswith((".", "/", "~")) or name.startswith("models/"):
-        raise FileNotFoundError(f"--model {name}: no such directory, and not a hub name such as Qwen/Qwen2.5-0.5B")
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]))
-    except Exception as error:  # the hub client raises a family of its own, httpx's and OSError
-        raise FileNotFoundError(f"--model {name}: no such directory here, and the model hub did not give it "
-                                f"({type(error).__name__}: {error}); --model DIR takes a local checkpoint") from error
-
-
-def load(model: Model, directory: str | Path) -> Model:
-    """Fills the model's parameters, sharded or not, from DIR/*.safetensors; each rank reads only what it holds."""
-    files = sorted(Path(directory).glob("*.safetensors"))
-    if not files:
-        raise FileNotFoundError(f"{directory}: no .safetensors file; convert other formats with transformers first")
-    state = dict(model.named_parameters())
-    reader = dcp.HuggingFaceStorageReader(str(directory))
-    stored = reader.read_metadata().state_dict_metadata
-    wrong = [f"{n}: missing" for n in state if n not in stored]
-    wrong += [f"{n}: {list(stored[n].size)} in the file, {list(p.shape)} in the model" for n, p in state.items()
-              if n in stored and stored[n].size != p.shape]
-    wrong += [f"{n}: unknown" for n in stored if n not in state and not (model.config.tied and n == "lm_head.weight")
-              and not n.endswith("rotary_emb.inv_freq")]
-    if wrong:
-        raise ValueError(f"{directory}: {len(wrong)} tensors do not fit its config.json: {'; '.join(wrong[:5])}")
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process without a group is meant
-        dcp.load({n: p.data for n, p in state.items()}, storage_reader=reader, no_dist=not dist.is_initialized())
-    return model
-
-
-def save(model: Model, source: str | Path, target: str | Path, dtype: torch.dtype, shard_gb: float = 4.0) -> None:
-    """Writes a Hugging Face checkpoint: the weights in `dtype`, config and tokenizer files copied from `source`.
-
-    Every rank calls it; rank 0 writes, a file of at most shard_gb at a time, so that no rank ever holds the whole model.
-    """
-    writes = not dist.is_initialized() or dist.get_rank() == 0
-    target = Path(target)
-    groups, room = [[]], shard_gb * 1e9
-    for name, p in model.named_parameters():
-        size = p.numel() * dtype.itemsize
-        if groups[-1] and size > room:
-            groups.append([])
-            room = shard_gb * 1e9
-        groups[-1].append((name, p))
-        room -= size
-    if writes:
-        target.mkdir(parents=True, exist_ok=True)
-        for f in Path(source).iterdir():
-            if f.suffix in (".json", ".jinja", ".txt", ".model") and not f.name.endswith(".safetensors.index.json"):
-                shutil.copy(f, target / f.name)
-        config = json.loads((target / "config.json").read_text())
-        config.pop("torch_dtype", None)
-        (target / "config.json").write_text(json.dumps(config | {"dtype": str(dtype).split(".")[1]}, indent=2) + "\n")
-    place = {}
-    for i, group in enumerate(groups):
-        file = "model.safetensors" if len(groups) == 1 else f"model-{i + 1:05d}-of-{len(groups):05d}.safetensors"
-        tensors = {}
-        for name, p in group:
-            whole, place[name] = full(p), file  # gathering needs every rank
-            if writes:
-                tensors[name] = whole.to("cpu", dtype).contiguous()
-        if writes:
-            save_file(tensors, target / file, metadata={"format": "pt"})
-    if writes and len(groups) > 1:
-        size = sum(p.numel() for p in model.parameters()) * dtype.itemsize
-        index = {"metadata": {"total_size": size}, "weight_map": place}
-        (target / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
-
-
-def full(p: Tensor) -> Tensor:
-    """The whole tensor behind a shard (a collective), or the tensor itself."""
-    p = p.detach()
-    return p.full_tensor() if isinstance(p, DTensor) else p
-
-
-def make_mesh(device_type: str, replicas: int = 1) -> DeviceMesh:
-    """All ranks in a row to shard over, or `replicas` rows of neighbours: shard within a row, replicate across rows."""
-    world = dist.get_world_size()
-    if replicas == 1:
-        return init_device_mesh(device_type, (world,), mesh_dim_names=("shard",))
-    return init_device_mesh(device_type, (replicas, world // replicas), mesh_dim_names=("replicate", "shard"))
-
-
-def shard(model: Model, mesh: DeviceMesh, dtype: torch.dtype, offload: bool = False) -> Model:
-    """FSDP2 over the mesh (of two dimensions: replicate, shard): a unit per layer, one for the rest; compute in `dtype`,
-    gradients reduced in float32."""
-    options = {
-        "mesh": mesh,
-        "mp_policy": MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32),
-        "offload_policy": CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if offload else OffloadPolicy(),
-    }
-    for layer in model.model["layers"]:
-        fully_shard(layer, **options)
-    return fully_shard(model, **options)
-
-
-def check_heads(c: Config, t: int) -> None:
-    """ValueError where tensor_parallel cannot cut such a model into t parts."""
-    if c.H % t or c.J % t or c.F % t:
-        raise ValueError(f"{t} ranks cannot share a model with {c.H} query heads, {c.J} key-value heads and {c.F} features: "
-                         "give a --sampler-tp that divides all three")
-
-
-def cut(name: str, whole: Tensor, group) -> Tensor:
-    """What a rank of the group holds of a parameter (a view): rows of what makes heads, features and logits, columns of what
-    sums over them, all of the others. A vocabulary that the ranks do not divide stays whole."""
-    maker = name.split(".")[-2]
-    dim = {"o_proj": 1, "down_proj": 1}.get(maker, 0 if maker.endswith("_proj") or maker == "lm_head" else None)
-    if group is None or dim is None or whole.shape[dim] % group.size():
-        return whole
-    return whole.chunk(group.size(), dim)[group.rank()]
-
-
-@torch.no_grad()
-def tensor_parallel(model: Model, group) -> Model:
-    """Leaves this rank its part of the heads, features and logits (Megatron-LM, arXiv 1909.08053, section 3): the partial
-    outputs of o and down are summed over the group, the logits gathered. For a model without gradients, on any device; on
-    the meta device before it is allocated. The embedding stays whole, and so does a tied head."""
-    check_heads(model.config, group.size())
-
-    def add(_module, _args, x_TD):
-        dist.all_reduce(x_TD, group=group)
-        return x_TD
-
-    def gather(_module, _args, logits_RV):
-        R, part = logits_RV.shape
-        parts = logits_RV.new_empty(group.size() * R, part)
-        dist.all_gather_into_tensor(parts, logits_RV.contiguous(), group=group)
-        return parts.unflatten(0, (-1, R)).transpose(0, 1).flatten(1)
-
-    for name, p in model.named_parameters():
-        p.data = cut(name, p.data, group).clone()
-    for layer in model.model["layers"]:
-        layer.self_attn.o_proj.register_forward_hook(add)
-        layer.mlp.down_proj.register_forward_hook(add)
-    if not model.config.tied and len(model.lm_head.weight) < model.config.V:
-        model.register_forward_hook(gather)
-    model.group = group
-    return model
-
-
-@torch.no_grad()
-def fuse(model: Model) -> Model:
-    """Lays the weights of q, k, v, and of gate, up, side by side in memory, for one product each; the parameters become views,
-    so that copying into them goes on working. The last thing to do to a model: .to() would part them again."""
-
-    def side_by_side(*maps: Linear) -> SimpleNamespace:
-        fused = SimpleNamespace()
-        for kind in ("weight", "bias") if maps[0].bias is not None else ("weight",):
-            parts = [getattr(f, kind) for f in maps]
-            setattr(fused, kind, torch.cat([p.data for p in parts]))
-            for p, view in zip(parts, getattr(fused, kind).split([len(p) for p in parts]), strict=True):
-                p.data = view
-        return fused
-
-    for layer in model.model["layers"]:
-        a, m = layer.self_attn, layer.mlp
-        a.fused, m.fused = side_by_side(a.q_proj, a.k_proj, a.v_proj), side_by_side(m.gate_proj, m.up_proj)
-    return model
-
-
-def compiled(model: Model) -> Model:
-    """The model with what stands before and after the attention of each layer compiled by torch, once for all layers and for
-    any number of tokens: norms, rotations and products of features then take one pass over memory each."""
-    for layer in model.model["layers"]:
-        layer.before, layer.after = (torch.compile(f, dynamic=True) for f in (layer.before, layer.after))
-    return model
-
-
-PACKED_FROM = 2**18  # elements of a weight; below, such a call's own cost of 10 microseconds is more than it saves
-
-
-@contextmanager
-def packed(model: Model):
-    """Within it a fused float32 model on a CPU has its large weights a second time, as oneDNN lays them out: products with few
-    rows, which decoding is made of, are up to twice as fast as by F.linear. Packing costs a few readings of the weights, and
-    each time it is done anew, so the copies are never old. For any other model nothing is done."""
-    maps = [f for layer in model.model["layers"] for a, m in [(layer.self_attn, layer.mlp)]
-            for f in (a.fused, a.o_proj, m.fused, m.down_proj)] + [model.head]
-    weight = model.head.weight
-    if weight.is_cuda or weight.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
-        maps = []
-    try:
-        for f in maps:
-            if f.weight.numel() >= PACKED_FROM:
-                f.packed = torch.ops.mkldnn._reorder_linear_weight(f.weight.detach())
-        yield
-    finally:
-        for f in maps:
-            f.packed = None

@@ -20,19 +20,25 @@ Letters: P prompts, G samples of each, B sequences in slots, T packed tokens, N 
 """
 
 import json
+import os
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 
-from kernels.paged import fastest, find, write_kv
+import data
+from benchmarks.answers import submit
+from kernels.paged import decode, find, write_kv
 from kernels.sample import position_key, sample, scales, sequence_key
-from model import Model, cut, fuse, packed, packed_attention
+from model import Linear, Model, packed_attention
+from reward import Grader, Verdict
 
 
 @dataclass
@@ -117,8 +123,6 @@ class Sampler:
             raise ValueError(f"a cache of {kv_gb:g} GB holds {self.N * page:,} tokens, but one sequence of {max_len:,} needs "
                              f"{(self.M + 2) * page_bytes / 1e9:.2g} GB; raise --kv-gb, or lower --max-prompt or --max-new")
         self.kv = torch.zeros(c.layers, 2, self.N, page, J, c.K, dtype=weight.dtype, device=self.device)
-        H = len(model.model["layers"][0].self_attn.q_proj.weight) // c.K
-        self.attend = fastest(self.kv[0], H, slots, self.M)
         self.stop_ids, self.stop_V = set(stop_ids), torch.zeros(c.V, dtype=torch.int64, device=self.device)
         self.stop_V[[i for i in self.stop_ids if i < c.V]] = 1
         # Per slot: the token to feed, tokens in the cache, tokens drawn, most of them, what its noise is keyed by, done.
@@ -322,7 +326,7 @@ class Sampler:
 
         def attend(layer, q_BHK, k_BJK, v_BJK):
             write_kv(self.kv[layer], k_BJK, v_BJK, slot_B)
-            return self.attend(q_BHK, self.kv[layer], pages_BM, seen_B, found)
+            return decode(q_BHK, self.kv[layer], pages_BM, seen_B, found)
 
         logits_BV = self.model(token_B, length_B, attend)
         length_B += ~dead_B
@@ -348,22 +352,6 @@ class Sampler:
                 rows, dtype=torch.int32, device=self.device)
 
 
-@torch.no_grad()
-def copy_weights(src: Model, dst: Model) -> None:
-    """Overwrites dst's parameters, or the part of them that this rank has, in place with those of src, a model in shards (a
-    collective). Each unit of FSDP is gathered at once, in the dtype it computes in, while the one before it is copied."""
-    target = dict(dst.named_parameters())
-    units = [(prefix, unit) for prefix, unit in src.named_modules() if isinstance(unit, FSDPModule)]
-    for (prefix, unit), (_, following) in zip(units, [*units[1:], (None, None)], strict=True):
-        unit.unshard()  # waits for what was begun below
-        if following is not None:
-            following.unshard(async_op=True)
-        for name, p in unit.named_parameters(prefix):
-            if not isinstance(p, DTensor):  # nor are those of other units
-                target[name].copy_(cut(name, p, dst.group))
-        unit.reshard()
-
-
 def stop_tokens(directory, tokenizer) -> list[int]:
     """The tokens that end a turn: generation_config.json's, config.json's and the tokenizer's end-of-text tokens."""
     found = {tokenizer.eos_token_id}
@@ -375,3 +363,107 @@ def stop_tokens(directory, tokenizer) -> list[int]:
     if not found:
         raise ValueError(f"{directory}: neither its configuration nor its tokenizer names an end-of-text token (eos_token_id)")
     return sorted(found)
+
+
+@torch.no_grad()
+def fuse(model: Model) -> Model:
+    """Lays the weights of q, k, v, and of gate, up, side by side in memory, for one product each; the parameters become views,
+    so that copying into them goes on working. The last thing to do to a model: .to() would part them again."""
+
+    def side_by_side(*maps: Linear) -> SimpleNamespace:
+        fused = SimpleNamespace()
+        for kind in ("weight", "bias") if maps[0].bias is not None else ("weight",):
+            parts = [getattr(f, kind) for f in maps]
+            setattr(fused, kind, torch.cat([p.data for p in parts]))
+            for p, view in zip(parts, getattr(fused, kind).split([len(p) for p in parts]), strict=True):
+                p.data = view
+        return fused
+
+    for layer in model.model["layers"]:
+        a, m = layer.self_attn, layer.mlp
+        a.fused, m.fused = side_by_side(a.q_proj, a.k_proj, a.v_proj), side_by_side(m.gate_proj, m.up_proj)
+    return model
+
+
+PACKED_FROM = 2**18  # elements of a weight; below, such a call's own cost of 10 microseconds is more than it saves
+
+
+@contextmanager
+def packed(model: Model):
+    """Within it a fused float32 model on a CPU has its large weights a second time, as oneDNN lays them out: products with few
+    rows, which decoding is made of, are up to twice as fast as by F.linear. Packing costs a few readings of the weights, and
+    each time it is done anew, so the copies are never old. For any other model nothing is done."""
+    maps = [f for layer in model.model["layers"] for a, m in [(layer.self_attn, layer.mlp)]
+            for f in (a.fused, a.o_proj, m.fused, m.down_proj)] + [model.head]
+    weight = model.head.weight
+    if weight.is_cuda or weight.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
+        maps = []
+    try:
+        for f in maps:
+            if f.weight.numel() >= PACKED_FROM:
+                f.packed = torch.ops.mkldnn._reorder_linear_weight(f.weight.detach())
+        yield
+    finally:
+        for f in maps:
+            f.packed = None
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A graded sample: everything a rank needs to know of a sequence that another one drew."""
+
+    problem: int  # place in the list of problems
+    sample: int
+    prompt: list[int]
+    ids: list[int]
+    logp: list[float]
+    finished: bool
+    text: str
+    verdict: Verdict
+
+
+def collect(sampler: Sampler, tokenizer, grader: Grader, problems: list[data.Problem], G: int, max_new: int,
+            temperature: float, seed: int, step: int, template: str = "auto",
+            keep: Callable[[Completion], None] | None = None) -> list[Completion]:
+    """G graded completions of every problem, in the order of the problems, known to every rank (a collective).
+
+    Each rank draws for its share of the problems, or the ranks that hold a sampler together for theirs, and then each grades
+    its share of what they draw; an answer goes to the grader as soon as its sequence ends, and `keep` is called with every
+    completion that this rank grades, once it is graded.
+    """
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    t = dist.get_world_size(sampler.model.group) if sampler.model.group else 1
+    mine = range(rank // t, len(problems), world // t)
+    prompts = [data.render(problems[i], tokenizer, template) for i in mine]
+    waiting, done = deque(), []
+
+    def settle(wait: bool) -> None:
+        while waiting and (wait or waiting[0][2].done()):
+            s, text, verdict = waiting.popleft()
+            done.append(Completion(mine[s.prompt], s.sample, prompts[s.prompt], s.ids, s.logp, s.finished, text,
+                                   verdict.result()))
+            if keep:
+                keep(done[-1])
+
+    def grade(s: Sample) -> None:
+        if (s.prompt * G + s.sample) % t != rank % t:
+            return  # another rank has it too
+        text = tokenizer.decode(s.ids, skip_special_tokens=True)
+        waiting.append((s, text, submit(grader, pool, problems[mine[s.prompt]], text)))
+        settle(wait=False)
+
+    with ThreadPoolExecutor(max(1, (os.cpu_count() or 2) // (2 * world))) as pool:  # for programs, which have little time
+        sampler.generate(prompts, G, max_new, temperature, seed, step, [problems[i].index for i in mine], grade)
+        settle(wait=True)
+    if world > 1:
+        parts = [None] * world
+        dist.all_gather_object(parts, done)
+        done = [c for part in parts for c in part]
+    return sorted(done, key=lambda c: (c.problem, c.sample))
+
+
+def row(c: Completion, problem: data.Problem, source: str) -> dict:
+    """A line of an evaluation's file: the problem, the text, the answer found in it, and the verdict with its reason."""
+    return {"source": source, "problem": problem.index, "sample": c.sample, "prompt": problem.prompt, "text": c.text,
+            "answer": c.verdict.answer, "truth": problem.answer, "score": c.verdict.score, "verdict": c.verdict.verdict,
+            "rule": c.verdict.rule, "length": len(c.ids), "finished": c.finished}

@@ -6,7 +6,7 @@
 #
 # Lines go to results/*.jsonl, or to $OUT/*.jsonl. A part that exceeds its limit or fails is named at the end, and the next one
 # runs all the same. PYTHON has this project's requirements, with `pip install liger-kernel cut-cross-entropy` for the peers of
-# logprob, and flash-attn for the peer of rollout at its best; PEER_PYTHON has TRL (bench/step.py). A peer that is not there is
+# logprob, and flash-attn for the peer of rollout at its best; PEER_PYTHON has TRL (bench/bench_step.py). A peer that is not there is
 # recorded as not run. In a copy of the files without their repository, COMMIT says which commit they are of.
 set -u
 cd "$(dirname "$0")/.."
@@ -19,7 +19,7 @@ for part in ${@:-tests logprob decode mfu rollout step kernels memory}; do
     if [ "$part" = step ] && [ -n "${PEER_PYTHON:-}" ]; then arguments=(--peer-python "$PEER_PYTHON"); fi
     echo "== $part, at most ${limit[$part]} s"
     start=$SECONDS
-    script=(bench/$part.py)
+    script=(-m "bench.bench_$part")
     if [ "$part" = tests ]; then script=(-m pytest -q -m gpu); fi
     timeout -k 10 "${limit[$part]}" "$python" "${script[@]}" ${arguments[@]+"${arguments[@]}"} || failed+=("$part")
     echo "== $part took $((SECONDS - start)) s"

@@ -5,7 +5,6 @@ import os
 import platform
 import re
 import subprocess
-import sys
 import time
 from datetime import date
 from importlib import metadata
@@ -14,7 +13,6 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # before this folder, where `kernels` and `rollout` would be the benches
 
 SHAPES = {  # width, feed-forward, layers, heads, key-value heads, vocabulary, tied
     "tiny": (48, 128, 3, 3, 3, 45, True),  # models/tiny

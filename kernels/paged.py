@@ -8,13 +8,9 @@ up to M pages and L = M S keys; R = H / J query heads share a key-value head.
 """
 
 import functools
-import time
-import warnings
-from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
-from torch.nn.attention import activate_flash_attention_impl
 
 
 def write_kv_reference(kv_2NSJK, k_TJK, v_TJK, slot_T):
@@ -175,65 +171,6 @@ def decode_triton(q_BHK, kv_2NSJK, pages_BM, length_B):
     )  # fmt: skip
     join_kernel[B, J, R](o_BJPRK, stats_2BJPR, length_B, o_BHK, P, **shape, num_warps=1)
     return o_BHK
-
-
-@functools.cache
-def flash_attention_3():
-    """Torch's attention for CUDA becomes FlashAttention 3, once, where that is installed, on the Hopper GPUs it is made for."""
-    if torch.cuda.get_device_capability() == (9, 0) and find_spec("flash_attn_interface"):
-        try:
-            activate_flash_attention_impl("FA3")
-        except (ImportError, RuntimeError) as reason:
-            warnings.warn(f"FlashAttention 3 is installed, but torch cannot use it: {reason}", stacklevel=2)
-
-
-def decode_varlen(q_BHK, kv_2NSJK, pages_BM, length_B, found=None):
-    """`decode` by torch's varlen_attn, which from torch 2.13 on reads page tables, where FlashAttention 3 is installed."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    start_B = torch.arange(len(q_BHK) + 1, dtype=torch.int32, device=q_BHK.device)
-    return varlen_attn(  # one split: with more, the order of a row's sums would depend on the other rows
-        q_BHK, kv_2NSJK[0], kv_2NSJK[1], start_B, None, 1, pages_BM.shape[1] * kv_2NSJK.shape[2],
-        enable_gqa=q_BHK.shape[1] != kv_2NSJK.shape[3], seqused_k=length_B, block_table=pages_BM, num_splits=1,
-    )  # fmt: skip
-
-
-def fastest(kv_2NSJK, H, B, M):
-    """`decode`, or decode_varlen if that runs here, agrees, and is faster for B sequences of up to M pages, in a CUDA graph.
-
-    kv_2NSJK: a layer of the cache, which is filled with noise for it and left with zeros. As a time decides, two runs may
-    differ in the choice, and then in the last bits.
-    """
-    if not kv_2NSJK.is_cuda or kv_2NSJK.dtype == torch.float32:
-        return decode
-    flash_attention_3()
-    _, N, S, _, K = kv_2NSJK.shape
-    q_BHK = torch.randn(B, H, K, dtype=kv_2NSJK.dtype, device=kv_2NSJK.device)
-    pages_BM = torch.randint(N, (B, M), dtype=torch.int32, device=kv_2NSJK.device)
-    # From 1 key on: one too many or too few shows where there are few.
-    length_B = 1 + torch.arange(B, dtype=torch.int32, device=kv_2NSJK.device) * (M * S - 1) // B
-    inputs = (q_BHK, kv_2NSJK.normal_(), pages_BM, length_B)
-    try:
-        agree = torch.allclose(decode_varlen(*inputs).float(), decode(*inputs).float(), atol=2e-2, rtol=2e-2)
-        seconds = [_seconds(f, inputs) for f in (decode, decode_varlen)] if agree else [0, 1]
-    except (ImportError, TypeError, ValueError, RuntimeError):  # no varlen_attn, none with page tables, no FlashAttention 3
-        seconds = [0, 1]
-    kv_2NSJK.zero_()
-    return decode_varlen if seconds[1] < seconds[0] else decode
-
-
-def _seconds(function, inputs, calls=20):
-    """Of a CUDA graph that holds so many calls: what decoding will run, without the host."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(calls):
-            function(*inputs)
-    for _ in range(2):  # the first is the warm-up
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        graph.replay()
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def write_kv(kv_2NSJK, k_TJK, v_TJK, slot_T):

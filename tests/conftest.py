@@ -48,7 +48,8 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture
 def ours(checkpoint):
     """ours(family, tied) -> our Model filled from that checkpoint, float32."""
-    from model import Config, Model, load
+    from model import Config, Model
+    from runtime.parallel import load
 
     return lambda family="qwen2", tied=True: load(Model(Config.read(checkpoint(family, tied)[0])), checkpoint(family, tied)[0])
 

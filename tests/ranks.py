@@ -79,7 +79,7 @@ def train(argv):
     import torch.distributed as dist
 
     import grpo
-    from ledger import explain
+    from runtime.ledger import explain
 
     assert not dist.is_initialized()
     sys.argv = ["grpo.py", *argv]

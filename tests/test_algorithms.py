@@ -11,10 +11,10 @@ import ranks
 import torch
 from test_scale import Keep, arguments, lines
 
-from batch import Batch, draw
-from evaluate import Completion
 from grpo import Flags, advantages, check, grpo_loss, parse_flags, rewards, weights
 from reward import Verdict
+from rollout import Completion
+from runtime.batch import Batch, draw
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.args"))
 
@@ -168,7 +168,8 @@ def gradients(source, budgets):
     import contextlib
 
     import grpo
-    from model import Config, Model, load, make_mesh, shard
+    from model import Config, Model
+    from runtime.parallel import load, make_mesh, shard
 
     rng = random.Random(0)
     done = []

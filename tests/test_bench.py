@@ -2,25 +2,20 @@
 
 import argparse
 import json
-import sys
-from pathlib import Path
 
 import pytest
 from transformers import AutoTokenizer
 
 import data
-from model import Config, Model, load
+from bench import bench_step, common
+from model import Config, Model
 from rollout import stop_tokens
+from runtime.parallel import load
 
 
 @pytest.fixture
-def benches(monkeypatch):
-    # At the end of the path: the benches rollout.py and kernels.py must not hide what they measure.
-    monkeypatch.setattr(sys, "path", [*sys.path, str(Path(__file__).resolve().parent.parent / "bench")])
-    import common
-    import step
-
-    return common, step
+def benches():
+    return common, bench_step
 
 
 @pytest.mark.parametrize("V", [45, 300], ids=["the tiny tokenizer's", "filled up"])

@@ -9,9 +9,10 @@ import ranks
 import torch
 import torch.distributed as dist
 
-import checkpoint
-from checkpoint import Checkpoints, export, open_run, restore, whole
-from model import Config, Model, full, load, make_mesh, shard
+from model import Config, Model
+from runtime import checkpoint
+from runtime.checkpoint import Checkpoints, export, open_run, restore, whole
+from runtime.parallel import full, load, make_mesh, shard
 
 FLAGS = {"out": "", "resume": "", "lr": 0.1, "slots": 8, "steps": 5}
 

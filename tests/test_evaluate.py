@@ -15,10 +15,24 @@ import numpy as np
 import pytest
 
 import data
-import sandbox
-from evaluate import Source, check_source, main
-from kinds import cells, grade_choice, grade_code, grade_grid
-from measures import append, compare, difficulty_bins, maj_at_k, mean_se, pass_at_k, read_rows, report, resume, same, summarise
+from benchmarks import sandbox
+from benchmarks.answers import cells, grade_choice, grade_code, grade_grid
+from evaluate import (
+    Source,
+    append,
+    check_source,
+    compare,
+    difficulty_bins,
+    main,
+    maj_at_k,
+    mean_se,
+    pass_at_k,
+    read_rows,
+    report,
+    resume,
+    same,
+    summarise,
+)
 from reward import judge
 
 ROOT = Path(__file__).parent.parent

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from batch import pack
-from evaluate import Completion
 from grpo import Flags, advantages, check, due, parse_flags, schedule
-from ledger import sampling_flops, sequence_flops
+from rollout import Completion
+from runtime.batch import pack
+from runtime.ledger import sampling_flops, sequence_flops
 
 TINY = ["--prompts", "8", "--group", "4", "--eval-problems", "20", "--max-prompt", "32", "--max-new", "32"]
 

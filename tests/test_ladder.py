@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import data
-import ladder
 from model import Config, Model
+from study import ladder
 
 TINY = Path(__file__).resolve().parent.parent / "models" / "tiny"
 

@@ -5,7 +5,9 @@ import json
 import pytest
 import torch
 
-from model import Config, Model, fuse, load, locate, packed_attention, save
+from model import Config, Model, packed_attention
+from rollout import fuse
+from runtime.parallel import load, locate, save
 
 LENGTHS = [7, 1, 19, 90]  # one token alone, and one longer than Llama 3's "original" context in the fixture
 

@@ -4,7 +4,6 @@ Run as a script with TRITON_INTERPRET=1, this file checks the kernels on a CPU: 
 imported, so the test of that name starts a process of its own.
 """
 
-import inspect
 
 import pytest
 import torch
@@ -12,10 +11,7 @@ import torch
 from kernels import paged as module
 from kernels.paged import (
     decode,
-    decode_reference,
     decode_triton,
-    decode_varlen,
-    fastest,
     write_kv,
     write_kv_triton,
 )
@@ -150,25 +146,6 @@ def test_errors():
         decode_triton(q_BHK[..., :48], kv_2NSJK[..., :48], pages_BM, length_B)
 
 
-def test_decode_by_varlen_attn(monkeypatch):
-    # What it is called with, by torch's own signature. Fails with keys for values, splits, or starts in steps of the lengths.
-    varlen = pytest.importorskip("torch.nn.attention.varlen")
-    signature = inspect.signature(varlen.varlen_attn)
-    if "block_table" not in signature.parameters:
-        pytest.skip("this torch's varlen_attn reads no page tables")
-
-    def attention(*arguments, **options):
-        a = signature.bind(*arguments, **options).arguments
-        query, kv_2NSJK, pages_BM, length_B = a["query"], torch.stack((a["key"], a["value"])), a["block_table"], a["seqused_k"]
-        assert a["cu_seq_q"].tolist() == list(range(len(query) + 1)) and a["max_q"] == a["num_splits"] == 1
-        assert not a.keys() & {"scale", "window_size"} and a["cu_seq_k"] is None
-        assert a["max_k"] >= length_B.max() and a["enable_gqa"] == (query.shape[1] != kv_2NSJK.shape[3])
-        return decode_reference(query, kv_2NSJK, pages_BM, length_B)
-
-    monkeypatch.setattr(varlen, "varlen_attn", attention)
-    check_decode(decode_varlen, "cpu")
-
-
 def check_kernels(device):
     check_write(write_kv_triton, device)
     check_decode(decode_triton, device)
@@ -215,10 +192,6 @@ def test_kernels_compile_ahead_of_time(compiled):
 @pytest.mark.gpu
 def test_kernels_on_a_gpu():
     check_kernels("cuda")
-    q_BHK, kv_2NSJK, pages_BM, length_B = world(12, 2, 128, 16, [40, 900], torch.bfloat16, "cuda")
-    chosen = fastest(kv_2NSJK.clone(), 12, *pages_BM.shape)
-    torch.testing.assert_close(chosen(q_BHK, kv_2NSJK, pages_BM, length_B), decode(q_BHK, kv_2NSJK, pages_BM, length_B),
-                               atol=2e-2, rtol=2e-2)
 
 
 if __name__ == "__main__":

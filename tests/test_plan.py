@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-import plan
-from evaluate import Completion
 from grpo import Flags, main, parse_flags
-from ledger import sampling_flops, sequence_flops
 from model import Config, Model
+from rollout import Completion
+from runtime import plan
+from runtime.ledger import sampling_flops, sequence_flops
 
 PAPER = "@" + str(Path(__file__).parent.parent / "recipes" / "paper.args")
 SEVEN = Config("qwen2", 28, 3584, 18944, 28, 4, 128, 152064, False, 1e-6, 1e6, None, 32768)  # Qwen2.5-7B

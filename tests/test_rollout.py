@@ -12,11 +12,12 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import plan
 import rollout
 from grpo import Flags, check
-from model import Config, Model, make_mesh, packed_attention, shard, tensor_parallel
-from rollout import Pages, Sampler, copy_weights, stop_tokens
+from model import Config, Model, packed_attention
+from rollout import Pages, Sampler, stop_tokens
+from runtime import plan
+from runtime.parallel import copy_weights, make_mesh, shard, tensor_parallel
 
 PROMPTS = [[5, 6, 7], [8] * 16, [9, 10] * 12, [11], [12, 13, 14, 15, 16, 17, 18]]  # one fills its page exactly
 END = 3  # drawn often enough by the random models that some sequences end and others run out
@@ -282,7 +283,7 @@ def test_weights_are_packed_while_a_cpu_samples(ours, family, tied, monkeypatch)
     # Caught: a bias or a part of q/k/v left out, old packs used after the weights have changed, packs that outlive the call.
     model, plain = ours(family, tied), ours(family, tied)
     held = []
-    monkeypatch.setattr("model.PACKED_FROM", 1)
+    monkeypatch.setattr("rollout.PACKED_FROM", 1)
     maps = [model.head, *(f for layer in model.model["layers"] for f in (layer.self_attn.o_proj, layer.mlp.down_proj))]
     packs = lambda: [getattr(f, "packed", None) is not None for f in maps]  # noqa: E731
     drawn = rollout.sample
@@ -296,7 +297,7 @@ def test_weights_are_packed_while_a_cpu_samples(ours, family, tied, monkeypatch)
         packed = sampler.generate(PROMPTS, 4, 24, 1.0, 0)
         assert held and all(map(all, held)) and not any(packs())
         with monkeypatch.context() as patch:
-            patch.setattr("model.PACKED_FROM", 2**30)
+            patch.setattr("rollout.PACKED_FROM", 2**30)
             expected, _ = draw(plain)
         assert texts(packed) == texts(expected)
         for s, e in zip(packed, expected, strict=True):

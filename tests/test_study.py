@@ -13,9 +13,9 @@ import pytest
 from tqdm import tqdm
 
 import points
-import report
-import study
 from grpo import parse_flags
+from study import grid as study
+from study import report
 
 FAKE = """
 import json, sys, time

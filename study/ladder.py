@@ -1,7 +1,7 @@
 """Make the tiny models from nothing: pretraining on a synthetic corpus of arithmetic, in minutes on one core.
 
-    python ladder.py                 # remakes models/tiny, the model of the default run
-    python ladder.py --ladder        # remakes models/ladder: five sizes x three seeds, base and instruct, for study.py
+    python -m study.ladder                 # remakes models/tiny, the model of the default run
+    python -m study.ladder --ladder        # remakes models/ladder: five sizes x three seeds, base and instruct, for study.grid
 
 both bit for bit on the same machine. What a corpus is for: a web-pretrained model has latent skill and bad habits, and
 reinforcement learning brings out the one and drops the other. So the documents are solutions of mixed quality (STYLES): a
@@ -35,11 +35,11 @@ import torch
 from tqdm import tqdm
 
 import data
-from evaluate import collect
-from measures import pass_at_k
-from model import Config, Model, load, packed_attention, save
+from evaluate import pass_at_k
+from model import Config, Model, packed_attention
 from reward import Grader
-from rollout import Sampler, stop_tokens
+from rollout import Sampler, collect, stop_tokens
+from runtime.parallel import load, save
 
 STYLES = (  # share of the documents, style, chance that a step (for `jump`: the answer) comes out wrong
     (0.22, "full", 0.02),
@@ -198,7 +198,7 @@ def gate(table: dict[int, tuple[float, ...]], upto: int) -> None:
 CARD = """# {name}
 
 A Qwen2.5-architecture base model of {N:,} parameters (and {E:,} in its tied embedding) for the built-in arithmetic, made
-from nothing by `python ladder.py{arguments}`: {tokens:,} tokens, {batch} documents an update, peak learning rate {lr:g}, seed
+from nothing by `python -m study.ladder{arguments}`: {tokens:,} tokens, {batch} documents an update, peak learning rate {lr:g}, seed
 {seed}. Width {rung.D}, {rung.layers} layers, {rung.heads} heads, feed-forward {rung.F}; weights in float16.
 
 The corpus is synthetic, of mixed quality on purpose: {styles}. It holds no held-out problem, under any labels.
@@ -213,7 +213,7 @@ LADDER_CARD = """# The ladder
 
 Qwen2.5-architecture models for the built-in arithmetic with a hard tail (`arithmetic-hard`: chains of 1 to 10 steps, whose
 answer is the last two values, so that a guess is right once in a hundred), made from nothing by
-`python ladder.py --ladder`: {sizes} sizes x {seeds} seeds, base and instruct. `NAME-S` is a base, `NAME-S-instruct` the same
+`python -m study.ladder --ladder`: {sizes} sizes x {seeds} seeds, base and instruct. `NAME-S` is a base, `NAME-S-instruct` the same
 after supervised tuning.
 
 One recipe for all: {tokens:,} tokens of one corpus in one order (per seed), {batch} documents an update, AdamW, peak learning
@@ -348,7 +348,7 @@ def main() -> None:
             bar.close()
             (out / "README.md").write_text(card(out, flags))
     except ValueError as error:
-        raise SystemExit(f"ladder.py: {error}") from error
+        raise SystemExit(f"study.ladder: {error}") from error
     print((out / "README.md").read_text())
 
 

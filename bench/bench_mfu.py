@@ -1,14 +1,13 @@
 """Which share of the GPU's arithmetic a training micro-batch gets: forward, loss and backward, layers recomputed.
 
-    python bench/mfu.py                          # Qwen2.5-1.5B's shape, 32k packed tokens on a GPU
+    python -m bench.bench_mfu                          # Qwen2.5-1.5B's shape, 32k packed tokens on a GPU
 
     MFU = (6 N T + 6 V D R + 12 layers H K pairs) / (seconds x FLOP/s)
 
 T packed tokens, R completion tokens (rows of the head), pairs of (query, key) under the causal mask: what a step needs, so
 recomputing earns nothing. The second figure leaves the head out, as a count of 6 N T and attention does with the paper's N.
 FLOP/s are the measured rate of a large product, and the nominal peak where plan.py knows the device. It is the path of grpo.py:
-float32 parameters in FSDP2, which casts them to bf16 for each use, packed attention, the fused log-probs, its own loss; first
-as it is, then on a GPU with its layers compiled (grpo.py --compile). A peer has no place here: the ceiling is the hardware's.
+float32 parameters in FSDP2, which casts them to bf16 for each use, packed attention, the fused log-probs, its own loss. A peer has no place here: the ceiling is the hardware's.
 """
 
 import argparse
@@ -17,14 +16,15 @@ import tempfile
 
 import torch
 import torch.distributed as dist
-from common import SHAPES, matmul, race, random_weights, record, write_config
 
-import plan
-from batch import log_probs, make_batch
-from evaluate import Completion, connect
+from bench.common import SHAPES, matmul, race, random_weights, record, write_config
 from grpo import Flags, grpo_loss
-from model import Model, compiled, make_mesh, shard
+from model import Model
 from reward import Verdict
+from rollout import Completion
+from runtime import plan
+from runtime.batch import log_probs, make_batch
+from runtime.parallel import connect, make_mesh, shard
 
 
 def main() -> None:
@@ -65,36 +65,25 @@ def main() -> None:
     nominal = plan.peak_flops(device)
     print(f"{flags.shape}, {T:,} tokens in {B} sequences, {R:,} in the loss, recomputation "
           f"{'on' if flags.recompute else 'off'}, {device.type} {dtype}")
-    for compile in (False, True)[: 1 + gpu]:
-        name = "compiled" if compile else "as it is"
-        row = {"compiled": compile}
-        try:
-            if compile:
-                compiled(model)
-            for _ in range(3):
-                product(), train()
-        except Exception as reason:
-            if not compile:
-                raise
-            print(f"\n{name}: not run: {type(reason).__name__}: {reason}")
-            break
-        if gpu:
-            torch.cuda.reset_peak_memory_stats()
-        ms = race({"step": train, "product": product}, device, flags.repeats)
-        seconds, rate = ms["step"] / 1e3, 1e3 * product_flops / ms["product"]
-        peak_gb = torch.cuda.max_memory_allocated() / 1e9 if gpu else None
-        row |= {"ms": ms["step"], "tokens": T, "rows": R, "tokens_per_second": T / seconds, "peak_gb": peak_gb,
-                "mfu": {name: flops / seconds / rate for name, flops in work.items()},
-                "mfu_nominal": {name: flops / seconds / nominal for name, flops in work.items()} if nominal else None}
-        print(f"\n{name}: {row['ms']:.1f} ms, {row['tokens_per_second']:,.0f} tokens/s"
-              + (f", peak {peak_gb:.1f} GB" if gpu else ""))
-        print(f"{'MFU':28}" + "".join(f"{name:>16}" for name in work))
-        print(f"{f'of {rate / 1e12:.3g} TFLOP/s measured':28}" + "".join(f"{share:16.1%}" for share in row["mfu"].values()))
-        if nominal:
-            shares = "".join(f"{share:16.1%}" for share in row["mfu_nominal"].values())
-            print(f"{f'of {nominal / 1e12:.3g} TFLOP/s nominal':28}{shares}", flush=True)
-        record("mfu", flags, [row], {"matmul_flops_per_s": rate, "nominal_flops_per_s": nominal},
-               ("*.py", "kernels", "bench/mfu.py", "bench/common.py"))
+    for _ in range(3):
+        product(), train()
+    if gpu:
+        torch.cuda.reset_peak_memory_stats()
+    ms = race({"step": train, "product": product}, device, flags.repeats)
+    seconds, rate = ms["step"] / 1e3, 1e3 * product_flops / ms["product"]
+    peak_gb = torch.cuda.max_memory_allocated() / 1e9 if gpu else None
+    row = {"ms": ms["step"], "tokens": T, "rows": R, "tokens_per_second": T / seconds, "peak_gb": peak_gb,
+            "mfu": {name: flops / seconds / rate for name, flops in work.items()},
+            "mfu_nominal": {name: flops / seconds / nominal for name, flops in work.items()} if nominal else None}
+    print(f"\n{row['ms']:.1f} ms, {row['tokens_per_second']:,.0f} tokens/s"
+          + (f", peak {peak_gb:.1f} GB" if gpu else ""))
+    print(f"{'MFU':28}" + "".join(f"{name:>16}" for name in work))
+    print(f"{f'of {rate / 1e12:.3g} TFLOP/s measured':28}" + "".join(f"{share:16.1%}" for share in row["mfu"].values()))
+    if nominal:
+        shares = "".join(f"{share:16.1%}" for share in row["mfu_nominal"].values())
+        print(f"{f'of {nominal / 1e12:.3g} TFLOP/s nominal':28}{shares}", flush=True)
+    record("mfu", flags, [row], {"matmul_flops_per_s": rate, "nominal_flops_per_s": nominal},
+           ("*.py", "kernels", "bench/bench_mfu.py", "bench/common.py"))
     dist.destroy_process_group()
 
 

@@ -1,6 +1,6 @@
 """Every recipe on the tiny model, over several seeds: pass@1 during the run and at its end, in one figure.
 
-    python bench/algorithms.py --seeds 5 --steps 40 --jobs 2
+    python -m bench.bench_algorithms --seeds 5 --steps 40 --jobs 2
 
 Each run is the command that a user types. The flags in SHARED come first, so that a recipe which fixes one of them wins: those
 that are REINFORCE by definition make one update of a rollout, the others four, without which no ratio would differ from 1.

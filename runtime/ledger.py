@@ -27,9 +27,9 @@ import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from data import Problem
-from evaluate import Completion, row
 from model import Config
-from plan import peak_flops
+from rollout import Completion, row
+from runtime.plan import peak_flops
 
 HARMLESS = ("generation", "old", "reference")  # phases that leave the weights as they were: a step can be given up after them
 
@@ -261,3 +261,52 @@ def sampling_flops(config: Config, done: list[Completion]) -> int:
         first = c.sample == 0
         total += config.flops(L - P + first * P, (L * (L + 1) - P * (P + 1)) // 2 + first * P * (P + 1) // 2, len(c.ids))
     return total
+
+
+def show(completions: list[Completion], tokenizer) -> str:
+    """A few completions for people: prompt, text, and whether it was right."""
+    lines = []
+    for c in completions:
+        prompt = " ".join(tokenizer.decode(c.prompt, skip_special_tokens=True).split())
+        prompt = prompt if len(prompt) <= 300 else f"{prompt[:200]} ... {prompt[-90:]}"
+        mark = "✓" if c.verdict.score else "✗"
+        lines.append(f"  {mark} {prompt}\n      {c.text.strip()}" + ("" if c.finished else " [cut]"))
+    return "\n".join(lines)
+
+
+
+def draw_curve(run: str | Path) -> Path:
+    """Draws RUN/curve.png from RUN/metrics.jsonl: pass@1 and reward against steps, response length below."""
+    import matplotlib
+    import numpy as np
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
+    train, held_out = ([r for r in rows if r["kind"] == kind] for kind in ("train", "eval"))
+    # Okabe and Ito's, told apart by the colour-blind
+    colors, orange = ("#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"), "#D55E00"
+    figure, (top, bottom) = plt.subplots(2, 1, figsize=(7, 6), sharex=True, height_ratios=[2, 1], layout="constrained")
+    top.plot([r["step"] for r in train], [r["reward"] for r in train], color=orange, lw=1, alpha=0.7,
+             label="reward, training batch")
+    bottom.plot([r["step"] for r in train], [r["length"] for r in train], color=orange, lw=1, alpha=0.7)
+    sources = list(dict.fromkeys(r["source"] for r in held_out))
+    for i, source in enumerate(sources):
+        rows = [r for r in held_out if r["source"] == source]
+        step, pass1, color = [r["step"] for r in rows], np.array([r["pass1"] for r in rows]), colors[i % len(colors)]
+        spread = 1.96 * np.array([r["pass1_se"] or 0.0 for r in rows])
+        top.plot(step, pass1, color=color, lw=2, marker="o", ms=3,
+                 label=f"pass@1, {Path(source).stem}, {rows[0]['problems']} problems, 95% interval")
+        top.fill_between(step, pass1 - spread, pass1 + spread, color=color, alpha=0.2, lw=0)
+        bottom.plot(step, [r["length"] for r in rows], color=color, lw=2)
+    top.set(ylabel="share of right answers", ylim=(0, 1.02), title=Path(run).name)
+    top.legend(loc="best", frameon=False)
+    bottom.set(ylabel="response length, tokens", xlabel="step", ylim=(0, None))
+    for axis in (top, bottom):
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.25)
+    figure.savefig(path := Path(run) / "curve.png", dpi=150)
+    plt.close(figure)
+    return path
+

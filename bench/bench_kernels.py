@@ -1,6 +1,6 @@
 """kernels/sample.py and kernels/paged.py against what a user could take instead, in microseconds of one call.
 
-    python bench/kernels.py                        # the shapes of Qwen2.5-1.5B and 7B on a GPU, small ones on a CPU
+    python -m bench.bench_kernels                        # the shapes of Qwen2.5-1.5B and 7B on a GPU, small ones on a CPU
 
 Sampling: a token and its log-probability from logits, against softmax and torch.multinomial. Decode: one query per
 sequence over its pages, against torch's varlen_attn (GPU, torch 2.13), and against gathering the pages and repeating
@@ -13,8 +13,8 @@ import argparse
 
 import torch
 import torch.nn.functional as F
-from common import copy_rate, race, record  # which puts the root of the project on the path
 
+from bench.common import copy_rate, race, record
 from kernels.paged import decode, decode_reference
 from kernels.sample import sample, sample_reference, token_key
 
@@ -116,7 +116,7 @@ def main():
             )
             rows.append(row)
             print(f"{case:40}{name:24}{row['us']:10.1f}{row['ratio']:12.2f}{row['of_floor']:10.0%}")
-    record("kernels", arguments, rows, dict(copy_gb_per_s=rate), ("kernels", "bench/kernels.py", "bench/common.py"))
+    record("kernels", arguments, rows, dict(copy_gb_per_s=rate), ("kernels", "bench/bench_kernels.py", "bench/common.py"))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How accurate, fast and safe is reward.py, beside math-verify on the same cases in the same run?
 
-    SCALING_DATA=... python bench/reward.py        (needs: pip install math-verify; without it, only reward.py is measured)
+    SCALING_DATA=... python -m bench.bench_reward        (needs: pip install math-verify; without it, only reward.py is measured)
 
 Reads checker/cases_dev.jsonl (labelled) and checker/adversarial_dev.jsonl (hostile) below SCALING_DATA, each case once, in
 one process, the first call of each checker left out (imports). Speed is checks per second of CPU time. Appends to
@@ -18,7 +18,6 @@ from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path = [str(ROOT)] + [path for path in sys.path if Path(path or ".").resolve() != Path(__file__).resolve().parent]
 
 import reward
 

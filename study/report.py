@@ -1,6 +1,6 @@
 """The report on a study's runs: report.md with its figures, and the same as one report.html, from runs.jsonl alone.
 
-    python report.py results/study        # again, from the points that are committed there
+    python -m study.report results/study        # again, from the points that are committed there
 
 For each finding of the paper: its statement, what came out here beside the paper's numbers, and a verdict that a rule
 computes from the data. A cell is one arm (a learning-rate schedule) x base or instruct; k of a run is the slope of log10 L
@@ -53,7 +53,7 @@ from figures import AXIS, LOSS, label, palette
 from fit_scaling import SHAPES, Fit, extrapolate, fit, interval, loss_at, project, r_squared
 from points import Curve, curves_from, read_csv
 
-PAPER = Path(__file__).parent / "results" / "paper"
+PAPER = Path(__file__).resolve().parent.parent / "results" / "paper"
 MARK = {"holds": "✔ holds", "partly": "◐ holds partly", "not": "✘ not seen here", "missing": "? not enough runs"}
 ARM_NAMES = {"constant": "constant learning rate", "inverse": "learning rate / step", "recipe": "the recipe"}
 REDRAWS = 1000  # behind the 95% intervals
@@ -64,7 +64,7 @@ REDRAWS = 1000  # behind the 95% intervals
 
 def gather(out: Path, runs, commands: list[str]) -> None:
     """Writes OUT/runs.jsonl, all that the report needs: where it was made, then a line for each run of study.py's grid."""
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    git = ["git", "-C", str(Path(__file__).resolve().parent.parent), "describe", "--always", "--dirty", "--abbrev=12"]
     commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or "unknown"
     lines = [{"commit": commit, "torch": torch.__version__, "python": platform.python_version(), "cores": os.cpu_count(),
               "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "CPU",
@@ -618,7 +618,7 @@ def page(head: dict, runs: list[dict], failed: list[dict], findings: list[tuple]
               f"{len(runs)} runs, {hours:.2f} device hours, {sum(r['flops'] for r in runs):.3g} FLOPs in all phases, on "
               f"{head['cores']} cores ({head['device']}), torch {head['torch']}, commit {head['commit']}. "
               + ("How the models were made, and which bases were refused, says `models/ladder/README.md`. " if ours else "")
-              + f"`{head.get('command', 'python study.py')}` makes the runs and this page; `python report.py DIR` makes the "
+              + f"`{head.get('command', 'python -m study.grid')}` makes the runs and this page; `python -m study.report DIR` makes the "
                 f"page "
               "again, from `runs.jsonl`. Each run, by its command:",
               "```\n" + "\n".join(r["command"] for r in [*runs, *failed]) + "\n```"]
@@ -665,5 +665,5 @@ def to_html(text: str, out: Path) -> str:
 if __name__ == "__main__":
     warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
     if len(sys.argv) != 2 or not Path(sys.argv[1], "runs.jsonl").is_file():
-        sys.exit("report.py: give the directory of a study, which holds runs.jsonl")
+        sys.exit("study.report: give the directory of a study, which holds runs.jsonl")
     write(Path(sys.argv[1]))

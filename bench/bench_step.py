@@ -1,7 +1,7 @@
 """One whole GRPO step, ours against TRL's GRPOTrainer: the same weights, prompts, group, lengths, threads and kind of loss.
 
     python -m venv trl && trl/bin/pip install torch trl         # TRL wants an environment of its own
-    python bench/step.py --peer-python trl/bin/python           # models/tiny's shape on a CPU, Qwen2.5-0.5B's on a GPU
+    python -m bench.bench_step --peer-python trl/bin/python           # models/tiny's shape on a CPU, Qwen2.5-0.5B's on a GPU
 
 A step is generating, grading, log-probs, backward, the optimiser, and giving the sampler the new weights. Each side runs as its
 user would run it, in processes of its own, in turns for --rounds: ours is `grpo.py`, theirs a GRPOTrainer
@@ -27,7 +27,8 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from common import ROOT, SHAPES, random_weights, record, synchronize, write_config
+
+from bench.common import ROOT, SHAPES, random_weights, record, synchronize, write_config
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 PEERS = ("as it comes", "generate", "continuous batching", "vllm")
@@ -172,7 +173,7 @@ def main() -> None:
     if subprocess.run([flags.peer_python, "-c", "import trl"], capture_output=True).returncode:
         raise SystemExit(f"{flags.peer_python} cannot import trl. Make an environment for it and name its Python:\n"
                          "    python -m venv trl && trl/bin/pip install torch trl\n"
-                         "    python bench/step.py --peer-python trl/bin/python")
+                         "    python -m bench.bench_step --peer-python trl/bin/python")
     rows = {name: {"name": name, "seconds": []} for name in ("ours", *flags.peers)}
     with tempfile.TemporaryDirectory() as folder:
         make(Path(folder), flags)
@@ -215,7 +216,7 @@ def main() -> None:
               f"{row['ratio_of_leasts']:11.2f}")
     print("ours by phase: " + ", ".join(f"{name} {seconds:.3f}" for name, seconds in rows["ours"]["phases"].items()))
     versions = {k: v for row in rows.values() for k, v in row.pop("versions", {}).items()}
-    record("step", flags, list(rows.values()), {}, ("*.py", "kernels", "bench/step.py", "bench/common.py"), versions)
+    record("step", flags, list(rows.values()), {}, ("*.py", "kernels", "bench/bench_step.py", "bench/common.py"), versions)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """kernels/logprob.py against what a user could take instead: time forward, time forward + backward, peak extra memory.
 
-    python bench/logprob.py                                     # sizes of Qwen2.5-7B on a GPU, small ones on a CPU
-    python bench/logprob.py --tokens 4096 --width 896 --vocab 151936
+    python -m bench.bench_logprob                                     # sizes of Qwen2.5-7B on a GPU, small ones on a CPU
+    python -m bench.bench_logprob --tokens 4096 --width 896 --vocab 151936
 
 Peers: the definition, torch.compile of it, torch's chunked linear_cross_entropy (2.13), and, where installed,
 liger-kernel and cut-cross-entropy (which drops small gradients; "exact" does not). Ours and the definition also give
@@ -18,8 +18,8 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from common import race, record  # which puts the root of the project on the path
 
+from bench.common import race, record
 from kernels.logprob import logprob
 
 
@@ -136,7 +136,7 @@ def main():
         if arguments.device == "cuda":
             memory = extra_memory(function, arguments)
         else:  # what the contenders before it have left in this process would count
-            command = [sys.executable, __file__, *sys.argv[1:], "--memory-of", name]
+            command = [sys.executable, "-m", "bench.bench_logprob", *sys.argv[1:], "--memory-of", name]
             memory = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
         rows[name] = dict(name=name, extra_mb=memory / 1e6)
     for function in forward.values():
@@ -163,7 +163,7 @@ def main():
             f"{row['extra_mb']:12.0f}{ratios[0]:16.2f}{ratios[1]:9.2f}{ratios[2]:8.2f}"
         )
     record("logprob", arguments, list(rows.values()), dict(product_ms=product, product_tflops=rate),
-           ("kernels/logprob.py", "bench/logprob.py", "bench/common.py"))
+           ("kernels/logprob.py", "bench/bench_logprob.py", "bench/common.py"))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """The paper's findings, remade on a laptop: the grid of runs, and the report on them (report.py).
 
-    python study.py                   # the full grid on models/ladder, about an hour and a half on two cores
-    python study.py --quick           # a smaller one, in under 15 minutes
-    python study.py --models Qwen/Qwen2.5-0.5B Qwen/Qwen2.5-1.5B Qwen/Qwen2.5-3B --recipe recipes/paper.args \\
+    python -m study.grid                   # the full grid on models/ladder, about an hour and a half on two cores
+    python -m study.grid --quick           # a smaller one, in under 15 minutes
+    python -m study.grid --models Qwen/Qwen2.5-0.5B Qwen/Qwen2.5-1.5B Qwen/Qwen2.5-3B --recipe recipes/paper.args \\
         --torchrun '--nproc_per_node 8' --out runs/full                   # the same on real models
 
 The grid is a plain list of runs, each a `torchrun grpo.py` command, printed by --list. Finished runs are skipped and
@@ -33,11 +33,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-import report
-from checkpoint import differing
 from grpo import FREE, check, parse_flags
-from ladder import LADDER, RUNGS, SEEDS
-from model import Config, locate
+from model import Config
+from runtime.checkpoint import differing
+from runtime.parallel import locate
+from study import report
+from study.ladder import LADDER, RUNGS, SEEDS
 
 WORLD = "--data arithmetic-hard --max-prompt 40 --max-new 88 --prompts 32 --group 8 --eval-problems 400"
 ARMS = {"constant": "--lr 5e-4 --warmup 1", "inverse": "--lr 4e-3 --warmup 1 --decay inverse"}
@@ -136,7 +137,7 @@ class Grid:
         self.environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
 
     def arguments(self, run: Run) -> list[str]:
-        script = Path(__file__).with_name("grpo.py")
+        script = Path(__file__).resolve().parent.parent / "grpo.py"
         return [*self.torchrun, os.path.relpath(script), *run.argv(self.out), "--resume", "auto"]
 
     def command(self, run: Run) -> list[str]:
@@ -243,4 +244,4 @@ if __name__ == "__main__":
     try:
         main()
     except (ValueError, OSError) as error:
-        sys.exit(f"study.py: {error}")
+        sys.exit(f"study.grid: {error}")

@@ -12,8 +12,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from data import Problem
-from evaluate import Completion
 from model import Model, packed_attention
+from rollout import Completion
 
 
 def mixed(group: list[Completion]) -> bool:

@@ -21,9 +21,9 @@ from pathlib import Path
 
 import torch
 
-from evaluate import Source
 from kernels.logprob import BLOCK
-from model import Config, check_heads, locate
+from model import Config
+from runtime.parallel import check_heads, locate
 
 
 @dataclass(frozen=True)
@@ -126,6 +126,8 @@ def total(f, c: Config, world: int) -> float:
 
 def eval_n(f) -> int:
     """Completions of a problem over all --eval."""
+    from evaluate import Source
+
     return sum(Source.read(text).n for text in f.eval)
 
 

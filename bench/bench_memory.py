@@ -1,7 +1,7 @@
 """plan.py's estimate of a GPU's memory against the measured peak, on random weights of a published shape: no download.
 
-    python bench/memory.py                                      # the shape of Qwen2.5-0.5B
-    python bench/memory.py --shape 1.5B --recompute --kl 0.001 --micro-tokens 32768
+    python -m bench.bench_memory                                      # the shape of Qwen2.5-0.5B
+    python -m bench.bench_memory --shape 1.5B --recompute --kl 0.001 --micro-tokens 32768
 
 Three steps of what grpo.py does: sample, one update of train_step with micro-batches as full as they get, copy the weights.
 The completions that are trained on are made up and as long as they can be, since random weights end theirs at once. The
@@ -17,14 +17,14 @@ import tempfile
 
 import torch
 import torch.distributed as dist
-from common import SHAPES, random_weights, record, write_config  # which puts the root of the project on the path
 
-import plan
-from evaluate import Completion, connect
+from bench.common import SHAPES, random_weights, record, write_config
 from grpo import Flags, train_step
-from model import Model, make_mesh, shard
+from model import Model
 from reward import Verdict
-from rollout import Sampler, copy_weights
+from rollout import Completion, Sampler
+from runtime import plan
+from runtime.parallel import connect, copy_weights, make_mesh, shard
 
 
 def longest(f: Flags, V: int, seed: int) -> list[Completion]:
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3)
     flags = parser.parse_args()
     if not torch.cuda.is_available():
-        raise SystemExit("bench/memory.py measures the allocator of a CUDA device, and there is none here")
+        raise SystemExit("bench/bench_memory.py measures the allocator of a CUDA device, and there is none here")
     f = Flags(micro_tokens=flags.micro_tokens, max_prompt=256, max_new=768, kl=flags.kl, recompute=flags.recompute,
               offload=flags.offload, kv_gb=flags.kv_gb, group=4, lr=1e-6)
     f.prompts = 2 * f.micro_tokens // (f.max_prompt + f.max_new) // f.group  # two micro-batches, filled to the brim
@@ -95,7 +95,7 @@ def main() -> None:
           f"tensors {beyond:.2f} GB at the end, assumed {plan.CONTEXT}")
     row = {"planned_gb": estimate, "measured_gb": peak, "peaks": peaks, "stays": stays, "comes": comes, "beyond_gb": beyond}
     flags.device = "cuda"
-    record("memory", flags, [row | {"run": dataclasses.asdict(f)}], {}, ("*.py", "kernels", "bench/memory.py"))
+    record("memory", flags, [row | {"run": dataclasses.asdict(f)}], {}, ("*.py", "kernels", "bench/bench_memory.py"))
     dist.destroy_process_group()
 
 

@@ -1,7 +1,7 @@
 """Our sampler against transformers, its `generate` and its continuous batching: same weights, prompts and numbers of tokens.
 
-    python bench/rollout.py                      # on a CPU models/tiny, on a GPU Qwen2.5-1.5B's shape, 64..2048
-    python bench/rollout.py --model DIR --samples 32 --short 16 --long 128
+    python -m bench.bench_rollout                      # on a CPU models/tiny, on a GPU Qwen2.5-1.5B's shape, 64..2048
+    python -m bench.bench_rollout --model DIR --samples 32 --short 16 --long 128
 
 Two workloads: completions of one length (long), and lengths spread evenly over short..long in random order, which is what a
 rollout looks like. All draw at temperature 1 over the whole vocabulary and are told when each sequence ends, so all do the same
@@ -21,11 +21,12 @@ from types import SimpleNamespace
 
 import torch
 import transformers
-from common import SHAPES, record, synchronize, write_config
 
-from batch import log_probs, make_batch, pack
-from model import Config, Model, compiled, load, locate
+from bench.common import SHAPES, record, synchronize, write_config
+from model import Config, Model
 from rollout import Sampler
+from runtime.batch import log_probs, make_batch, pack
+from runtime.parallel import load, locate
 
 
 class Lengths(transformers.StoppingCriteria):
@@ -51,17 +52,6 @@ def settings(limits: list[int]) -> transformers.GenerationConfig:
 def ours(model, peer, prompts, flags):
     sampler = Sampler(model, [], flags.slots or flags.samples, flags.prompt + flags.long, flags.kv_gb)
     yield lambda limits, seed: sum(len(s.ids) for s in sampler.generate(prompts, 1, limits, 1.0, seed))
-
-
-@contextmanager
-def ours_compiled(model, peer, prompts, flags):
-    """With what grpo.py --compile does to the sampler's model."""
-    try:
-        with ours(compiled(model), peer, prompts, flags) as run:
-            yield run
-    finally:
-        for layer in model.model["layers"]:
-            del layer.before, layer.after  # and so the class's own are back
 
 
 @contextmanager
@@ -100,7 +90,7 @@ def continuous(model, peer, prompts, flags):
         yield run
 
 
-CONTENDERS = {"ours": ours, "ours, compiled": ours_compiled, "generate": generate, "continuous batching": continuous}
+CONTENDERS = {"ours": ours, "generate": generate, "continuous batching": continuous}
 
 
 def seconds(run, limits, seed, device) -> float:
@@ -171,7 +161,7 @@ def main() -> None:
     spread = [flags.short + i * (flags.long - flags.short) // (flags.samples - 1) for i in range(flags.samples)]
     rng.shuffle(spread)
     limits = {"equal": [flags.long] * flags.samples, "spread": spread}
-    best, failed, names = {}, {}, [name for name in CONTENDERS if gpu or name != "ours, compiled"]  # which only a GPU gains by
+    best, failed, names = {}, {}, list(CONTENDERS)
     for together in [[name] for name in names] if gpu else [names]:
         with ExitStack() as stack:
             runs = {}
@@ -210,7 +200,7 @@ def main() -> None:
     print(f"log-probs of our sampler and of our trainer differ by {mean:.1e} on average, {most:.1e} at most")
     flags.device, flags.model = device.type, Path(flags.model).name
     record("rollout", flags, rows, {},
-           ("kernels", "model.py", "rollout.py", "batch.py", "bench/rollout.py", "bench/common.py"))
+           ("kernels", "model.py", "rollout.py", "runtime/batch.py", "bench/bench_rollout.py", "bench/common.py"))
 
 
 if __name__ == "__main__":

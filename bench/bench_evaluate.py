@@ -1,6 +1,6 @@
 """How much of an evaluation's time is spent outside the model: reading, templates, the sampler's host, grading, statistics.
 
-    python bench/evaluate.py --model Qwen/Qwen2.5-0.5B-Instruct --eval openai/gsm8k:test
+    python -m bench.bench_evaluate --model Qwen/Qwen2.5-0.5B-Instruct --eval openai/gsm8k:test
 
 The model stops at once, since every token is made an end token: the model's part is then as small as it can be, one prefill of
 each prompt, and the share outside as large. The bar is 10%. Start-up (imports, reading weights) is not counted.
@@ -9,7 +9,6 @@ each prompt, and the share outside as large. The bar is 10%. Start-up (imports, 
 import argparse
 import json
 import subprocess
-import sys
 import time
 from datetime import date
 from pathlib import Path
@@ -17,13 +16,13 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # before this folder, where `evaluate` would be this file
 
 import data
-from evaluate import Source, connect, evaluate
-from model import Model, load
+from evaluate import Source, evaluate
+from model import Model
 from reward import Grader
 from rollout import Sampler
+from runtime.parallel import connect, load
 
 BAR = 0.10
 

@@ -1,13 +1,13 @@
 """How close a decode step of the sampler comes to the time in which the memory can be read at all.
 
-    python bench/decode.py                       # Qwen2.5-1.5B and 7B shapes, batch 256, 1k of context on a GPU
+    python -m bench.bench_decode                       # Qwen2.5-1.5B and 7B shapes, batch 256, 1k of context on a GPU
 
     floor = (bytes of weights + bytes of keys and values) / measured rate of a copy
 
 The weights are those that every step reads (an embedding of its own is not: a step reads a row of it per sequence). The step is
 that of Sampler.generate, host, sampling and all: the time of a run less that of one which ends --steps tokens earlier, over
 --steps, so that prefills and start drop out; the context is the mean over those steps. No prompts are alike, so that no page is
-read twice from a cache. On a GPU each shape is measured as it is and with its layers compiled (grpo.py --compile). On a CPU the
+read twice from a cache. On a CPU the
 multiplications weigh more than the reading, and the larger of the two is the floor.
 """
 
@@ -17,9 +17,9 @@ import tempfile
 import time
 
 import torch
-from common import SHAPES, copy_rate, matmul, race, random_weights, record, synchronize, write_config
 
-from model import Config, Model, compiled
+from bench.common import SHAPES, copy_rate, matmul, race, random_weights, record, synchronize, write_config
+from model import Config, Model
 from rollout import Sampler
 
 FIRST = 8  # tokens of the shorter run
@@ -33,14 +33,13 @@ def seconds(run, device) -> float:
     return time.perf_counter() - start
 
 
-def measure(shape: str, compile: bool, flags, dtype, ceilings: dict) -> dict:
+def measure(shape: str, flags, dtype, ceilings: dict) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         write_config(folder, shape)
         c = Config.read(folder)
     with torch.device("meta"):
         model = Model(c).to(dtype)
     model = random_weights(model.to_empty(device=flags.device))
-    model = compiled(model) if compile else model
     B, prompt = flags.batch, flags.context - FIRST - flags.steps // 2
     token_bytes = c.layers * 2 * c.J * c.K * dtype.itemsize
     longest = prompt + FIRST + flags.steps
@@ -83,26 +82,16 @@ def main() -> None:
     print(f"batch {flags.batch}, {flags.context} tokens of context, {flags.device} {dtype}; a copy moves {copied:.0f} GB/s, a "
           f"product makes {multiplied:.3g} TFLOP/s\n")
     print(f"{'shape':16}{'ms a step':>10}{'to read':>10}{'to multiply':>13}{'of floor':>10}{'tokens/s':>12}  GB weights, cache")
-    for compile in (False, True)[: 1 + gpu]:  # a line for each: what there is does not wait for what may fail
-        rows = []
-        for shape in flags.shapes:
-            name = shape + ", compiled" * compile
-            rows.append(r := {"shape": shape, "compiled": compile})
-            try:
-                r |= measure(shape, compile, flags, dtype, ceilings)
-            except Exception as reason:
-                if not compile:
-                    raise
-                r["not_run"] = f"{type(reason).__name__}: {reason}"[:200]
-                print(f"{name:16}not run: {r['not_run'][:100]}")
-                continue
-            finally:
-                gc.collect()  # the model and its cache, before the next one comes
-                torch.cuda.empty_cache()
-                torch.compiler.reset()
-            print(f"{name:16}{r['ms']:10.3f}{r['read_ms']:10.3f}{r['multiply_ms']:13.3f}{r['of_floor']:10.0%}"
-                  f"{r['tokens_per_second']:12,.0f}      {r['weight_gb']:.3g}, {r['cache_gb']:.3g}", flush=True)
-        record("decode", flags, rows, ceilings, ("model.py", "rollout.py", "kernels", "bench/decode.py", "bench/common.py"))
+    rows = []
+    for shape in flags.shapes:
+        r = {"shape": shape} | measure(shape, flags, dtype, ceilings)
+        rows.append(r)
+        gc.collect()  # the model and its cache, before the next one comes
+        torch.cuda.empty_cache()
+        print(f"{shape:16}{r['ms']:10.3f}{r['read_ms']:10.3f}{r['multiply_ms']:13.3f}{r['of_floor']:10.0%}"
+              f"{r['tokens_per_second']:12,.0f}      {r['weight_gb']:.3g}, {r['cache_gb']:.3g}", flush=True)
+    measured = ("model.py", "rollout.py", "kernels", "bench/bench_decode.py", "bench/common.py")
+    record("decode", flags, rows, ceilings, measured)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ it runs on. It grows in a directory called step-000010.partial and gets its name
 last rank: a directory with the right name is whole, whatever happened before. Everything random in a run is keyed by the step
 (rollout.py), so weights, optimiser, counters and two file lengths are the whole state of it, for any number of ranks.
 
-    python checkpoint.py RUN_OR_CHECKPOINT OUT_DIR      # any checkpoint as Hugging Face safetensors
+    python -m runtime.checkpoint RUN_OR_CHECKPOINT OUT_DIR      # any checkpoint as Hugging Face safetensors
 """
 
 import argparse
@@ -29,8 +29,9 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
-from ledger import Ledger
-from model import Config, Model, locate, make_mesh, save, shard
+from model import Config, Model
+from runtime.ledger import Ledger
+from runtime.parallel import locate, make_mesh, save, shard
 
 LINES = ("metrics.jsonl", "samples.jsonl")  # what a run appends to, and a resumed one cuts back to its checkpoint
 
@@ -252,7 +253,7 @@ def main() -> None:
     try:
         path = export(flags.source, flags.target, getattr(torch, flags.dtype) if flags.dtype else None)
     except (OSError, ValueError) as error:
-        raise SystemExit(f"checkpoint.py: {error}") from error
+        raise SystemExit(f"runtime.checkpoint: {error}") from error
     if not dist.is_initialized() or dist.get_rank() == 0:
         print(f"{path} -> {flags.target}")
     if dist.is_initialized():
