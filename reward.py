@@ -778,7 +778,8 @@ class Comparer:
         return values
 
     def steady(self, before, value) -> bool:
-        """Whether 100 bits more left a number on the way as it was: to 2^-60 of it, or of 1 if it is smaller."""
+        """Whether 100 bits more left a number on the way as it was: to 2^-60 of it, or of 1 if it is smaller.
+        What is not a number (nan) never is: it equals nothing, and no bound holds for it."""
         self.in_time()
         return before == value or abs(before - value) <= (1 + abs(value)) * self.mp.mpf(2) ** -60
 
@@ -819,8 +820,6 @@ class Comparer:
 
     def noted(self, value):
         """The value, a real one if it is real, kept in `met`, with its size noted."""
-        if self.mp.isnan(value):
-            fail("not a number", "undefined")
         if self.mp.im(value) == 0:
             value = self.mp.re(value)
         elif self.real:
