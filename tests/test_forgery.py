@@ -1,4 +1,4 @@
-r"""An answer without a value earns nothing: \frac{0}{\sin\pi}, 0\tan 90^\circ, \frac{0}{\sqrt7^2-7}.
+r"""An answer without a value earns nothing: \frac{0}{\sin\pi}, 0\tan 90^\circ and their kind.
 
 Numbers with digits see such a divisor as a rounding error, not as 0. A checker that divides by the
 rounding error, and takes its error bound from the quotient, accepts the answer for every truth.
