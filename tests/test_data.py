@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 import data
-from data import Problem
+from data import Problem, Renderer
 
 SCALING_DATA = os.environ.get("SCALING_DATA")
 
@@ -59,11 +59,11 @@ def test_every_chain_obeys_the_grammar(world, levels, values):
 
 
 def test_the_stream_is_a_function_of_seed_and_index():
-    stream = data.load("arithmetic", seed=7)
+    stream = data.load("arithmetic", seed=7)[0]
     assert stream[40] == data.arithmetic_problem(7, 40) == stream[38:42][2]
-    assert stream[40] != data.load("arithmetic", seed=8)[40]
+    assert stream[40] != data.load("arithmetic", seed=8)[0][40]
     # Pinned: a change of the draw makes committed models and recorded runs unrepeatable.
-    assert [problem.prompt for problem in data.load("arithmetic")[:3]] == ["h9i-3?", "v6w-4x+2?", "i0j+8k+1l-8?"]
+    assert [problem.prompt for problem in data.load("arithmetic")[0][:3]] == ["h9i-3?", "v6w-4x+2?", "i0j+8k+1l-8?"]
     with pytest.raises(TypeError, match="endless"):  # else a list comprehension over the stream never ends
         list(stream)
 
@@ -82,7 +82,7 @@ def test_chains_are_drawn_uniformly():
 def test_two_values_lower_the_floor():
     """Guessing one digit is right about one time in ten, guessing the commonest pair about one time in 90."""
     for world, most in (("arithmetic", 0.12), ("arithmetic-hard", 0.02)):
-        answers = Counter(p.answer for p in data.load(world)[:10000] if p.difficulty > 1)
+        answers = Counter(p.answer for p in data.load(world)[0][:10000] if p.difficulty > 1)
         assert max(answers.values()) / answers.total() < most
 
 
@@ -93,8 +93,8 @@ def unlabelled(prompt):
 @pytest.mark.parametrize(("world", "levels"), [("arithmetic", 5), ("arithmetic-hard", 10)])
 def test_held_out_problems_are_out_of_every_stream(world, levels):
     # Breaks if the bucket is taken from the whole prompt (other labels, same sum), or from the seed.
-    test = data.load(world, "test")
-    assert test == data.load(f"{world}:test", seed=5)
+    test, _ = data.load(world, "test")
+    assert test == data.load(f"{world}:test", seed=5)[0]
     assert len({problem.prompt for problem in test}) == 500 and all(data.held_out(p.prompt) for p in test)
     assert Counter(problem.difficulty for problem in test) == {level: 500 / levels for level in range(1, levels + 1)}
     chains = {unlabelled(problem.prompt) for problem in test}
@@ -107,13 +107,13 @@ def test_both_sides_have_enough_short_chains():
     out = {chain for chain in chains if data.held_out(chain)}
     assert (len(chains), len(out)) == (90, 27)
     train = {unlabelled(data.arithmetic_problem(0, i).prompt) for i in range(0, 10000, 5)}
-    test = {unlabelled(p.prompt) for p in data.load("arithmetic:test") if p.difficulty == 1}
+    test = {unlabelled(p.prompt) for p in data.load("arithmetic:test")[0] if p.difficulty == 1}
     assert train == set(chains) - out and test == out
 
 
 def test_the_held_out_set_is_fixed_for_ever():
     # Scores of different days are comparable only while this digest stands.
-    text = "\n".join(problem.prompt for problem in data.load("arithmetic:test"))
+    text = "\n".join(problem.prompt for problem in data.load("arithmetic:test")[0])
     assert hashlib.sha256(text.encode()).hexdigest()[:16] == "6191707c4c7d0563"
 
 
@@ -128,7 +128,7 @@ def test_tokenizer_survives_a_checkpoint(tmp_path):
     assert len(ours) == len(loaded) == 45
     for tokenizer in (ours, loaded):
         assert (tokenizer.bos_token, tokenizer.eos_token_id, tokenizer.pad_token_id) == (None, 0, 0)
-        for problem in data.load("arithmetic-hard")[:200]:
+        for problem in data.load("arithmetic-hard")[0][:200]:
             text = problem.prompt + data.solve(problem.prompt, values=2)
             ids = tokenizer(text)["input_ids"]
             assert ids == ours(text)["input_ids"] and max(ids) < 45 and 0 not in ids
