@@ -41,6 +41,7 @@ import torch.distributed as dist
 import data
 from benchmarks import sandbox
 from benchmarks.answers import cells
+from data import PROMPT
 from reward import Grader
 from rollout import Completion, Rollout, Sampler, stop_tokens
 from runtime.display import show
@@ -421,7 +422,7 @@ class Flags:
     eval: list[str] = field(default_factory=list)  # NAME[:n[:temperature]], repeated; arithmetic:test if not given; 0 is greedy
     problems: int = 0  # only the first so many of each set; 0 for all
     k: tuple[int, ...] = ()  # the k of pass@k and maj@k; powers of 2 if not given
-    prompt: str = data.PROMPT  # how a problem is asked, with {problem} in it
+    prompt: str = PROMPT  # how a problem is asked, with {problem} in it
     template: Literal["auto", "chat", "plain"] = "auto"  # chat template or plain text; auto: chat if the tokenizer has one
     template_args: list[str] = field(default_factory=list)  # NAME=VALUE for the chat template
     max_prompt: int = 2048  # tokens; longer prompts are dropped and counted
@@ -490,7 +491,7 @@ def main(flags: Flags) -> None:
     stop_ids = stop_tokens(directory, tokenizer, renderer.end_token)
     sampler = Sampler(model, stop_ids, flags.slots, flags.max_prompt + flags.max_new, flags.kv_gb)
     graders = max(1, (os.cpu_count() or 2) // (2 * world))
-    with Grader(graders, reward=flags.reward) as grader:
+    with Grader(graders, **({"reward": flags.reward} if flags.reward else {})) as grader:
         rollout = Rollout(sampler, renderer, grader, flags.max_new, flags.seed)
         for test in sets:
             known = {(problem, sample): row for (source, problem, sample), row in rows.items() if source == test.label}

@@ -46,6 +46,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import data
+from data import PROMPT
 from evaluate import EvaluationSet, evaluate, load_problems
 from model import Model
 from reward import Grader
@@ -79,10 +80,10 @@ class Flags:
     resume: str = ""  # directory of a run to go on with; auto: the one of --out, or the newest unfinished one with these flags
     seed: int = 0  # keys the noise of every sampled token, and the stream of arithmetic problems
     # ---- Prompts
-    prompt: str = data.PROMPT  # how a problem is asked, with {problem} in it; prompts that a file brings along stay as they are
+    prompt: str = PROMPT  # how a problem is asked, with {problem} in it; prompts that a file brings along stay as they are
     template: Literal["auto", "chat", "plain"] = "auto"  # chat template or plain text; auto: chat if the tokenizer has one
     template_args: list[str] = field(default_factory=list)  # NAME=VALUE for the chat template, such as enable_thinking=false
-    max_prompt: int = 256  # tokens; longer prompts are dropped and counted
+    max_prompt: int = 128  # tokens; longer prompts are dropped and counted
     max_new: int = 64  # tokens of a completion; longer completions are truncated and graded as they are
     # ---- A step
     steps: int = 150  # rollouts to train on
@@ -462,7 +463,7 @@ def main(f: Flags) -> None:
     say(f"{out}: {f.steps} steps of {f.prompts} prompts x {f.group} completions, on {world} x {device.type}{begin}")
 
     graders = max(1, (os.cpu_count() or 2) // (2 * world))
-    with Signals() as signals, Grader(graders, GRADE_SECONDS, f.reward) as grader:
+    with Signals() as signals, Grader(graders, GRADE_SECONDS, **({"reward": f.reward} if f.reward else {})) as grader:
         ledger = Ledger(out, config, device, signals, dataclasses.asdict(f))
         with ledger.phase("loading"), discarded_on_error(opened):
             mesh = make_mesh(device.type, f.replicas)
@@ -631,7 +632,7 @@ def check(f: Flags, world: int) -> None:
          "--kl-in reward subtracts nothing with --kl 0; give --kl, or leave --kl-in out"),
         (f.equal_groups == "resample" and f.reuse > 1,
          f"--reuse {f.reuse} says how often a problem is seen, and so does --equal-groups resample; take drop, or no --reuse"),
-        (f.prompt != data.PROMPT and "{problem}" not in f.prompt,
+        (f.prompt != PROMPT and "{problem}" not in f.prompt,
          f"--prompt {f.prompt!r}: must contain {{problem}}, where the problem is put"),
         (f.log and find_spec(f.log) is None,
          f"--log {f.log}: the package is not installed; pip install {f.log}, or leave the flag out"),
@@ -657,7 +658,7 @@ def warnings_for(f: Flags, problems: Sequence[data.Problem], config) -> list[str
     longest = f.max_prompt + f.max_new
     found = [
         (idle, f"{', '.join(idle)}: without effect with --updates 1, where the ratio is always 1; try --updates 4"),
-        (longest > config.max_position,
+        (config.max_position and longest > config.max_position,
          f"--max-prompt {f.max_prompt} + --max-new {f.max_new} exceed the {config.max_position} positions that {f.model} was "
          "made for"),
         (f.data and not f.reward, data.unread_format(problems)),
@@ -679,9 +680,9 @@ def cannot_learn(p, stats: dict, f: Flags) -> str:
 
 def plan_job(f: Flags) -> plan.Job:
     """The flags that the planner counts with."""
-    samples = sum(EvaluationSet.parse(text).n for text in f.eval or [":1:1"]) * f.eval_problems
+    eval_n = sum(EvaluationSet.parse(text).n for text in f.eval or [":1:1"])
     values = {known.name: getattr(f, known.name) for known in dataclasses.fields(plan.Job) if hasattr(f, known.name)}
-    return plan.Job(**values, eval_samples=samples)
+    return plan.Job(**values, eval_n=eval_n)
 
 
 if __name__ == "__main__":

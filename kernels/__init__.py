@@ -1,6 +1,3 @@
-"""Each kernel beside its torch reference."""
-
-
 def ceil_div(a: int, b: int) -> int:
-    """a / b, rounded up."""
+    """a / b rounded up to a whole number, for b > 0."""
     return -(-a // b)

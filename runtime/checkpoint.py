@@ -66,6 +66,8 @@ ALLOWED = {
     ("torch", "float16"),
     ("torch", "int64"),
     ("collections", "OrderedDict"),
+    ("pathlib", "PosixPath"),
+    ("pathlib._local", "PosixPath"),
 }
 
 
@@ -110,9 +112,14 @@ class SafePlanner(dcp.DefaultLoadPlanner):
 def load_tensors(tensors: dict, checkpoint: Path, alone: bool = False) -> None:
     """Fill the tensors from a checkpoint, in place (a collective, unless `alone`)."""
     refuse_links(checkpoint, *checkpoint.iterdir())
+    SafeReader(checkpoint).read_metadata()  # torch would wrap its errors
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process without a group is meant
-        dcp.load(tensors, storage_reader=SafeReader(checkpoint), planner=SafePlanner(), no_dist=alone)
+        try:
+            dcp.load(tensors, storage_reader=SafeReader(checkpoint), planner=SafePlanner(), no_dist=alone)
+        except CheckpointException as error:
+            cause = next(iter(error.failures.values()))[0]
+            raise ValueError(f"{checkpoint} could not be read: {cause}") from error
 
 
 def refuse_links(*paths: Path) -> None:

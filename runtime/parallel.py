@@ -217,3 +217,9 @@ def read_model(directory: Path, config: Config, device: torch.device, t: int) ->
     copy_weights(whole, model.to_empty(device=device))
     return model
 
+
+
+def read_tokenizer(directory):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(directory)

@@ -134,7 +134,8 @@ class Job:
     kl: float
     kl_in: str
     eval_every: int
-    eval_samples: int  # completions of an evaluation, over all evaluation sets
+    eval_problems: int
+    eval_n: int  # completions of a problem, over all evaluation sets
     micro_tokens: int
     slots: int
     kv_gb: float
@@ -209,7 +210,7 @@ def step_flops(job: Job, c: Config, prompt: int, new: int) -> dict[str, float]:
     """FLOPs of a step on all GPUs by phase, evaluation as its share of a step."""
     forward = job.prompts * job.group * forward_flops(c, prompt, new)
     needs_old = job.updates > 1 or job.kl_in == "reward"
-    evaluation = job.eval_samples * sampling_flops(c, prompt, [new])
+    evaluation = job.eval_problems * sampling_flops(c, prompt, [new] * job.eval_n)
     return {
         "generation": job.prompts * sampling_flops(c, prompt, [new] * job.group),
         "old": forward if needs_old else 0,
@@ -222,7 +223,7 @@ def step_flops(job: Job, c: Config, prompt: int, new: int) -> dict[str, float]:
 def step_seconds(job: Job, c: Config, world: int, gpu: GPU, flops: dict, prompt: int, new: int) -> dict[str, float]:
     """Seconds of a step by phase. Decoding reads all weights and the cache once for every token of the longest sequence."""
     seconds = {name: n / (world * gpu.flops * MFU[name]) for name, n in flops.items()}
-    sampled = {"generation": job.prompts * job.group, "evaluation": job.eval_samples}
+    sampled = {"generation": job.prompts * job.group, "evaluation": job.eval_problems * job.eval_n}
     for name, sequences in sampled.items():
         mine = ceil_div(sequences, world // job.sampler_tp)
         together = min(mine, job.slots)

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 import data
-from data import Problem, Renderer
+from data import Problem
 
 SCALING_DATA = os.environ.get("SCALING_DATA")
 
