@@ -92,10 +92,10 @@ def test_pages_are_those_that_the_sampler_takes(ours):
     from rollout import Sampler
 
     f, model = Flags(slots=5, max_prompt=40, max_new=24), ours()
-    pages = Sampler(model, [0], f.slots, f.max_prompt + f.max_new, f.kv_gb, look_every=8).kv  # as on a GPU
+    pages = Sampler(model, [0], f.slots, f.max_prompt + f.max_new, f.kv_gb, sync_every=8).runner.kv  # as on a GPU
     assert plan.memory(f, model.config, 1)[0]["pages"] == pytest.approx(pages.numel() * 2 / 1e9)
     f.kv_gb = 1e-4
-    pages = Sampler(model.to(torch.bfloat16), [0], f.slots, f.max_prompt + f.max_new, f.kv_gb).kv
+    pages = Sampler(model.to(torch.bfloat16), [0], f.slots, f.max_prompt + f.max_new, f.kv_gb).runner.kv
     assert plan.memory(f, model.config, 1)[0]["pages"] == pytest.approx(pages.numel() * 2 / 1e9)
 
 
