@@ -2,22 +2,22 @@
 
     next token ~ softmax(logits / temperature), drawn as argmax(logits / temperature + Gumbel noise)
 
-The noise is a hash of (seed, step, problem, sample, position). A sample therefore does not depend on
-the rest of the batch, the order of the prompts, the number of ranks, or preemption. There is no top-k
-or top-p: the trainer differentiates the same distribution that the sampler draws from.
+The noise is a hash of (seed, step, problem, sample, position). A sample therefore does not depend
+on the rest of the batch, the order of the prompts, the number of ranks, or preemption. There is no
+top-k or top-p: the trainer differentiates the same distribution that the sampler draws from.
 
 Read in this order:
-- `naive_generate` says what is drawn: one token at a time, a forward over the whole sequence for each.
+- `naive_generate` says what is drawn: a forward over the whole sequence for every token.
 - `Scheduler` decides on the host, with deques and integers, which sequences run and which pages of
   the key-value cache they use.
-- `Runner` computes on the device: prefill, and a decode step that touches only preallocated tensors
-  and never synchronises with the host. `StepGraphs` replays such steps as CUDA graphs.
-- `Sampler` joins the two. It draws what `naive_generate` draws, hundreds of times as fast.
-- `Rollout` draws with a sampler, grades with a Grader and gathers the result on every rank.
+- `Runner` computes on the device: prefill, and a decode step that touches only preallocated
+  tensors and never synchronises with the host. `StepGraphs` replays such steps as CUDA graphs.
+- `Sampler` joins the two. It draws what `naive_generate` draws, many times as fast.
+- `Rollout` draws with a sampler, has the samples graded and gathers them on every rank.
 
-Letters: P prompts, G samples of each, B slots (a slot holds one running sequence or is empty),
-T packed tokens, N pages of S tokens, M pages of a sequence, L tokens of a sequence, J key-value heads
-of size K, V vocabulary.
+Letters: P prompts, G samples of each, B slots (a slot holds one running sequence, or is empty),
+T packed tokens, R rows of logits, N pages of S tokens, M pages of a sequence, L tokens of a
+sequence, H and J query and key-value heads of size K, V vocabulary.
 """
 
 import json
@@ -51,9 +51,9 @@ class Interrupted(Exception):
 class Sample:
     """One completion.
 
-    prompt: index in the list of prompts. ids: the tokens drawn, including the end token if it came.
+    prompt: index in the list of prompts. ids: the tokens drawn, with the end token if it came.
     logp: their natural log-probabilities under the sampler at its temperature.
-    finished: an end token came; otherwise the completion is truncated.
+    finished: the end token came; otherwise the completion is truncated.
     """
 
     prompt: int
@@ -63,7 +63,7 @@ class Sample:
     finished: bool = False
 
 
-# ---- The naive sampler: what is drawn ----------------------------------------------------------
+# ---- The naive sampler: what is drawn -----------------------------------------------------------
 
 
 @torch.inference_mode()
@@ -78,7 +78,7 @@ def naive_generate(
     problems: Sequence[int],
     stop_ids: Sequence[int],
 ) -> list[Sample]:
-    """G completions of every prompt, without batching and without a cache: the oracle of the tests.
+    """G completions of every prompt, without batches and without a cache: the oracle of the tests.
 
     Arguments and result are those of `Sampler.generate`.
     """
@@ -86,13 +86,12 @@ def naive_generate(
     samples = [Sample(p, g) for p in range(len(prompts)) for g in range(G)]
     for s in samples:
         while len(s.ids) < max_new and not s.finished:
-            tokens = prompts[s.prompt] + s.ids
-            T = len(tokens)
-            token_T = torch.tensor(tokens, device=device)
+            token_T = torch.tensor(prompts[s.prompt] + s.ids, device=device)
+            T = len(token_T)
             position_T = torch.arange(T, device=device)
             logits_TV = model(token_T, position_T, packed_attention([T], device))
             key = token_key(seed, step, problems[s.prompt], s.sample, len(s.ids))
-            key_1 = key.to(device).view(1)
+            key_1 = key.view(1).to(device)
             token_1, logp_1 = sample(logits_TV[-1:], temperature, key_1)
             s.ids.append(token_1.item())
             s.logp.append(logp_1.item())
@@ -100,7 +99,7 @@ def naive_generate(
     return samples
 
 
-# ---- The host: which sequences run, and which pages they use -----------------------------------
+# ---- The host: which sequences run, and which pages they use ------------------------------------
 
 
 @dataclass(eq=False)
@@ -118,16 +117,16 @@ class Request:
 
 @dataclass(eq=False)
 class Group:
-    """Requests that continue the same tokens: the samples of a prompt, or one preempted sequence."""
+    """Requests that continue one prefix: the samples of a prompt, or one preempted sequence."""
 
     prefix: list[int]
-    waiting: deque[Request]
-    pages: list[int] = field(default_factory=list)  # pages of the prefix, once it is prefilled
+    requests: deque[Request]  # those that have not started
+    pages: list[int] = field(default_factory=list)  # of the prefix, once it is prefilled
     logits_V: Tensor | None = None  # after the last token of the prefix
 
 
 class Pages:
-    """Free pages, and a reference count for every page: sequences of a group share full pages."""
+    """The free pages, and how many sequences use each page: a group shares its full pages."""
 
     def __init__(self, N: int):
         self.free = deque(range(N))
@@ -149,24 +148,17 @@ class Pages:
                 self.free.append(page)
 
 
+@dataclass(eq=False)
 class Scheduler:
-    """Continuous batching over pages. Requests start in order; `running` lists the oldest first.
+    """Continuous batching: requests start in order, finished ones make room for waiting ones."""
 
-    slots: sequences that run together. N, S: number and size of the pages.
-    sync_every: decode steps until the host looks again, for which a sequence needs room.
-    prefill_tokens: prefixes are prefilled together up to this many tokens.
-    """
-
-    def __init__(
-        self, groups: list[Group], slots: int, N: int, S: int, sync_every: int, prefill_tokens: int
-    ):
-        self.waiting = deque(groups)
-        self.running: list[Request] = []
-        self.pages = Pages(N)
-        self.slots = slots
-        self.S = S
-        self.sync_every = sync_every
-        self.prefill_tokens = prefill_tokens
+    waiting: deque[Group]
+    pages: Pages
+    S: int  # tokens of a page
+    slots: int  # most requests that run together
+    sync_every: int  # decode steps between two synchronisations
+    prefill_tokens: int  # most tokens of prefixes that are prefilled together
+    running: list[Request] = field(default_factory=list)  # the oldest first, in slots 0, 1, 2, ..
 
     def admit(self) -> tuple[list[Group], list[tuple[Group, Request]]]:
         """Give slots and pages to waiting requests: (groups to prefill, requests to start)."""
@@ -175,7 +167,7 @@ class Scheduler:
         if self.slots - len(self.running) < enough:
             return [], []
         if not self.running:
-            # Only prefilled prefixes hold pages now. Without them every page is free.
+            # Only waiting prefixes hold pages. Without them the first group is sure to fit.
             while self._release_prefix():
                 pass
         fresh = []
@@ -184,7 +176,7 @@ class Scheduler:
         for group in self.waiting:
             room = self.slots - len(self.running)
             need = 0 if group.pages else ceil_div(len(group.prefix), self.S)
-            # A request needs a page to start and another one to grow into.
+            # A request needs one page to start, and soon another one to grow into.
             if room == 0 or len(self.pages.free) < need + 2:
                 break
             if not group.pages:
@@ -193,16 +185,16 @@ class Scheduler:
                     break
                 group.pages = self.pages.take(need)
                 fresh.append(group)
-            count = min(room, len(group.waiting), len(self.pages.free) - 1)
+            count = min(room, len(group.requests), len(self.pages.free) - 1)
             started += [(group, self._start(group)) for _ in range(count)]
-        # Nothing takes these pages before the device has copied what it needs of them.
-        while self.waiting and not self.waiting[0].waiting:
+        # The device copies what it needs of these pages before anybody takes them.
+        while self.waiting and not self.waiting[0].requests:
             self.pages.release(self.waiting.popleft().pages)
         return fresh, started
 
     def _start(self, group: Group) -> Request:
-        """The next request of a group, with the full pages of the prefix and one page of its own."""
-        request = group.waiting.popleft()
+        """Start the next request of a group: it shares the full pages, and gets one of its own."""
+        request = group.requests.popleft()
         shared = group.pages[: len(group.prefix) // self.S]
         self.pages.share(shared)
         request.pages = shared + self.pages.take(1)
@@ -217,8 +209,8 @@ class Scheduler:
         for request, length, done in zip(self.running, length_B, done_B, strict=True):
             request.length = length
             if done:
-                finished.append(request)
                 self.pages.release(request.pages)
+                finished.append(request)
         if finished:
             self.running = [request for request in self.running if not done_B[request.slot]]
         return finished
@@ -226,31 +218,31 @@ class Scheduler:
     def grow(self) -> tuple[list[Request], list[Request]]:
         """Allocate the pages that the next decode steps may fill: (grown, preempted requests).
 
-        Where pages are missing, waiting prefixes lose theirs; then the youngest are preempted.
+        If pages run out, waiting prefixes lose theirs; then the youngest requests are preempted.
         """
-        lacking = [self._lacking(request) for request in self.running]
+        missing = [self._missing(request) for request in self.running]
         preempted = []
-        while sum(lacking) > len(self.pages.free):
+        while sum(missing) > len(self.pages.free):
             if self._release_prefix():
                 continue
-            lacking.pop()
             victim = self.running.pop()
+            missing.pop()
             self.pages.release(victim.pages)
             preempted.append(victim)
         grown = []
-        for request, count in zip(self.running, lacking, strict=True):
+        for request, count in zip(self.running, missing, strict=True):
             if count > 0:
                 request.pages += self.pages.take(count)
                 grown.append(request)
         return grown, preempted
 
-    def _lacking(self, request: Request) -> int:
+    def _missing(self, request: Request) -> int:
         """Pages that a request needs beyond its own until the next synchronisation."""
         tokens = request.length + self.sync_every - len(request.pages) * self.S
         return ceil_div(tokens, self.S) if tokens > 0 else 0
 
     def _release_prefix(self) -> bool:
-        """Take the pages from the last waiting group that has any; is there one?"""
+        """Release the pages of the last waiting group that has some; False if there is none."""
         for group in reversed(self.waiting):
             if group.pages:
                 self.pages.release(group.pages)
@@ -260,25 +252,25 @@ class Scheduler:
         return False
 
     def requeue(self, preempted: list[Request]) -> None:
-        """Put preempted requests, the youngest first, in front of the queue. Their tokens stay."""
+        """Put preempted requests, the youngest first, in front of the queue, with their tokens."""
         for request in preempted:
             prefix = request.prompt + request.sample.ids
             self.waiting.appendleft(Group(prefix, deque([request])))
 
     def compact(self) -> list[int]:
-        """Number the slots anew, without gaps; returns the old slots in the new order."""
+        """Number the slots without gaps; returns the old slots in the new order."""
         kept = [request.slot for request in self.running]
         for slot, request in enumerate(self.running):
             request.slot = slot
         return kept
 
 
-# ---- The device: prefill and decode ------------------------------------------------------------
+# ---- The device: prefill and decode -------------------------------------------------------------
 
 
 @dataclass
-class Slots:
-    """What the device knows of B slots. All tensors are int64 unless the comment says otherwise."""
+class State:
+    """What the device knows of B slots; int64 unless the comment says otherwise."""
 
     token_B: Tensor  # the token to feed next
     length_B: Tensor  # tokens in the cache
@@ -290,42 +282,36 @@ class Slots:
     id_BL: Tensor  # the tokens drawn
     logp_BL: Tensor  # float32: their log-probabilities
 
-    @classmethod
-    def allocate(cls, B: int, M: int, L: int, device: torch.device) -> "Slots":
-        numbers = [torch.zeros(B, dtype=torch.int64, device=device) for _ in range(5)]
-        return cls(
-            *numbers,
-            done_B=torch.ones(B, dtype=torch.bool, device=device),
-            page_BM=torch.zeros(B, M, dtype=torch.int32, device=device),
-            id_BL=torch.zeros(B, L, dtype=torch.int64, device=device),
-            logp_BL=torch.zeros(B, L, device=device),
-        )
-
-    def part(self, rows: slice) -> "Slots":
+    def part(self, rows: slice) -> "State":
         """Views of some slots."""
-        return Slots(*(x[rows] for x in vars(self).values()))
+        return State(*(x[rows] for x in vars(self).values()))
+
+
+def new_state(B: int, M: int, L: int, device: torch.device) -> State:
+    """B empty slots."""
+    numbers = [torch.zeros(B, dtype=torch.int64, device=device) for _ in range(5)]
+    done_B = torch.ones(B, dtype=torch.bool, device=device)
+    page_BM = torch.zeros(B, M, dtype=torch.int32, device=device)
+    id_BL = torch.zeros(B, L, dtype=torch.int64, device=device)
+    logp_BL = torch.zeros(B, L, device=device)
+    return State(*numbers, done_B, page_BM, id_BL, logp_BL)
 
 
 class Runner:
-    """Computes on the device. Its tensors live as long as the sampler.
+    """Computes on the device, in tensors that live as long as the sampler.
 
-    N, S: number and size of the pages. M: pages of a sequence. max_len: longest prompt + completion.
+    kv: the cache, (layers, 2, N, S, J, K), keys first, then values.
     """
 
-    def __init__(
-        self, model: Model, stop_ids: Sequence[int], slots: int, max_len: int, N: int, S: int, M: int
-    ):
-        c = model.config
-        weight = model.head.weight
+    def __init__(self, model: Model, kv: Tensor, state: State, stop_ids: Sequence[int]):
+        V = model.config.V
         self.model = model
-        self.device = weight.device
-        self.S = S
-        J = local_heads(model)
-        shape = (c.layers, 2, N, S, J, c.K)
-        self.kv = torch.zeros(shape, dtype=weight.dtype, device=self.device)
-        self.slots = Slots.allocate(slots, M, max_len, self.device)
-        self.stop_V = torch.zeros(c.V, dtype=torch.bool, device=self.device)
-        self.stop_V[[i for i in stop_ids if i < c.V]] = True
+        self.device = kv.device
+        self.kv = kv
+        self.S = kv.shape[3]
+        self.state = state
+        self.stop_V = torch.zeros(V, dtype=torch.bool, device=self.device)
+        self.stop_V[[i for i in stop_ids if i < V]] = True
         self.scales = torch.zeros(2, device=self.device)
         self.temperature: float | Tensor = self.scales
 
@@ -335,27 +321,27 @@ class Runner:
         on_device: steps read the temperature from a tensor, as graphs must. With a number, greedy
         decoding makes no noise, which is faster on a CPU.
         """
-        self.slots.done_B.fill_(True)
+        self.state.done_B.fill_(True)
         self.scales.copy_(scales(temperature, self.device))
         self.temperature = self.scales if on_device else temperature
 
     def prefill(self, groups: list[Group]) -> Tensor:
-        """Run the prefixes packed and store their keys and values; logits after each, (groups, V)."""
-        length_B = [len(group.prefix) for group in groups]
+        """Run the prefixes packed, store their keys and values; returns logits_RV after each."""
         tokens = []
         positions = []
-        entries = []  # of the cache
-        for group, length in zip(groups, length_B, strict=True):
-            position = torch.arange(length)
-            page = torch.tensor(group.pages)[position // self.S]
+        entries = []  # where the keys and values go
+        for group in groups:
             tokens += group.prefix
-            positions.append(position)
-            entries.append(page * self.S + position % self.S)
+            position_T = torch.arange(len(group.prefix))
+            page_T = torch.tensor(group.pages)[position_T // self.S]
+            positions.append(position_T)
+            entries.append(page_T * self.S + position_T % self.S)
         token_T = torch.tensor(tokens, device=self.device)
         position_T = torch.cat(positions).to(self.device)
         entry_T = torch.cat(entries).to(self.device)
-        last_R = torch.tensor(length_B, device=self.device).cumsum(0) - 1
-        causal = packed_attention(length_B, self.device)
+        length_R = [len(group.prefix) for group in groups]
+        last_R = torch.tensor(length_R, device=self.device).cumsum(0) - 1
+        causal = packed_attention(length_R, self.device)
 
         def attend(layer, q_THK, k_TJK, v_TJK):
             write_kv(self.kv[layer], k_TJK, v_TJK, entry_T)
@@ -364,83 +350,85 @@ class Runner:
         return self.model(token_T, position_T, attend, last_R)
 
     def start(self, started: list[tuple[Group, Request]]) -> None:
-        """Fill the slots of new requests and draw the next token from the logits of their groups."""
+        """Fill the slots of new requests, and draw their next tokens from the groups' logits."""
         self._copy_last_pages(started)
         requests = [request for _, request in started]
         first = requests[0].slot
-        slots = self.slots.part(slice(first, first + len(requests)))
+        state = self.state.part(slice(first, first + len(requests)))
         numbers = [(r.length, len(r.sample.ids), r.limit, r.key) for r in requests]
         number_4B = torch.tensor(numbers, device=self.device).T
-        fields = (slots.length_B, slots.drawn_B, slots.limit_B, slots.key_B)
-        for target_B, number_B in zip(fields, number_4B, strict=True):
-            target_B.copy_(number_B)
-        slots.done_B.fill_(False)
+        fields = (state.length_B, state.drawn_B, state.limit_B, state.key_B)
+        for field_B, number_B in zip(fields, number_4B, strict=True):
+            field_B.copy_(number_B)
+        state.done_B.fill_(False)
         self.write_tables(requests)
         for row, request in enumerate(requests):
             s = request.sample
-            if s.ids:  # a preempted sequence goes on after the tokens that it has
-                slots.id_BL[row, : len(s.ids)] = torch.tensor(s.ids, device=self.device)
-                slots.logp_BL[row, : len(s.ids)] = torch.tensor(s.logp, device=self.device)
-        self.draw(slots, torch.stack([group.logits_V for group, _ in started]))
+            if s.ids:  # preempted before: its tokens stay
+                state.id_BL[row, : len(s.ids)] = torch.tensor(s.ids, device=self.device)
+                state.logp_BL[row, : len(s.ids)] = torch.tensor(s.logp, device=self.device)
+        self.draw(state, torch.stack([group.logits_V for group, _ in started]))
 
     def _copy_last_pages(self, started: list[tuple[Group, Request]]) -> None:
-        """Copy the partly filled last page of a prefix: each sequence writes its own tokens there."""
-        partly = [(g.pages[-1], r.pages[-1]) for g, r in started if len(g.prefix) % self.S]
-        if partly:
-            source, target = zip(*partly, strict=True)
+        """Copy the partly filled last page of a prefix, since each sequence writes into its own."""
+        pairs = [(g.pages[-1], r.pages[-1]) for g, r in started if len(g.prefix) % self.S]
+        if pairs:
+            source, target = zip(*pairs, strict=True)
             self.kv[:, :, target] = self.kv[:, :, source]
 
     def decode(self, B: int, M: int) -> None:
-        """Draw one token for each live sequence in the first B slots, of at most M pages.
+        """Draw one token for each live sequence in the first B slots, of at most M pages each.
 
         A CUDA graph can hold this step: no size and no launch depends on a value, nothing is read
-        back, and what outlasts the step is written in place.
+        back, and everything that outlasts the step is written in place.
         """
-        slots = self.slots.part(slice(0, B))
-        page_BM = slots.page_BM[:, :M]
-        column_B1 = (slots.length_B // self.S)[:, None]
-        page_B = slots.page_BM.gather(1, column_B1)[:, 0]
-        entry_B = page_B * self.S + slots.length_B % self.S
-        entry_B = entry_B.masked_fill(slots.done_B, -1)  # an ended sequence writes nothing
-        seen_B = (slots.length_B + 1).masked_fill(slots.done_B, 0).int()  # and reads nothing
+        state = self.state.part(slice(0, B))
+        page_BM = state.page_BM[:, :M]
+        column_B1 = (state.length_B // self.S)[:, None]
+        page_B = state.page_BM.gather(1, column_B1)[:, 0]
+        entry_B = page_B * self.S + state.length_B % self.S
+        entry_B = entry_B.masked_fill(state.done_B, -1)  # an empty slot writes nothing
+        seen_B = (state.length_B + 1).masked_fill(state.done_B, 0).int()  # and reads nothing
         located = locate_keys(self.kv[0], page_BM, seen_B)
 
         def attend(layer, q_BHK, k_BJK, v_BJK):
             write_kv(self.kv[layer], k_BJK, v_BJK, entry_B)
             return decode(q_BHK, self.kv[layer], page_BM, seen_B, located)
 
-        logits_BV = self.model(slots.token_B, slots.length_B, attend)
-        slots.length_B.add_(~slots.done_B)
-        self.draw(slots, logits_BV)
+        logits_BV = self.model(state.token_B, state.length_B, attend)
+        state.length_B.add_(~state.done_B)
+        self.draw(state, logits_BV)
 
-    def draw(self, slots: Slots, logits_BV: Tensor) -> None:
-        """Draw and record a token for every slot; mark the sequences that end with it."""
-        key_B = position_key(slots.key_B, slots.drawn_B)
+    def draw(self, state: State, logits_BV: Tensor) -> None:
+        """Draw and record a token for every slot, and mark the sequences that end with it."""
+        key_B = position_key(state.key_B, state.drawn_B)
         token_B, logp_B = sample(logits_BV, self.temperature, key_B)
-        # An ended sequence goes on drawing. Its tokens land behind its own, where nobody reads.
-        column_B1 = slots.drawn_B[:, None]
-        slots.id_BL.scatter_(1, column_B1, token_B[:, None])
-        slots.logp_BL.scatter_(1, column_B1, logp_B[:, None])
-        slots.token_B.copy_(token_B)
-        slots.drawn_B.add_(~slots.done_B)
-        slots.done_B |= self.stop_V[token_B] | (slots.drawn_B >= slots.limit_B)
+        # A sequence that has ended goes on drawing. It records behind its own tokens, which is
+        # inside the row because a prompt has at least one token.
+        column_B1 = state.drawn_B[:, None]
+        state.id_BL.scatter_(1, column_B1, token_B[:, None])
+        state.logp_BL.scatter_(1, column_B1, logp_B[:, None])
+        state.token_B.copy_(token_B)
+        state.drawn_B.add_(~state.done_B)
+        state.done_B |= self.stop_V[token_B] | (state.drawn_B >= state.limit_B)
 
     def read(self, B: int) -> tuple[list[int], list[int], list[int]]:
-        """(length, drawn, done) of the first B slots: waits for the device."""
-        slots = self.slots.part(slice(0, B))
-        return torch.stack((slots.length_B, slots.drawn_B, slots.done_B.long())).tolist()
+        """(length, drawn, done) of the first B slots. Here the host waits for the device."""
+        state = self.state
+        number_3B = torch.stack((state.length_B, state.drawn_B, state.done_B.long()))
+        return number_3B[:, :B].tolist()
 
-    def collect(self, sample: Sample, slot: int, drawn: int) -> None:
+    def collect(self, s: Sample, slot: int, drawn: int) -> None:
         """Copy what a slot has drawn into its sample."""
-        sample.ids = self.slots.id_BL[slot, :drawn].tolist()
-        sample.logp = self.slots.logp_BL[slot, :drawn].tolist()
+        s.ids = self.state.id_BL[slot, :drawn].tolist()
+        s.logp = self.state.logp_BL[slot, :drawn].tolist()
 
     def compact(self, kept: list[int], B: int) -> None:
-        """Move the slots `kept`, of the first B, to the front, and empty those behind them."""
+        """Move the slots `kept`, of the first B, to the front; empty the slots behind them."""
         kept_B = torch.tensor(kept, dtype=torch.int64, device=self.device)
-        for x in vars(self.slots).values():
+        for x in vars(self.state).values():
             x[: len(kept)] = x[kept_B]
-        self.slots.done_B[len(kept) : B] = True
+        self.state.done_B[len(kept) : B] = True
 
     def write_tables(self, requests: list[Request]) -> None:
         """Copy the page lists of these requests to the device."""
@@ -450,14 +438,14 @@ class Runner:
         rows = [request.pages + [0] * (width - len(request.pages)) for request in requests]
         slot_B = torch.tensor([request.slot for request in requests], device=self.device)
         page_BM = torch.tensor(rows, dtype=torch.int32, device=self.device)
-        self.slots.page_BM[slot_B, :width] = page_BM
+        self.state.page_BM[slot_B, :width] = page_BM
 
 
 class StepGraphs:
-    """Decode steps of few sizes, replayed as CUDA graphs: the host's launches would cost more.
+    """Replays decode steps as CUDA graphs, because their launches would take longer than they do.
 
-    A size is rounded up to one of few, and captured when it is first met. The rows beyond the running
-    sequences are empty slots. Without CUDA the rounded step is run as it is.
+    Sizes are rounded up to a few, each captured when it is first met. The rows beyond the running
+    sequences are empty slots. Without CUDA the step of the rounded size runs as it is.
     """
 
     def __init__(self, runner: Runner):
@@ -467,12 +455,12 @@ class StepGraphs:
         # Graphs run one at a time, so they can share their memory.
         self.pool = torch.cuda.graph_pool_handle() if self.cuda else None
 
-    def __call__(self, B: int, M: int) -> None:
+    def decode(self, B: int, M: int) -> None:
         B, M = self.rounded(B, M)
         if graph := self.captured.get((B, M)):
             graph.replay()
             return
-        # The first step of a size compiles kernels, and lets cuBLAS and NCCL allocate: no graph can.
+        # The first step compiles kernels, and cuBLAS and NCCL allocate: a capture forbids both.
         self.runner.decode(B, M)
         if self.cuda:
             graph = torch.cuda.CUDAGraph()
@@ -482,12 +470,11 @@ class StepGraphs:
             self.captured[B, M] = graph
 
     def rounded(self, B: int, M: int) -> tuple[int, int]:
-        """Rows: 1, 2, 4, .., 32, 64, 96, ..; tokens of the table: powers of two from 256 on."""
-        slots, most = self.runner.slots.page_BM.shape
-        S = self.runner.S
+        """Rows 1, 2, 4, .., 32, 64, 96, ..; pages for 256, 512, 1024, .. tokens."""
+        slots, pages = self.runner.state.page_BM.shape
         rows = power_of_two(B) if B <= 32 else 32 * ceil_div(B, 32)
-        tokens = max(256, power_of_two(M * S))
-        return min(rows, slots), min(tokens // S, most)
+        tokens = max(256, power_of_two(M * self.runner.S))
+        return min(rows, slots), min(tokens // self.runner.S, pages)
 
 
 def power_of_two(n: int) -> int:
@@ -495,27 +482,22 @@ def power_of_two(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
-def local_heads(model: Model) -> int:
-    """Key-value heads that this rank holds: all of them, or its share under tensor parallelism."""
-    k_proj = model.model["layers"][0].self_attn.k_proj
-    return len(k_proj.weight) // model.config.K
-
-
-# ---- The sampler -------------------------------------------------------------------------------
+# ---- The sampler --------------------------------------------------------------------------------
 
 
 class Sampler:
     """Draws completions from a model.
 
-    model: an unsharded Model on the device and in the dtype to sample in, or this rank's part of one
-    (runtime.parallel.tensor_parallel). In the latter case all ranks of the group call `generate` with
-    the same arguments and get the same samples. copy_weights keeps the model up to date.
+    model: an unsharded Model on the device and in the dtype to sample in, or this rank's part of
+    one (runtime.parallel.tensor_parallel). Then all ranks of the group call `generate` with the
+    same arguments, and get the same samples. copy_weights keeps the model up to date.
     stop_ids: tokens that end a sequence. slots: sequences decoded together.
     max_len: longest prompt + completion, in tokens.
     kv_gb: memory for the cache in 1e9 bytes. No more is taken than `slots` sequences can use.
-    page_size: tokens of a page. prefill_tokens: prompts are prefilled together up to this many tokens.
-    sync_every: decode steps between two synchronisations (default: 8 on a GPU, 1 on a CPU).
-    graphs: whether decode steps have rounded sizes and are CUDA graphs (default: on a GPU).
+    page_size: tokens of a page. prefill_tokens: most tokens of prompts prefilled together.
+    sync_every: decode steps between two synchronisations with the host (None: 8 on a GPU, else 1).
+    graphs: decode steps have rounded sizes, and are CUDA graphs on a GPU (None: on a GPU).
+    ValueError for a cache that cannot hold one sequence.
     """
 
     def __init__(
@@ -538,28 +520,31 @@ class Sampler:
         self.slots = slots
         self.max_len = max_len
         self.prefill_tokens = prefill_tokens
-        # Synchronising costs a wait for the GPU. A sequence that ended between two synchronisations
-        # is decoded for nothing until the second.
+        # Synchronising waits for the GPU. A sequence that ends in between is decoded for nothing.
         self.sync_every = sync_every or (8 if weight.is_cuda else 1)
-        self.S = page_size
-        M = ceil_div(max_len + self.sync_every, page_size)
-        # Beyond its M pages, a sequence uses the last page of its prompt while it starts.
-        useful = slots * (M + 1) + 2
-        page_bytes = 2 * c.layers * page_size * local_heads(model) * c.K * weight.dtype.itemsize
+        self.M = ceil_div(max_len + self.sync_every, page_size)
+        # Under tensor parallelism a rank holds its share of the key-value heads.
+        J = len(model.model["layers"][0].self_attn.k_proj.weight) // c.K
+        page_bytes = 2 * c.layers * page_size * J * c.K * weight.dtype.itemsize
+        # Beyond its own pages a sequence uses its prompt's last page while it starts.
+        useful = slots * (self.M + 1) + 2
         self.N = min(useful, int(kv_gb * 1e9 / page_bytes))
-        if self.N < M + 2:
+        if self.N < self.M + 2:
             raise ValueError(
                 f"a cache of {kv_gb:g} GB holds {self.N * page_size:,} tokens, but one sequence of "
-                f"{max_len:,} needs {(M + 2) * page_bytes / 1e9:.2g} GB; raise --kv-gb, or lower "
-                "--max-prompt or --max-new"
+                f"{max_len:,} needs {(self.M + 2) * page_bytes / 1e9:.2g} GB; raise --kv-gb, or "
+                "lower --max-prompt or --max-new"
             )
-        self.runner = Runner(self.model, stop_ids, slots, max_len, self.N, page_size, M)
+        shape = (c.layers, 2, self.N, page_size, J, c.K)
+        kv = torch.zeros(shape, dtype=weight.dtype, device=self.device)
+        state = new_state(slots, self.M, max_len, self.device)
+        self.runner = Runner(self.model, kv, state, stop_ids)
         with_graphs = weight.is_cuda if graphs is None else graphs
         self.graphs = StepGraphs(self.runner) if with_graphs else None
-        self.preempted = 0  # sequences preempted for want of pages, over the sampler's life
+        self.preempted = 0  # sequences preempted because pages ran out, over the sampler's life
 
     def close(self) -> None:
-        """Free the CUDA graphs; do so before the process group whose collectives they may hold."""
+        """Free the CUDA graphs: before the process group ends, whose collectives they may hold."""
         if self.graphs:
             self.graphs.captured.clear()
 
@@ -579,61 +564,58 @@ class Sampler:
         """G completions of every prompt (token ids), in the order of the prompts.
 
         max_new: most tokens to draw, one limit or one for each prompt. temperature 0 is greedy.
-        problems: numbers that key the noise of each prompt (default: its place in the list).
+        problems: a number for each prompt that keys its noise (None: its place in the list).
         on_finish: called with every sample as soon as it is complete.
-        should_stop: asked at every synchronisation; True ends the call with Interrupted.
+        should_stop: asked at every synchronisation; once it is true, Interrupted is raised.
         ValueError for a prompt that is empty or too long for the cache.
         """
         limits = [max_new] * len(prompts) if isinstance(max_new, int) else max_new
-        self._check(prompts, limits)
+        for p, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
+            if not prompt or limit < 1 or len(prompt) + limit > self.max_len:
+                raise ValueError(
+                    f"prompt {p} has {len(prompt):,} tokens and may draw {limit:,}: both must be "
+                    f"at least 1, and together at most this sampler's {self.max_len:,}"
+                )
         problems = range(len(prompts)) if problems is None else problems
         samples = []
-        groups = []
+        groups = deque()
         for p, prompt in enumerate(prompts):
-            requests = deque()
+            group = Group(prompt, deque())
             for g in range(G):
                 key = sequence_key(seed, step, problems[p], g)
-                requests.append(Request(Sample(p, g), prompt, limits[p], key))
-            samples += [request.sample for request in requests]
-            groups.append(Group(prompt, requests))
+                group.requests.append(Request(Sample(p, g), prompt, limits[p], key))
+            samples += [request.sample for request in group.requests]
+            groups.append(group)
+        pages = Pages(self.N)
         self.scheduler = Scheduler(
-            groups, self.slots, self.N, self.S, self.sync_every, self.prefill_tokens
+            groups, pages, self.runner.S, self.slots, self.sync_every, self.prefill_tokens
         )
         self.runner.begin(temperature, on_device=self.graphs is not None)
         with packed(self.model):
             self._run(on_finish, should_stop)
         return samples
 
-    def _check(self, prompts: list[list[int]], limits: list[int]) -> None:
-        for p, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
-            if not prompt or limit < 1 or len(prompt) + limit > self.max_len:
-                raise ValueError(
-                    f"prompt {p} has {len(prompt):,} tokens and may draw {limit:,}: both must be at "
-                    f"least 1, and together at most this sampler's {self.max_len:,}"
-                )
-
     def _run(self, on_finish, should_stop) -> None:
         """Synchronise, admit, decode, until nothing waits and nothing runs."""
         scheduler = self.scheduler
-        decode_step = self.graphs or self.runner.decode
+        stepper = self.graphs or self.runner
         while scheduler.waiting or scheduler.running:
             if should_stop and any_rank(should_stop(), self.model.group, self.device):
                 raise Interrupted
-            self._synchronise(on_finish)
+            if scheduler.running:
+                self._synchronise(on_finish)
             if self._admit():
                 continue  # new sequences need pages to grow into
             if scheduler.running:
                 B = len(scheduler.running)
                 M = max(len(request.pages) for request in scheduler.running)
                 for _ in range(self.sync_every):
-                    decode_step(B, M)
+                    stepper.decode(B, M)
 
     def _synchronise(self, on_finish) -> None:
         """Remove finished sequences, allocate pages (preempting if needed), compact the slots."""
         scheduler = self.scheduler
         B = len(scheduler.running)
-        if B == 0:
-            return
         length_B, drawn_B, done_B = self.runner.read(B)
         finished = scheduler.update(length_B, done_B)
         grown, preempted = scheduler.grow()
@@ -645,27 +627,30 @@ class Sampler:
             self.runner.compact(scheduler.compact(), B)
         self.runner.write_tables(grown)
         for request in finished:
-            request.sample.finished = request.sample.ids[-1] in self.stop_ids
+            s = request.sample
+            s.finished = s.ids[-1] in self.stop_ids
             if on_finish:
-                on_finish(request.sample)
+                on_finish(s)
 
     def _admit(self) -> bool:
-        """Start as many waiting sequences as slots and pages allow; any at all?"""
+        """Start the sequences for which there are slots and pages; False if there are none."""
         fresh, started = self.scheduler.admit()
         if fresh:
-            for group, logits_V in zip(fresh, self.runner.prefill(fresh), strict=True):
+            logits_RV = self.runner.prefill(fresh)
+            for group, logits_V in zip(fresh, logits_RV, strict=True):
                 group.logits_V = logits_V
         if started:
             self.runner.start(started)
         return bool(started)
 
 
-def stop_tokens(directory: str | Path, tokenizer, end_token: int | None = None) -> list[int]:
-    """Token ids that end a turn, sorted.
 
-    They are the end-of-text tokens of generation_config.json, config.json and the tokenizer, and
-    end_token, with which the chat template ends a turn (Renderer.end_token). Without the latter a base
-    model runs on and invents turns. ValueError if there is none.
+def stop_tokens(directory: str | Path, tokenizer, end_token: int | None = None) -> list[int]:
+    """Token ids that end a completion, sorted.
+
+    These are the end-of-text tokens of generation_config.json, config.json and the tokenizer, and
+    end_token, with which the chat template ends a turn (Renderer.end_token). Without end_token a
+    base model runs on and invents turns. ValueError if there is no such token at all.
     """
     found = {tokenizer.eos_token_id, end_token}
     for name in ("generation_config.json", "config.json"):
@@ -676,14 +661,14 @@ def stop_tokens(directory: str | Path, tokenizer, end_token: int | None = None) 
     found -= {None}
     if not found:
         raise ValueError(
-            f"{directory}: neither its configuration nor its tokenizer names an end-of-text token "
-            "(eos_token_id); set it in generation_config.json"
+            f"{directory}: neither its configuration nor its tokenizer names an end-of-text token; "
+            "set eos_token_id in generation_config.json"
         )
     return sorted(found)
 
 
 def any_rank(flag: bool, group, device: torch.device | str) -> bool:
-    """Whether the flag is set on any rank of the group (a collective); the flag itself if None."""
+    """Whether the flag is true on any rank of the group (a collective). No group: the flag."""
     if group is None:
         return flag
     flag_1 = torch.tensor([flag], dtype=torch.int32, device=device)
@@ -691,15 +676,15 @@ def any_rank(flag: bool, group, device: torch.device | str) -> bool:
     return bool(flag_1)
 
 
-# ---- The sampler's copy of the weights ---------------------------------------------------------
+# ---- The sampler's copy of the weights ----------------------------------------------------------
 
 
 @torch.no_grad()
 def fuse(model: Model) -> Model:
     """Lay the weights of q, k, v, and of gate, up, side by side in memory, for one product each.
 
-    The parameters become views, so that copying into them goes on working. This is the last thing to do
-    to a model: .to() would separate the weights again.
+    The parameters become views, so that copying into them goes on working. This is the last thing
+    to do to a model: .to() would separate the weights again.
     """
     for layer in model.model["layers"]:
         attention = layer.self_attn
@@ -710,7 +695,7 @@ def fuse(model: Model) -> Model:
 
 
 def side_by_side(*linears: Linear) -> SimpleNamespace:
-    """One weight (and bias) of which the parameters of the given layers become views."""
+    """One weight (and bias, if any), of which the parameters of the linears become views."""
     fused = SimpleNamespace()
     for kind in ("weight", "bias"):
         parts = [getattr(linear, kind) for linear in linears]
@@ -724,43 +709,42 @@ def side_by_side(*linears: Linear) -> SimpleNamespace:
     return fused
 
 
-# Elements of a weight. A product with a packed weight costs 10 us more to call: too much below this.
+# Elements of a weight. Calling a product with a packed weight costs 10 us more: too much below.
 PACKED_FROM = 2**18
 
 
 @contextmanager
 def packed(model: Model):
-    """Keep a copy of the large weights in oneDNN's layout, for a fused float32 model on a CPU.
+    """Keep copies of the large weights in oneDNN's layout, for a fused float32 model on a CPU.
 
-    Decoding consists of products with few rows, which are then up to twice as fast as F.linear. Packing
-    reads the weights a few times. It is done at every entry, so that a copy is never out of date.
+    Decoding consists of products with few rows, which such weights make up to twice as fast.
+    Packing costs a few readings of the weights. Each entry packs anew, so no copy is out of date.
     """
     weight = model.head.weight
-    usable = torch.backends.mkldnn.is_available()
-    if weight.is_cuda or weight.dtype != torch.float32 or not usable:
-        yield
-        return
+    on_cpu = not weight.is_cuda and torch.backends.mkldnn.is_available()
     linears = [model.head]
     for layer in model.model["layers"]:
         attention = layer.self_attn
         mlp = layer.mlp
         linears += [attention.fused, attention.o_proj, mlp.fused, mlp.down_proj]
-    large = [linear for linear in linears if linear.weight.numel() >= PACKED_FROM]
+    if not on_cpu or weight.dtype != torch.float32:
+        linears = []
+    linears = [linear for linear in linears if linear.weight.numel() >= PACKED_FROM]
     try:
-        for linear in large:
+        for linear in linears:
             linear.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach())
         yield
     finally:
-        for linear in large:
+        for linear in linears:
             linear.packed = None
 
 
-# ---- A rollout: draw and grade -----------------------------------------------------------------
+# ---- A rollout: draw and grade ------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Completion:
-    """A graded sample: what every rank knows of it, whichever rank drew it."""
+    """A graded sample: all that a rank needs to know of a sequence that another rank drew."""
 
     problem: int  # index in the list of problems
     sample: int
@@ -772,7 +756,7 @@ class Completion:
     verdict: Verdict
 
     def row(self, problem: Problem, source: str) -> dict:
-        """A line of an evaluation's file: problem, text, the answer found in it, the verdict."""
+        """A line of samples.jsonl or of an evaluation's file."""
         return {
             "source": source,
             "problem": problem.index,
@@ -790,10 +774,11 @@ class Completion:
 
 
 class Rollout:
-    """Draws completions of problems and grades them.
+    """Draws completions of problems and has them graded.
 
     renderer: a data.Renderer. max_new: most tokens of a completion. seed: of the noise.
-    should_stop: asked while a rollout runs; True on any rank ends `draw` with Interrupted on all.
+    should_stop: asked while a rollout runs; once it is true on a rank, `draw` raises Interrupted
+    on all ranks.
     """
 
     def __init__(
@@ -810,22 +795,22 @@ class Rollout:
         self.grader = grader
         self.max_new = max_new
         self.seed = seed
-        self.should_stop = should_stop or (lambda: False)
+        self.should_stop = should_stop
 
     def draw(
         self,
-        problems: list[Problem],
+        problems: Sequence[Problem],
         G: int,
         temperature: float,
         step: int,
         on_graded: Callable[[Completion], None] | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> list[Completion]:
-        """G graded completions of every problem, on every rank (a collective).
+        """G graded completions of every problem, sorted by problem and sample (a collective).
 
-        They are sorted by problem, then by sample. Each rank draws for its share of the problems.
-        Ranks that hold a model together draw together, and each grades its share of the samples.
-        on_graded: called with every completion that this rank grades, as soon as it is graded.
+        Each rank draws for its share of the problems, and every rank gets all completions. Ranks
+        that hold a model together draw together, and each grades its share.
+        on_graded: called with every completion that this rank grades, once it is graded.
         progress: called with the number of sequences that this rank has finished.
         """
         grading = Grading(self, problems, G, on_graded, progress)
@@ -838,26 +823,26 @@ class Rollout:
                 temperature,
                 self.seed,
                 step,
-                [problem.index for problem in grading.problems],
-                grading.submit,
-                self.should_stop,
+                problems=[problem.index for problem in grading.problems],
+                on_finish=grading.submit,
+                should_stop=self.should_stop,
             )
-            grading.settle_all()
+            grading.settle()
         except Interrupted:
             interrupted = True
         finally:
             grading.close()
-        world = dist.group.WORLD if dist.is_initialized() else None
-        if any_rank(interrupted or self.should_stop(), world, self.sampler.device):
+        everyone = dist.group.WORLD if dist.is_initialized() else None
+        if any_rank(interrupted, everyone, self.sampler.device):
             raise Interrupted
         completions = gather(grading.graded)
         return sorted(completions, key=lambda c: (c.problem, c.sample))
 
 
 class Grading:
-    """The problems of this rank, and the samples of them that it grades."""
+    """The share of a rollout that this rank draws, and the verdicts on what it grades of that."""
 
-    def __init__(self, rollout: Rollout, problems: list[Problem], G: int, on_graded, progress):
+    def __init__(self, rollout: Rollout, problems: Sequence[Problem], G: int, on_graded, progress):
         rank = dist.get_rank() if dist.is_initialized() else 0
         world = dist.get_world_size() if dist.is_initialized() else 1
         group = rollout.sampler.model.group
@@ -865,19 +850,19 @@ class Grading:
         self.member = rank % self.team
         self.places = range(rank // self.team, len(problems), world // self.team)
         self.problems = [problems[i] for i in self.places]
-        self.prompts = [rollout.renderer(problem) for problem in self.problems]
-        self.G = G
+        self.prompts = rollout.renderer.render_all(self.problems)
         self.rollout = rollout
+        self.G = G
         self.on_graded = on_graded
         self.progress = progress
         self.finished = 0
         self.pending: deque[tuple[Sample, str, Future[Verdict]]] = deque()
         self.graded: list[Completion] = []
-        # Threads wait for programs that run, which get half of the processors.
+        # Threads wait for the processes that run programs; these get half of the processors.
         self.pool = ThreadPoolExecutor(max(1, (os.cpu_count() or 2) // (2 * world)))
 
     def submit(self, s: Sample) -> None:
-        """Have a finished sample graded, unless that is for another member of the team."""
+        """Have a finished sample graded, unless another member of the team does that."""
         self.finished += 1
         if self.progress:
             self.progress(self.finished)
@@ -887,18 +872,20 @@ class Grading:
             verdict = submit(self.rollout.grader, self.pool, problem, text)
             self.pending.append((s, text, verdict))
         while self.pending and self.pending[0][2].done():
-            self._settle()
+            self._complete()
 
-    def settle_all(self) -> None:
-        """Wait for the verdicts that are missing; Interrupted if the run is asked to end."""
+    def settle(self) -> None:
+        """Wait for the verdicts that are missing. Interrupted if the run is asked to end."""
+        should_stop = self.rollout.should_stop
         while self.pending:
-            wait([self.pending[0][2]], timeout=0.5)
-            if self.rollout.should_stop():
+            _, _, verdict = self.pending[0]
+            wait([verdict], timeout=0.5)
+            if should_stop and should_stop():
                 raise Interrupted
-            if self.pending[0][2].done():
-                self._settle()
+            if verdict.done():
+                self._complete()
 
-    def _settle(self) -> None:
+    def _complete(self) -> None:
         s, text, verdict = self.pending.popleft()
         completion = Completion(
             self.places[s.prompt],
@@ -915,7 +902,7 @@ class Grading:
             self.on_graded(completion)
 
     def close(self) -> None:
-        """Start no more programs; those that run end by their own limits."""
+        """Start no more programs. Those that run end by their own limits."""
         self.pool.shutdown(wait=False, cancel_futures=True)
 
 
@@ -926,3 +913,29 @@ def gather(completions: list[Completion]) -> list[Completion]:
     parts = [None] * dist.get_world_size()
     dist.all_gather_object(parts, completions)
     return [completion for part in parts for completion in part]
+
+
+# ---- Bridge: goes when grpo.py, evaluate.py, runtime/ and study/ draw by Rollout ----------------
+
+
+def collect(sampler, tokenizer, grader, problems, G, max_new, temperature, seed, step,
+            template="auto", keep=None):  # fmt: skip
+    import data
+
+    class Stand:
+        def render_all(self, problems):
+            return [data.render(problem, tokenizer, template) for problem in problems]
+
+        def text(self, ids):
+            return tokenizer.decode(ids, skip_special_tokens=True)
+
+    rollout = Rollout(sampler, Stand(), grader, max_new, seed)
+    return rollout.draw(problems, G, temperature, step, keep)
+
+
+def row(completion, problem, source):
+    return completion.row(problem, source)
+
+
+Sampler.set_back = property(lambda self: self.preempted)
+Sampler.captured = property(lambda self: self.graphs.captured if self.graphs else {})
