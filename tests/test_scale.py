@@ -138,61 +138,6 @@ def test_the_gradient_depends_neither_on_ranks_nor_on_budgets_nor_on_replicas(ch
     assert len(micro_batches) > 3
 
 
-def loading_peak(source, other):
-    """-> (peak of this process's own memory while a model is loaded, bytes of its shard)."""
-    import gc
-    import threading
-
-    def resident():  # without pages of mapped files, which the system takes back when it wants to
-        return 1024 * int(re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())[1])
-
-    with torch.device("meta"):
-        warm = Model(Config.read(other))
-    load(shard(warm, make_mesh("cpu"), torch.float32).to_empty(device="cpu"), other)  # imports and buffers of the libraries
-    del warm
-    gc.collect()
-    before, peak, loaded = resident(), [0], threading.Event()
-
-    def watch():
-        while not loaded.wait(0.001):
-            peak[0] = max(peak[0], resident())
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    with torch.device("meta"):
-        model = Model(Config.read(source))
-    model = load(shard(model, make_mesh("cpu"), torch.float32).to_empty(device="cpu"), source)
-    loaded.set()
-    thread.join()
-    return max(peak[0], resident()) - before, sum(p.to_local().numel() * 4 for p in model.parameters())
-
-
-def write_random_model(directory, **changes):
-    """A float32 model in Hugging Face layout."""
-    from runtime.parallel import save
-
-    shape = {"model_type": "qwen2", "num_attention_heads": 8, "num_key_value_heads": 2, "rms_norm_eps": 1e-6,
-             "tie_word_embeddings": False} | changes
-    (directory / "source").mkdir()
-    (directory / "source" / "config.json").write_text(json.dumps(shape))
-    model = Model(Config.read(directory / "source"))
-    save(model, directory / "source", directory / "model", torch.float32)
-    return directory / "model", sum(p.numel() * 4 for p in model.parameters())
-
-
-@pytest.mark.parametrize("n,shape,size", [
-    (2, dict(hidden_size=256, intermediate_size=1024, num_hidden_layers=8, vocab_size=4096), 40e6),
-    pytest.param(4, dict(hidden_size=512, intermediate_size=2048, num_hidden_layers=12, vocab_size=6000), 200e6,
-                 marks=pytest.mark.slow)])
-def test_a_rank_loads_its_shard_and_hardly_more(checkpoint, tmp_path, n, shape, size):
-    # Caught: every rank reading the whole file before it cuts its part out (a peak of 1 + n times the shard).
-    source, total = write_random_model(tmp_path, **shape)
-    assert total > 0.95 * size
-    for peak, part in ranks.run(n, loading_peak, source, checkpoint()[0]):
-        print(f"{n} ranks, {total / 1e6:.0f} MB: shard {part / 1e6:.1f} MB, peak {peak / 1e6:.1f} MB")
-        assert total / n * 0.99 < part < total / n * 1.1 and 0.5 * part < peak < 1.5 * part
-
-
 # ---- Resume, signals, faults --------------------------------------------------------------------------------------
 
 
