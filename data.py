@@ -638,7 +638,9 @@ def order(problems: Sequence[Problem], reuse: int = 1, total: int = 0) -> Sequen
     """
     endless = isinstance(problems, Arithmetic)
     if not endless:
-        problems = sorted(problems, key=curriculum_key)
+        problems = sorted(
+            problems, key=lambda p: math.inf if p.difficulty is None else p.difficulty
+        )
     if reuse == 1:
         return problems
     keep = math.ceil(total / reuse) if reuse > 1 else 0
@@ -649,10 +651,6 @@ def order(problems: Sequence[Problem], reuse: int = 1, total: int = 0) -> Sequen
     if endless:
         return problems[:keep]
     return [problems[i] for i in evenly_spaced(keep, len(problems))]
-
-
-def curriculum_key(problem: Problem) -> float:
-    return math.inf if problem.difficulty is None else problem.difficulty
 
 
 def digest(problems: Sequence[Problem]) -> str:
@@ -715,7 +713,7 @@ CACHED = 1 << 20  # prompts kept as tokens
 
 @contextmanager
 def processor_time_limit(seconds: float, message: str) -> Iterator[None]:
-    """ValueError(message) when the body computes for longer. Acts in the main thread only."""
+    """TimeoutError(message) when the body computes for longer. Acts in the main thread only."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -766,8 +764,8 @@ class Renderer:
         with tqdm(total=len(new), desc="rendering", delay=2, leave=False, disable=hidden) as bar:
             for start in range(0, len(new), BATCH):
                 batch = new[start : start + BATCH]
-                texts = self.write(batch) if self.chat else map(join_turns, batch)
-                rows = self.tokenizer(list(texts), add_special_tokens=not self.chat)["input_ids"]
+                texts = self.apply_template(batch) if self.chat else join_turns(batch)
+                rows = self.tokenizer(texts, add_special_tokens=not self.chat)["input_ids"]
                 for key, ids in zip(batch, rows, strict=True):
                     self.cache[key] = array("i", ids)
                 bar.update(len(batch))
@@ -779,7 +777,7 @@ class Renderer:
     def text(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True)
 
-    def write(self, conversations: list[tuple], prompt: bool = True) -> list[str]:
+    def apply_template(self, conversations: list[tuple], prompt: bool = True) -> list[str]:
         """The chat template's text for conversations of (role, content) pairs."""
         chats = []
         for turns in conversations:
@@ -799,7 +797,7 @@ class Renderer:
     def find_end_token(self) -> int | None:
         """The special token that the template writes right after the model's turn, if any."""
         answer = "ANSWER"
-        (text,) = self.write([(("user", "QUESTION"), ("assistant", answer))], prompt=False)
+        (text,) = self.apply_template([(("user", "QUESTION"), ("assistant", answer))], prompt=False)
         _, found, rest = text.rpartition(answer)
         ids = self.tokenizer(rest.lstrip(), add_special_tokens=False)["input_ids"]
         if found and ids and ids[0] in self.tokenizer.added_tokens_decoder:
@@ -807,9 +805,12 @@ class Renderer:
         return None
 
 
-def join_turns(turns: tuple[tuple[str, str], ...]) -> str:
-    """Turns as plain text, for a model without a chat template."""
-    return "\n\n".join(content for _, content in turns)
+def join_turns(conversations: list[tuple]) -> list[str]:
+    """Conversations as plain text, for a model without a chat template."""
+    texts = []
+    for turns in conversations:
+        texts.append("\n\n".join(content for _, content in turns))
+    return texts
 
 
 def read_template_arg(text: str) -> tuple[str, object]:
