@@ -206,23 +206,25 @@ def load(
     """
     if "{problem}" not in prompt:
         raise ValueError(f"--prompt must hold {{problem}}, the question's place; got {prompt!r}")
-    place, given = name, ""
-    if not Path(name).exists() and ":" in name:
-        place, _, given = name.rpartition(":")
+    place, _, given = name.partition(":")
+    if Path(name).exists():  # the colon, if any, is part of a file's name
+        place, given = name, ""
     split = given or split
-    path = Path(place)
     if place in WORLDS:
-        notes = [] if prompt == PROMPT else [f"{name}: --prompt is not used, chains are bare"]
+        notes = [] if prompt == PROMPT else [f"{place}: --prompt is not used, prompts are fixed"]
         return tiny_world(place, split, seed), notes
+    path = Path(place)
     if path.is_file():
         if given:
             raise ValueError(f"{name}: a file is one split; give it as {place}")
-        return to_problems(read_rows(path), place, path.stem, prompt)
-    if path.is_dir():
-        return to_problems(read_directory(path, split), place, path.resolve().name, prompt)
-    if path.is_absolute() or place.startswith((".", "~")) or path.suffix in SUFFIXES:
+        rows = read_file(path)
+    elif path.is_dir():
+        rows = read_directory(path, split)
+    elif path.is_absolute() or place.startswith((".", "~")) or path.suffix in SUFFIXES:
         raise FileNotFoundError(f"no file or directory {place} (looked in {Path.cwd()})")
-    return to_problems(read_hub(place, split), place, place, prompt)
+    else:
+        rows = read_hub(place, split)
+    return to_problems(rows, place, path.stem if path.exists() else place, prompt)
 
 
 def tiny_world(world: str, split: str, seed: int) -> Sequence[Problem]:
@@ -234,8 +236,8 @@ def tiny_world(world: str, split: str, seed: int) -> Sequence[Problem]:
     raise ValueError(f"{world} has the splits train and test, not {split!r}")
 
 
-def read_rows(path: Path) -> list[dict]:
-    """The rows of a file. A row that is a list becomes {"0": first entry, "1": second, ..}."""
+def read_file(path: Path) -> list[dict]:
+    """The rows of a .jsonl, .json (a list) or .parquet file."""
     if path.suffix == ".parquet":
         return read_parquet(path)
     if path.suffix not in SUFFIXES:
@@ -247,9 +249,13 @@ def read_rows(path: Path) -> list[dict]:
         # Not splitlines(): a JSON string may hold other separators, such as U+2028.
         lines = enumerate(text.split("\n"), 1)
         rows = [parse_json(line, path, number) for number, line in lines if line.strip()]
-    if not isinstance(rows, list):
-        raise ValueError(f"{path}: expected a list of rows, not {type(rows).__name__}")
-    return [name_columns(row, path) for row in rows]
+    if isinstance(rows, list) and all(isinstance(row, dict | list) for row in rows):
+        return [row if isinstance(row, dict) else name_columns(row) for row in rows]
+    raise ValueError(f"{path}: expected objects, one a line in .jsonl, in one list in .json")
+
+
+def name_columns(row: list) -> dict:
+    return {str(place): entry for place, entry in enumerate(row)}
 
 
 def read_parquet(path: Path) -> list[dict]:
@@ -265,18 +271,15 @@ def read_parquet(path: Path) -> list[dict]:
 def read_text(path: Path) -> str:
     """The text of a UTF-8 file; ValueError with the command that converts another encoding."""
     raw = path.read_bytes()
-    if raw.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in raw[:100]:
-        found = "UTF-16"
-    else:
+    encoding = "UTF-16" if b"\0" in raw[:100] else "UTF-8"
+    if encoding == "UTF-8":
         try:
             return raw.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            found = "LATIN1"
-            where = error.start
-    detail = f"byte {where:,} is {raw[where]:#x}" if found == "LATIN1" else "it looks like UTF-16"
+        except UnicodeDecodeError:
+            encoding = "LATIN1"
     raise ValueError(
-        f"{path} is not UTF-8 ({detail}). Convert it, for example: "
-        f"iconv -f {found} -t UTF-8 {path} > converted{path.suffix}"
+        f"{path} is not UTF-8 and looks like {encoding}. Convert it: "
+        f"iconv -f {encoding} -t UTF-8 {path} > converted{path.suffix}"
     )
 
 
@@ -290,23 +293,11 @@ def parse_json(text: str, path: Path, line: int):
         raise ValueError(f"{path}, line {line}: not JSON: {message}") from error
 
 
-def name_columns(row, path: Path) -> dict:
-    if isinstance(row, list):
-        return {str(place): entry for place, entry in enumerate(row)}
-    if isinstance(row, dict):
-        return row
-    raise ValueError(f"{path}: expected objects, one a line in .jsonl, in one list in .json")
-
-
 def read_directory(path: Path, split: str) -> list[dict]:
-    """A split of a directory in Hugging Face data-set layout, or of one that datasets saved."""
-    from datasets import load_dataset, load_from_disk
+    """A split of a directory in Hugging Face data-set layout."""
+    from datasets import load_dataset
 
     try:
-        if (path / "dataset_dict.json").exists():
-            return load_from_disk(path)[split].to_list()
-        if (path / "state.json").exists():
-            return load_from_disk(path).to_list()
         return load_dataset(str(path), split=split).to_list()
     except Exception as error:  # of many types; the remedy is the same
         raise ValueError(
@@ -533,9 +524,7 @@ def read_truth(value, written: str, source: str) -> tuple[str, list[str]]:
         return "grid", [json.dumps({"header": value["header"], "rows": value["rows"]})]
     if isinstance(value, str) and value.startswith('{"functional":'):
         return "code", [json.loads(value)["functional"].strip()]
-    if isinstance(value, str) and value.startswith('["'):
-        value = json.loads(value)
-    entries = value if isinstance(value, list) else [value]
+    entries = read_list(value)
     if len(entries) > 1 and not all(isinstance(entry, str) for entry in entries):
         raise NoProblem("the answer is a list of things that are not text")
     forms = dict.fromkeys(read_answer(entry, written) for entry in entries)
@@ -543,6 +532,16 @@ def read_truth(value, written: str, source: str) -> tuple[str, list[str]]:
     if not forms:
         raise NoProblem("no answer")
     return "choice" if "supergpqa" in source.lower() else "math", forms
+
+
+def read_list(value) -> list:
+    """A list as it is, the list in a text such as '["1/2", "0.5"]', else a list of the value."""
+    if isinstance(value, str) and value.startswith('["'):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            return [value]  # mathematics that only looks like JSON
+    return value if isinstance(value, list) else [value]
 
 
 def read_answer(value, written: str = "alone") -> str:
@@ -639,7 +638,9 @@ def order(problems: Sequence[Problem], reuse: int = 1, total: int = 0) -> Sequen
     """
     endless = isinstance(problems, Arithmetic)
     if not endless:
-        problems = sorted(problems, key=curriculum_key)
+        problems = sorted(
+            problems, key=lambda p: math.inf if p.difficulty is None else p.difficulty
+        )
     if reuse == 1:
         return problems
     keep = math.ceil(total / reuse) if reuse > 1 else 0
@@ -650,10 +651,6 @@ def order(problems: Sequence[Problem], reuse: int = 1, total: int = 0) -> Sequen
     if endless:
         return problems[:keep]
     return [problems[i] for i in evenly_spaced(keep, len(problems))]
-
-
-def curriculum_key(problem: Problem) -> float:
-    return math.inf if problem.difficulty is None else problem.difficulty
 
 
 def digest(problems: Sequence[Problem]) -> str:
@@ -716,7 +713,7 @@ CACHED = 1 << 20  # prompts kept as tokens
 
 @contextmanager
 def processor_time_limit(seconds: float, message: str) -> Iterator[None]:
-    """ValueError(message) when the body computes for longer. Acts in the main thread only."""
+    """TimeoutError(message) when the body computes for longer. Acts in the main thread only."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -767,8 +764,8 @@ class Renderer:
         with tqdm(total=len(new), desc="rendering", delay=2, leave=False, disable=hidden) as bar:
             for start in range(0, len(new), BATCH):
                 batch = new[start : start + BATCH]
-                texts = self.write(batch) if self.chat else map(join_turns, batch)
-                rows = self.tokenizer(list(texts), add_special_tokens=not self.chat)["input_ids"]
+                texts = self.apply_template(batch) if self.chat else join_turns(batch)
+                rows = self.tokenizer(texts, add_special_tokens=not self.chat)["input_ids"]
                 for key, ids in zip(batch, rows, strict=True):
                     self.cache[key] = array("i", ids)
                 bar.update(len(batch))
@@ -780,7 +777,7 @@ class Renderer:
     def text(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True)
 
-    def write(self, conversations: list[tuple], prompt: bool = True) -> list[str]:
+    def apply_template(self, conversations: list[tuple], prompt: bool = True) -> list[str]:
         """The chat template's text for conversations of (role, content) pairs."""
         chats = []
         for turns in conversations:
@@ -800,7 +797,7 @@ class Renderer:
     def find_end_token(self) -> int | None:
         """The special token that the template writes right after the model's turn, if any."""
         answer = "ANSWER"
-        (text,) = self.write([(("user", "QUESTION"), ("assistant", answer))], prompt=False)
+        (text,) = self.apply_template([(("user", "QUESTION"), ("assistant", answer))], prompt=False)
         _, found, rest = text.rpartition(answer)
         ids = self.tokenizer(rest.lstrip(), add_special_tokens=False)["input_ids"]
         if found and ids and ids[0] in self.tokenizer.added_tokens_decoder:
@@ -808,9 +805,12 @@ class Renderer:
         return None
 
 
-def join_turns(turns: tuple[tuple[str, str], ...]) -> str:
-    """Turns as plain text, for a model without a chat template."""
-    return "\n\n".join(content for _, content in turns)
+def join_turns(conversations: list[tuple]) -> list[str]:
+    """Conversations as plain text, for a model without a chat template."""
+    texts = []
+    for turns in conversations:
+        texts.append("\n\n".join(content for _, content in turns))
+    return texts
 
 
 def read_template_arg(text: str) -> tuple[str, object]:
