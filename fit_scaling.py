@@ -159,8 +159,8 @@ def read_csv(path):
     seed, model_type, reuse, group. ValueError names the missing column, or the line."""
     with open(path, newline="") as file:
         reader = csv.DictReader(file)
+        columns = set(reader.fieldnames or [])
         rows = list(reader)
-    columns = set(reader.fieldnames or [])
     if not {"N", "L"} <= columns or not {"C", "D", "x_kind"} & columns:
         raise ValueError(f"{path}: needs the columns N, L and D or C (or X and x_kind); found "
                          f"{sorted(columns)}")
@@ -179,7 +179,7 @@ def number(row, name):
     except (TypeError, ValueError):
         value = math.nan
     if not math.isfinite(value):
-        raise ValueError(f"{row['at']}: {name} is {row[name]!r}, not a number; mend or drop the row")
+        raise ValueError(f"{row['at']}: {name} is {row[name]!r}, not a number; drop or mend it")
     return value
 
 
@@ -384,7 +384,7 @@ def fit_lines(problem, y_BnT, w_BnT):
     return Parameters(shape, K_B, theta_B, k_Bn, E_Bn)
 
 
-def solve(problem, Y_BnT, L_hat_BnT):
+def solve(problem, Y_BnT, L_hat_BnT, rounds=300):
     """Parameters that minimise the problem's error on B data sets Y, starting from L_hat.
 
     For L: iteratively reweighted least squares. Near L_hat, log10 L is log10 L_hat +
@@ -393,16 +393,19 @@ def solve(problem, Y_BnT, L_hat_BnT):
     if problem.loss == "log":
         return fit_lines(problem, Y_BnT, np.broadcast_to(problem.w_nT, Y_BnT.shape))
     last = np.inf
-    for _ in range(300):
+    for _ in range(rounds):
         apart_BnT = Y_BnT / L_hat_BnT - 1
         y_BnT = np.log10(L_hat_BnT) + apart_BnT / np.log(10)
         found = fit_lines(problem, y_BnT, problem.w_nT * L_hat_BnT**2)
         L_hat_BnT = found.losses(problem.x_nT)
-        now = np.stack([found.k, found.E])
-        if np.abs(now - last).max() < 1e-7:  # the place of a minimum is known to about 1e-8
+        now_Bn2 = np.stack([found.k, found.E], axis=-1)
+        moved_B = np.abs(now_Bn2 - last).max((1, 2))
+        if moved_B.max() < 1e-7:  # the place of a minimum is known to about 1e-8
             return found
-        last = now
-    warn(f"the {problem.shape} fit still moves after 300 rounds: these points are no power law")
+        last = now_Bn2
+    count = (moved_B >= 1e-7).sum()
+    warn(f"{count} of {len(moved_B)} {problem.shape} fits still move after {rounds} rounds: such "
+         "points are far from a power law")
     return found
 
 
@@ -460,13 +463,13 @@ class Fit(Parameters):
             K_max = bracketed(self.K, self.interval("K"))
             N0 = bracketed(self.N0, self.interval("N0"), label)
             return f"K_max {K_max}, N0 {N0}"
-        reach = f"N0 is not pinned, {label(low)} to {label(high)} fit"
+        reach = f"N0 is not pinned ({label(low)} to {label(high)})"
         if low < least * 1.01:
-            return (f"{reach}, down to the lower edge of its range: a k that does not grow with "
+            return (f"{reach} and reaches the lower edge of its range: a k that does not grow with "
                     f"size, {self.k.mean():.4f}, is not ruled out")
         if high > most / 1.01 or self.K > 1.99:
             return f"{reach}: no saturation is seen in these sizes, k grows like a power of N"
-        return f"{reach}: k bends, but where it levels off is known only roughly"
+        return f"{reach}: k bends, but where it levels off is open"
 
     def to_json(self):
         pairs = predict_rival(self.shape, self.curves, self.curves, self.loss)
@@ -484,14 +487,11 @@ class Fit(Parameters):
             "verdict": self.verdict(),
             "r2_log": log_r_squared(pairs),
             "points": sum(usable(c, self.loss).sum() for c in self.curves),
-            "k": by_size(self.N, self.k),
-            "k_ci": self.redraws and by_size(self.N, self.interval("k").T),
-            "E": by_size(self.N, self.E),
+            "N": self.N,
+            "k": self.k,
+            "k_ci": self.interval("k"),
+            "E": self.E,
         }
-
-
-def by_size(N_n, values):
-    return {f"{N:g}": value for N, value in zip(N_n, values, strict=True)}
 
 
 def fit(curves, loss="linear", shape="saturating", *, protocol="all", bootstrap=0, seed=0):
@@ -742,9 +742,9 @@ def alternatives(curves, loss):
 
 def score(pairs):
     """R2 within sizes and mean absolute error of forecasts [(L, L_hat), ...]."""
-    errors = np.concatenate([L - L_hat for L, L_hat in pairs])
-    mae = float(np.abs(errors).mean())
-    return {"points": len(errors), "r2": r_squared(pairs), "mae": mae}
+    missed = np.concatenate([L - L_hat for L, L_hat in pairs])
+    mae = float(np.abs(missed).mean())
+    return {"points": len(missed), "r2": r_squared(pairs), "mae": mae}
 
 
 def extrapolate(law, N, X_T):
@@ -759,12 +759,12 @@ def extrapolate(law, N, X_T):
 def extrapolate_one(p, first_x_n, N, x_T):
     """k(N) is the law's. For E(N): log10 L at the first step is a straight line in k."""
     k = p.slope([N])
-    first_y_n = p.E - p.k * first_x_n
+    y_n = p.E - p.k * first_x_n
     mean_k = p.k.mean(-1, keepdims=True)
-    mean_y = first_y_n.mean(-1, keepdims=True)
     dk_n = p.k - mean_k
-    trend = (dk_n * first_y_n).sum(-1) / (dk_n**2).sum(-1)
-    first_y = mean_y + trend[..., None] * (k - mean_k)
+    covariance = (dk_n * y_n).mean(-1, keepdims=True)
+    variance = (dk_n**2).mean(-1, keepdims=True)
+    first_y = y_n.mean(-1, keepdims=True) + covariance / variance * (k - mean_k)
     log_L = first_y - k * (x_T - x_T[0])
     return 10**log_L
 
@@ -772,18 +772,16 @@ def extrapolate_one(p, first_x_n, N, x_T):
 def forecast_size(law, target):
     """Inter-model: a size that was not fitted, beside naive rivals. Rows (dicts).
 
-    The first three variants are blind; the others refit E on the target, as the paper does.
+    The first two variants are blind; the others refit E on the target, as the paper does.
     """
     loss, big = law.loss, law.curves[-1]
     own = fit([big], loss, "free")
     power = fit(law.curves, loss, "power")
     N, X_T = target.N, target.X_T
     blind_T, blind_BT = extrapolate(law, N, X_T)
-    carried_T = np.interp(np.log10(X_T), np.log10(big.X_T), big.L_T)
     name, refitted = label(big.N), "(E refitted on the target)"
     variants = {
         "law, everything extrapolated": blind_T,
-        f"naive: losses of {name} carried over": carried_T,
         f"naive: line of {name}": own.predict(big.N, X_T),
         f"law, slope only {refitted}": target.line(law.slope([N]), loss),
         f"k = a N^b, slope only {refitted}": target.line(power.slope([N]), loss),
@@ -927,22 +925,25 @@ def loss_panel(axis, curves, law, title=""):
     """
     colours = palette(c.N for c in curves)
     fitted = {c.N: len(c.X_T) for c in law.curves}
-    ends = [c.L_T[-1] for c in curves]
-    gap = (max(ends) / min(ends)) ** 0.04
-    text_L = 0.0
+    labels = []
     for c in reversed(curves):
         colour = colours[c.N]
         k, line_T = law.extend(c)
         seen = slice(fitted.get(c.N, 0))
-        axis.plot(c.X_T, c.L_T, "o", ms=3.6, alpha=0.45, mew=0, color=colour)
-        axis.fill_between(c.X_T, c.L_ST.min(0), c.L_ST.max(0), alpha=0.1, lw=0, color=colour)
+        axis.plot(c.X_T, c.L_T, "o", ms=3.6, alpha=0.5, mew=0, color=colour)
+        axis.fill_between(c.X_T, c.L_ST.min(0), c.L_ST.max(0), alpha=0.08, lw=0, color=colour)
         axis.plot(c.X_T, line_T, "--", color=colour)
         axis.plot(c.X_T[seen], line_T[seen], color=colour)
-        text_L = max(line_T[-1], text_L * gap)  # labels keep their distance, upwards
-        beside(axis, c.X_T[-1], text_L, f"{label(c.N)}  {k:.3f}", colour)
+        labels.append((c.X_T[-1], line_T[-1], f"{label(c.N)}  {k:.3f}", colour))
     axis.set(xscale="log", yscale="log", xlabel=AXIS[law.x], title=title)
     left, right = axis.get_xlim()
     axis.set_xlim(left, right * (right / left) ** 0.22)  # room for the labels
+    low, high = axis.get_ylim()
+    gap = (high / low) ** 0.04
+    lowest = 0.0
+    for X, L, text, colour in labels:
+        lowest = max(L, lowest * gap)  # labels keep their distance, upwards
+        beside(axis, X, lowest, text, colour)
     loss_ticks(axis)
 
 
@@ -957,24 +958,25 @@ def k_panel(axis, own, laws):
 
     own: a Fit of shape "free"; laws: Fits of the saturating shape.
     """
+    bars = np.abs(own.interval("k") - own.k) if own.redraws else None
+    axis.errorbar(own.N, own.k, bars, fmt="ko", ms=5, lw=1.1, label="slope of each size alone")
     N = np.geomspace(own.N[0] / 1.6, own.N[-1] * 6, 200)
     for law, colour, dashes in zip(laws, PAIR, ("-", "--"), strict=False):
         K_max = f"{law.K:.3f}" if law.pinned else "not pinned"
         first, *_, last = map(label, law.N)
         text = f"law of {first} to {last}, $K_{{max}}$ {K_max}"
         axis.plot(N, law.slope(N), dashes, color=colour, label=text)
+        if law.pinned:
+            axis.axhline(law.K, color=colour, lw=0.9, ls=":")
+    size_axis(axis, own.N)
+    axis.set_title(f"slope against {AXIS[own.x]}, {own.model_type}")
+    top = 1.5 * axis.dataLim.ymax  # room for the legend
+    axis.set_ylim(0, max(top, axis.get_ylim()[1]))
+    axis.legend(loc="upper left")
+    for law, colour in zip(laws, PAIR, strict=False):
         if law.redraws:
             low, high = interval(law.redraws.slope(N))
             axis.fill_between(N, low, high, color=colour, alpha=0.15, lw=0)
-        if law.pinned:
-            axis.axhline(law.K, color=colour, lw=0.9, ls=":")
-    bars = np.abs(own.interval("k") - own.k) if own.redraws else None
-    axis.errorbar(own.N, own.k, bars, fmt="ko", ms=5, lw=1.1, label="slope of each size alone")
-    size_axis(axis, own.N)
-    axis.set_title(f"slope against {AXIS[own.x]}, {own.model_type}")
-    top = 1.35 * axis.dataLim.ymax  # room for the legend
-    axis.set_ylim(0, max(top, axis.get_ylim()[1]))
-    axis.legend(loc="upper left")
 
 
 def residual_panel(axis, law, curve):
@@ -1005,7 +1007,8 @@ def draw_laws(out, studies):
 
     law = studies[-1].laws["all"]
     count = len(law.curves)
-    figure, axes = panels(math.ceil(count / 4), 4, (2.9, 2.3))
+    columns = math.ceil(count / 2)
+    figure, axes = panels(2, columns, (2.9, 2.3))
     for curve, axis in zip(law.curves, axes.flat, strict=False):
         residual_panel(axis, law, curve)
     for axis in axes.flat[count:]:
@@ -1016,7 +1019,7 @@ def draw_laws(out, studies):
 
 TITLES = {
     "all": "fit to all points",
-    "inter": "fit to the smaller sizes; dashed: a size not fitted (its E is)",
+    "inter": "fit to the smaller sizes; dashed: larger, with an E of its own",
     "intra": "fit to the first steps; dashed: later ones",
 }
 
