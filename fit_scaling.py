@@ -66,24 +66,32 @@ class Curve:
         return self.L_ST.mean(0)
 
     def keep(self, mask_T):
-        return replace(
-            self, step_T=self.step_T[mask_T], X_T=self.X_T[mask_T], L_ST=self.L_ST[:, mask_T])
+        step_T, X_T, L_ST = self.step_T[mask_T], self.X_T[mask_T], self.L_ST[:, mask_T]
+        return replace(self, step_T=step_T, X_T=X_T, L_ST=L_ST)
 
     def line(self, k, loss):
         """L_T of the line of slope k whose E is refitted on this curve, so not a blind forecast."""
         p_T = self.X_T**-k
         if loss == "linear":
             return p_T * (self.L_T @ p_T) / (p_T @ p_T)
-        on = self.L_T > 0
-        return p_T * 10 ** np.log10(self.L_T[on] / p_T[on]).mean()
+        ratio_T = self.L_T / p_T
+        E = np.log10(ratio_T[ratio_T > 0]).mean()
+        return p_T * 10**E
+
+
+UNITS = (  # smallest size in billions, unit, letter
+    (0.2, 1, "B"),
+    (1e-3, 1e-3, "M"),
+    (1e-6, 1e-6, "k"),
+    (0, 1e-9, ""),
+)
 
 
 def label(N):
     """N in billions as people write it: 72B, 0.5B, 3.2M, 84k."""
-    for smallest, unit, letter in ((0.2, 1, "B"), (1e-3, 1e-3, "M"), (1e-6, 1e-6, "k")):
+    for smallest, unit, letter in UNITS:
         if N >= smallest:
             return f"{N / unit:.3g}{letter}"
-    return f"{N * 1e9:.3g}"
 
 
 def read_runs(paths, source=None):
@@ -109,10 +117,11 @@ def read_run(path, source):
     evals = [r for r in records if r["kind"] == "eval"]
     if not sizes or not evals:
         raise ValueError(f"{path}: no training line gives N, or no evaluation L; leave it out")
+    instruct = "instruct" in str(flags["model"]).lower()
     run = {
         "run": str(path.parent),
         "N": sizes[0] / 1e9,
-        "model_type": "instruct" if "instruct" in str(flags["model"]).lower() else "base",
+        "model_type": "instruct" if instruct else "base",
         "reuse": flags["reuse"],
         "group": flags["group"],
         "source": source or evals[0]["source"],
@@ -121,10 +130,13 @@ def read_run(path, source):
     for r in evals:
         if r["source"] == run["source"]:
             L = r["test_loss"] if "test_loss" in r else r["loss"]  # older runs
-            rows[r["step"]] = run | {"step": r["step"], "D": r["D"], "C": r["C"], "L": L}
+            row = {"at": f"{path}, step {r['step']}", "L": L}
+            for name in ("step", "D", "C"):
+                row[name] = r[name]
+            rows[r["step"]] = run | row
     if not rows:
-        raise ValueError(f"{path}: no evaluation on {source}, but on {evals[0]['source']} "
-                         "(--source)")
+        names = sorted({r["source"] for r in evals})
+        raise ValueError(f"{path}: no evaluation on {source}, but on {names} (--source)")
     return list(rows.values())
 
 
@@ -147,8 +159,8 @@ def read_csv(path):
     seed, model_type, reuse, group. ValueError names the missing column, or the line."""
     with open(path, newline="") as file:
         reader = csv.DictReader(file)
+        columns = set(reader.fieldnames or [])
         rows = list(reader)
-    columns = set(reader.fieldnames or [])
     if not {"N", "L"} <= columns or not {"C", "D", "x_kind"} & columns:
         raise ValueError(f"{path}: needs the columns N, L and D or C (or X and x_kind); found "
                          f"{sorted(columns)}")
@@ -167,7 +179,7 @@ def number(row, name):
     except (TypeError, ValueError):
         value = math.nan
     if not math.isfinite(value):
-        raise ValueError(f"{row['at']}: {name} = {row[name]!r} is no number; mend or drop the row")
+        raise ValueError(f"{row['at']}: {name} is {row[name]!r}, not a number; drop or mend it")
     return value
 
 
@@ -179,9 +191,9 @@ def check_row(row, at):
     if not 0 < N < 1e5:
         raise ValueError(f"{at}: N = {N:g}; sizes are in billions (7 for 7B, 7e-6 for 7,000)")
     for x in AXIS.keys() & row.keys():
-        if row[x] < 0 or (row[x] == 0 and row.get("step") != 0):
-            raise ValueError(f"{at}: {x} = {row[x]:g}; after step 0 it is positive (its logarithm "
-                             "is taken)")
+        X = row[x]
+        if X < 0 or (X == 0 and row.get("step") != 0):
+            raise ValueError(f"{at}: {x} = {X:g}; after step 0 it must be positive")
 
 
 def curves_from(rows, steps=(1, math.inf)):
@@ -191,7 +203,7 @@ def curves_from(rows, steps=(1, math.inf)):
     """
     sizes = defaultdict(lambda: defaultdict(dict))  # (model_type, x, N): run: step: (X, L)
     for row in rows:
-        at = row.get("at") or f"{row['run']}, step {row['step']}"
+        at = row.get("at", row)
         check_row(row, at)
         model_type = row.get("model_type") or "base"
         run = row.get("run", row.get("seed"))
@@ -199,8 +211,8 @@ def curves_from(rows, steps=(1, math.inf)):
             measured = sizes[model_type, x, row["N"]][run]
             step = row.get("step", row[x])
             if step in measured:
-                raise ValueError(f"{at}: step {step:g} of {label(row['N'])} was there before; "
-                                 "tell runs apart by a column run or seed")
+                raise ValueError(f"{at}: this size had step {step:g} before; tell runs apart by a "
+                                 "column run or seed")
             measured[step] = row[x], row["L"]
     curves = defaultdict(list)
     for model_type, x, N in sorted(sizes):
@@ -210,34 +222,37 @@ def curves_from(rows, steps=(1, math.inf)):
         raise ValueError("no points: the input holds no evaluation with a loss")
     for (model_type, _), found in curves.items():
         if len(found) < 2:
-            raise ValueError(f"{model_type} models: only one size ({label(found[0].N)}); k(N) "
-                             "needs two")
+            only = label(found[0].N)
+            raise ValueError(f"{model_type} models: only one size ({only}); k(N) needs two")
     return dict(curves)
 
 
 def curve_of(model_type, x, N, seeds, steps):
     """One Curve from the seeds of a size, each {step: (X, L)}, at the steps that all of them have.
     """
-    shared = sorted(set.intersection(*map(set, seeds)))
-    lost = len(set.union(*map(set, seeds))) - len(shared)
+    size = f"size {label(N)}"
+    shared = set.intersection(*map(set, seeds))
+    lost = set.union(*map(set, seeds)) - shared
     if lost:
-        warn(f"size {label(N)}: {lost} steps are not in all of its {len(seeds)} seeds; dropped")
+        warn(f"{size}: {len(lost)} steps are not in all of its {len(seeds)} seeds; dropped")
+    shared = sorted(shared)
     X_ST, L_ST = [], []
     for seed in seeds:
         X_ST.append([seed[step][0] for step in shared])
         L_ST.append([seed[step][1] for step in shared])
+    step_T = np.array(shared)
     X_T = np.mean(X_ST, axis=0)
-    curve = Curve(model_type, x, N, np.array(shared), X_T, np.array(L_ST))
+    curve = Curve(model_type, x, N, step_T, X_T, np.array(L_ST))
     if 0 in X_T:
         curve = replace(curve, start=float(curve.L_T[0]))
     first, last = steps
-    curve = curve.keep((X_T > 0) & (curve.step_T >= first) & (curve.step_T <= last))
+    curve = curve.keep((X_T > 0) & (first <= step_T) & (step_T <= last))
     points = len(set(curve.X_T))
     if points < 3:
-        raise ValueError(f"size {label(N)}: {points} points with {x} > 0; three are needed")
+        raise ValueError(f"{size}: {points} points with {x} > 0; three are needed")
     solved = int((curve.L_T == 0).sum())
     if solved:
-        warn(f"size {label(N)}: L = 0 (every problem solved) at {solved} points, and log 0 is "
+        warn(f"{size}: L = 0 (every problem solved) at {solved} points, and log 0 is "
              "infinite: fits of L use these points, fits of log L and R2 leave them out")
     return curve
 
@@ -252,34 +267,40 @@ def shape_function(shape, N, theta):
 
 def N0_range(N_n):
     """Where N0 is searched, billions."""
-    return float(min(N_n) / 100), float(max(N_n) * 100)
+    return min(N_n) / 100, max(N_n) * 100
 
 
-def fit_slopes(shape, N_n, k_Bn, weight_Bn=None):
+THETA_RANGES = {"power": (-1, 4), "constant": (0, 0)}
+
+
+def fit_slopes(shape, N_n, k_Bn, weight_Bn=1.0):
     """Weighted least squares of k(N) = K f(N, theta) on slopes; B problems at once.
 
     Grid search: 25 thetas over the range, then 25 between the neighbours of the best, 12 times, to
     1e-12 of the range. 0 <= K, and K <= 2 for the saturating shape (paper). Returns K_B, theta_B.
     """
-    ranges = {"saturating": np.log(N0_range(N_n)), "power": (-1, 4), "constant": (0, 0)}
-    low, high = ranges[shape]
+    low, high = THETA_RANGES.get(shape) or np.log(N0_range(N_n))
     largest_K = 2 if shape == "saturating" else np.inf
     k_B1n = k_Bn[:, None]
-    weight_B1n = np.ones_like(k_B1n) if weight_Bn is None else weight_Bn[:, None]
+    weight_B1n = np.broadcast_to(weight_Bn, k_Bn.shape)[:, None]
     row_B = np.arange(len(k_Bn))
     low_B = np.full(len(k_Bn), float(low))
     high_B = np.full(len(k_Bn), float(high))
     for _ in range(12):
         theta_BG = np.linspace(low_B, high_B, 25, axis=-1)
         f_BGn = shape_function(shape, N_n, theta_BG[..., None])
-        kf_BG = (weight_B1n * k_B1n * f_BGn).sum(-1)
-        ff_BG = (weight_B1n * f_BGn**2).sum(-1)
+        weighted_BGn = weight_B1n * f_BGn
+        kf_BG = (weighted_BGn * k_B1n).sum(-1)
+        ff_BG = (weighted_BGn * f_BGn).sum(-1)
         K_BG = np.clip(kf_BG / ff_BG, 0, largest_K)
         error_BGn = K_BG[..., None] * f_BGn - k_B1n
-        best_B = (weight_B1n * error_BGn**2).sum(-1).argmin(-1)
+        cost_BG = (weight_B1n * error_BGn**2).sum(-1)
+        best_B = cost_BG.argmin(-1)
+        K_B = K_BG[row_B, best_B]
+        theta_B = theta_BG[row_B, best_B]
         low_B = theta_BG[row_B, np.maximum(best_B - 1, 0)]
         high_B = theta_BG[row_B, np.minimum(best_B + 1, 24)]
-    return K_BG[row_B, best_B], theta_BG[row_B, best_B]
+    return K_B, theta_B
 
 
 @dataclass(frozen=True)
@@ -298,12 +319,12 @@ class Parameters:
 
     def slope(self, N):
         """k at sizes N (m,), seen or not: (m,) or (B, m). Not for shape "free"."""
-        f = shape_function(self.shape, np.asarray(N), self.theta[..., None])
-        return self.K[..., None] * f
+        return self.K[..., None] * shape_function(self.shape, N, self.theta[..., None])
 
     def losses(self, x_nT):
         """L at x = log10 X of every size: (n, T) or (B, n, T)."""
-        return 10 ** (self.E[..., None] - self.k[..., None] * x_nT)
+        log_L_nT = self.E[..., None] - self.k[..., None] * x_nT
+        return 10**log_L_nT
 
 
 @dataclass(frozen=True)
@@ -320,6 +341,11 @@ class Problem:
         return L if self.loss == "linear" else np.log10(L)
 
 
+def usable(curve, loss):
+    """Which points (T,) a fit can use: log 0 is infinite."""
+    return (curve.L_T > 0) | (loss == "linear")
+
+
 def problem_of(curves, loss, shape):
     """The Problem of fitting a shape to Curves. ValueError if the points are too few."""
     if len(curves) < 2 and shape != "free":
@@ -330,10 +356,10 @@ def problem_of(curves, loss, shape):
     L_nT = np.ones_like(x_nT)
     w_nT = np.zeros_like(x_nT)
     for n, curve in enumerate(curves):
-        on = np.flatnonzero((curve.L_T > 0) | (loss == "linear"))
+        on = np.flatnonzero(usable(curve, loss))
         if len(on) < 2:
-            raise ValueError(f"size {label(curve.N)}: {len(on)} points with L > 0; fit the error "
-                             "of L (--loss linear)")
+            size = label(curve.N)
+            raise ValueError(f"size {size}: {len(on)} points with L > 0; try --loss linear")
         x_nT[n, on] = np.log10(curve.X_T[on])
         L_nT[n, on] = curve.L_T[on]
         w_nT[n, on] = 1 / len(on)
@@ -342,20 +368,23 @@ def problem_of(curves, loss, shape):
 
 def fit_lines(problem, y_BnT, w_BnT):
     """Exact weighted least squares of the law on y = log10 L, for B data sets. Parameters."""
+    shape, N_n, x_nT = problem.shape, problem.N_n, problem.x_nT
     total_Bn = w_BnT.sum(-1)
-    x0_Bn = (w_BnT * problem.x_nT).sum(-1) / total_Bn  # the centre of each line
+    x0_Bn = (w_BnT * x_nT).sum(-1) / total_Bn  # the centre of each line
     y0_Bn = (w_BnT * y_BnT).sum(-1) / total_Bn
-    dx_BnT = problem.x_nT - x0_Bn[..., None]
-    weight_Bn = (w_BnT * dx_BnT**2).sum(-1)
-    k_Bn = -(w_BnT * dx_BnT * y_BnT).sum(-1) / weight_Bn
+    dx_BnT = x_nT - x0_Bn[..., None]
+    weighted_BnT = w_BnT * dx_BnT
+    weight_Bn = (weighted_BnT * dx_BnT).sum(-1)
+    k_Bn = -(weighted_BnT * y_BnT).sum(-1) / weight_Bn
     K_B = theta_B = np.full(len(k_Bn), np.nan)
-    if problem.shape != "free":
-        K_B, theta_B = fit_slopes(problem.shape, problem.N_n, k_Bn, weight_Bn)
-        k_Bn = Parameters(problem.shape, K_B, theta_B, None, None).slope(problem.N_n)
-    return Parameters(problem.shape, K_B, theta_B, k_Bn, y0_Bn + k_Bn * x0_Bn)
+    if shape != "free":
+        K_B, theta_B = fit_slopes(shape, N_n, k_Bn, weight_Bn)
+        k_Bn = K_B[:, None] * shape_function(shape, N_n, theta_B[:, None])
+    E_Bn = y0_Bn + k_Bn * x0_Bn
+    return Parameters(shape, K_B, theta_B, k_Bn, E_Bn)
 
 
-def solve(problem, Y_BnT, L_hat_BnT):
+def solve(problem, Y_BnT, L_hat_BnT, rounds=300):
     """Parameters that minimise the problem's error on B data sets Y, starting from L_hat.
 
     For L: iteratively reweighted least squares. Near L_hat, log10 L is log10 L_hat +
@@ -364,15 +393,19 @@ def solve(problem, Y_BnT, L_hat_BnT):
     if problem.loss == "log":
         return fit_lines(problem, Y_BnT, np.broadcast_to(problem.w_nT, Y_BnT.shape))
     last = np.inf
-    for _ in range(300):
-        y_BnT = np.log10(L_hat_BnT) + (Y_BnT / L_hat_BnT - 1) / np.log(10)
+    for _ in range(rounds):
+        apart_BnT = Y_BnT / L_hat_BnT - 1
+        y_BnT = np.log10(L_hat_BnT) + apart_BnT / np.log(10)
         found = fit_lines(problem, y_BnT, problem.w_nT * L_hat_BnT**2)
         L_hat_BnT = found.losses(problem.x_nT)
-        now = np.stack([found.k, found.E])
-        if np.abs(now - last).max() < 1e-7:  # the place of a minimum is known to about 1e-8
+        now_Bn2 = np.stack([found.k, found.E], axis=-1)
+        moved_B = np.abs(now_Bn2 - last).max((1, 2))
+        if moved_B.max() < 1e-7:  # the place of a minimum is known to about 1e-8
             return found
-        last = now
-    warn(f"the {problem.shape} fit still moves after 300 rounds: these points are no power law")
+        last = now_Bn2
+    count = (moved_B >= 1e-7).sum()
+    warn(f"{count} of {len(moved_B)} {problem.shape} fits still move after {rounds} rounds: such "
+         "points are far from a power law")
     return found
 
 
@@ -401,6 +434,14 @@ class Fit(Parameters):
         n = list(self.N).index(N)
         return self.losses(np.log10(X_T))[n]
 
+    def extend(self, curve):
+        """k and L_T on a Curve; a size that was not fitted gets the law's k and an E of its own."""
+        if curve.N in self.N:
+            k = self.k[list(self.N).index(curve.N)]
+            return k, self.predict(curve.N, curve.X_T)
+        k = self.slope([curve.N])[0]
+        return k, curve.line(k, self.loss)
+
     def interval(self, name):
         """95% interval (low, high) of "K", "N0", "k" or "E"; None without bootstrap."""
         return self.redraws and interval(getattr(self.redraws, name))
@@ -419,15 +460,16 @@ class Fit(Parameters):
         low, high = self.N0_ends
         least, most = N0_range(self.N)
         if self.pinned:
-            K_max = bracketed(self.K, self.interval("K"), "{:.4f}".format)
-            return f"K_max {K_max}, N0 {bracketed(self.N0, self.interval('N0'), label)}"
-        reach = f"N0 is not pinned, {label(low)} to {label(high)} fit"
+            K_max = bracketed(self.K, self.interval("K"))
+            N0 = bracketed(self.N0, self.interval("N0"), label)
+            return f"K_max {K_max}, N0 {N0}"
+        reach = f"N0 is not pinned ({label(low)} to {label(high)})"
         if low < least * 1.01:
-            return (f"{reach}, down to the lower edge of its range: a k that does not grow with "
+            return (f"{reach} and reaches the lower edge of its range: a k that does not grow with "
                     f"size, {self.k.mean():.4f}, is not ruled out")
         if high > most / 1.01 or self.K > 1.99:
             return f"{reach}: no saturation is seen in these sizes, k grows like a power of N"
-        return f"{reach}: k bends, but where it levels off is known only roughly"
+        return f"{reach}: k bends, but where it levels off is open"
 
     def to_json(self):
         pairs = predict_rival(self.shape, self.curves, self.curves, self.loss)
@@ -444,15 +486,12 @@ class Fit(Parameters):
             "K_max_ci": self.interval("K"),
             "verdict": self.verdict(),
             "r2_log": log_r_squared(pairs),
-            "points": sum(len(c.X_T) for c in self.curves),
-            "k": by_size(self.N, self.k),
-            "k_ci": self.redraws and by_size(self.N, self.interval("k").T),
-            "E": by_size(self.N, self.E),
+            "points": sum(usable(c, self.loss).sum() for c in self.curves),
+            "N": self.N,
+            "k": self.k,
+            "k_ci": self.interval("k"),
+            "E": self.E,
         }
-
-
-def by_size(N_n, values):
-    return {f"{N:g}": value for N, value in zip(N_n, values, strict=True)}
 
 
 def fit(curves, loss="linear", shape="saturating", *, protocol="all", bootstrap=0, seed=0):
@@ -464,12 +503,14 @@ def fit(curves, loss="linear", shape="saturating", *, protocol="all", bootstrap=
     """
     problem = problem_of(curves, loss, shape)
     Y_nT = problem.Y(problem.L_nT)
-    found = solve(problem, Y_nT[None], np.maximum(problem.L_nT, 1e-3)[None])
+    start_nT = np.maximum(problem.L_nT, 1e-3)
+    found = solve(problem, Y_nT[None], start_nT[None])
     best = Parameters(shape, found.K[0], found.theta[0], found.k[0], found.E[0])
     redraws = None
     if bootstrap:
-        name = f"{curves[0].model_type} {curves[0].x} {protocol} {loss}"
-        rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
+        c = curves[0]
+        key = f"{c.model_type} {c.x} {protocol} {loss}"  # other fits draw other noise
+        rng = np.random.default_rng([seed, zlib.crc32(key.encode())])
         L_hat_nT = best.losses(problem.x_nT)
         Y_BnT = redraw(problem, curves, problem.Y(L_hat_nT), bootstrap, rng)
         redraws = solve(problem, Y_BnT, np.broadcast_to(L_hat_nT, Y_BnT.shape))
@@ -506,10 +547,11 @@ def redraw(problem, curves, Y_hat_nT, B, rng):
             if problem.loss == "log":
                 apart_ST = apart_ST / (np.log(10) * curve.L_T[on])
             apart_ST = apart_ST / np.sqrt(S * (S - 1))  # squares sum to the variance of the mean
-            Y_BnT[:, n, on] += stretch * rng.standard_normal((B, S)) @ apart_ST
+            normal_BS = rng.standard_normal((B, S))
+            Y_BnT[:, n, on] += stretch * normal_BS @ apart_ST
             explained = (apart_ST**2).sum() / max((residual_T**2).sum(), TINY)
             residual_T = residual_T * np.sqrt(max(0.0, 1 - explained))
-        design_T2 = np.stack([np.ones(len(on)), problem.x_nT[n, on]], axis=1)
+        design_T2 = np.vander(problem.x_nT[n, on], 2)  # columns x and 1
         if problem.loss == "linear":
             design_T2 = design_T2 * Y_hat_nT[n, on, None]  # dL is L times d log L
         Y_BnT[:, n, on] += wild_blocks(residual_T, design_T2, B, rng)
@@ -535,9 +577,10 @@ def unshrink(residual_b, q_b2):
     Residuals of least squares have the covariance (I - H) s^2, not s^2 (CR2; Bell and McCaffrey
     2002). Eigenvalues below 0.02 count as 0.02: a block that fixes the line has no residual left.
     """
-    values_b, vectors_bb = np.linalg.eigh(np.eye(len(q_b2)) - q_b2 @ q_b2.T)
-    scaled_b = vectors_bb.T @ residual_b / np.sqrt(np.maximum(values_b, 0.02))
-    return vectors_bb @ scaled_b
+    shrink_bb = np.eye(len(q_b2)) - q_b2 @ q_b2.T
+    values_b, vectors_bb = np.linalg.eigh(shrink_bb)
+    factor_b = np.sqrt(np.maximum(values_b, 0.02))
+    return vectors_bb @ (vectors_bb.T @ residual_b / factor_b)
 
 
 # ---------------------------------------------------------------- 3. Small statistics
@@ -556,7 +599,8 @@ def is_pinned(N0_ends, N0_range):
     """
     low, high = N0_ends
     least, most = N0_range
-    return bool(least * 1.01 < low and high < min(most / 1.01, 10 * low))
+    inside = least * 1.01 < low and high < most / 1.01
+    return bool(inside and high < 10 * low)
 
 
 def r_squared(pairs):
@@ -570,8 +614,9 @@ def r_squared(pairs):
 
 def log_r_squared(pairs):
     """R2 of log10 L over all sizes together, without the points L = 0."""
-    L, L_hat = np.concatenate(pairs, axis=1)
-    return r_squared([np.log10([L[L > 0], L_hat[L > 0]])])
+    both = np.concatenate(pairs, axis=1)
+    positive = both[:, both[0] > 0]
+    return r_squared([np.log10(positive)])
 
 
 def aicc(n, mean_square, parameters):
@@ -580,7 +625,8 @@ def aicc(n, mean_square, parameters):
     p = parameters + 1
     if n <= p + 1 or not mean_square > 0:
         return None
-    return float(n * np.log(mean_square) + 2 * p + 2 * p * (p + 1) / (n - p - 1))
+    penalty = 2 * p * n / (n - p - 1)  # 2 p of AIC, and what small n adds
+    return float(n * np.log(mean_square) + penalty)
 
 
 def effective_points(residuals):
@@ -616,24 +662,34 @@ def select(curves, protocol, first=0.24, upto=None):
         return curves
     if protocol == "inter":
         return [c for c in curves if c.N <= (upto or curves[-2].N)]
-    last = first if first >= 1 else first * max(c.step_T[-1] for c in curves)
-    return [c.keep(c.step_T <= last) for c in curves]
+    return split(curves, first)[0]
 
 
-def later_points(curves, early):
-    """What the shortened Curves `early` leave out of each size."""
-    return [c.keep(c.step_T > e.step_T[-1]) for c, e in zip(curves, early, strict=True)]
+def split(curves, first):
+    """The Curves up to step `first`, and after it."""
+    if first < 1:
+        first = first * max(c.step_T[-1] for c in curves)
+    early = [c.keep(c.step_T <= first) for c in curves]
+    later = [c.keep(c.step_T > first) for c in curves]
+    return early, later
 
 
 def sigmoid(p, x_T, start):
     """ScaleRL's pass rate R0 + (A - R0) / (1 + (X_mid / X)^B), as a loss (arXiv 2510.13786)."""
     A, B, x_mid = p
-    return start - (A - 1 + start) / (1 + 10 ** (B * (x_mid - x_T)))
+    rise_T = 1 / (1 + 10 ** (B * (x_mid - x_T)))
+    return start - (A - 1 + start) * rise_T
+
+
+def errors(L, L_hat, loss):
+    """What a fit minimises the squares of."""
+    if loss == "linear":
+        return L - L_hat
+    return np.log10(L / np.maximum(L_hat, 1e-6))
 
 
 def sigmoid_errors(p, x_T, L_T, start, loss):
-    L_hat_T = sigmoid(p, x_T, start)
-    return L_hat_T - L_T if loss == "linear" else np.log10(np.maximum(L_hat_T, 1e-6) / L_T)
+    return errors(L_T, sigmoid(p, x_T, start), loss)
 
 
 def predict_sigmoid(train, target, loss):
@@ -641,14 +697,15 @@ def predict_sigmoid(train, target, loss):
 
     A lies between the loss before training (or the first one, if that is missing) and 1.
     """
-    train = train.keep((train.L_T > 0) | (loss == "linear"))
+    train = train.keep(usable(train, loss))
     x_T, L_T = np.log10(train.X_T), train.L_T
     start = L_T[0] if train.start is None else train.start
     low = [1 - start, 0.05, x_T[0] - 2]
     high = [1 + 1e-9, 10, x_T[-1] + 6]
+    A = 1 - L_T[-1] / 2
     tries = []
     for B, x_mid in product((0.5, 1.5), (x_T.mean(), x_T[-1])):
-        guess = np.clip([1 - L_T[-1] / 2, B, x_mid], low, high)
+        guess = np.clip([A, B, x_mid], low, high)
         tries.append(least_squares(sigmoid_errors, guess, bounds=(low, high), x_scale=(0.1, 1, 1),
                                    args=(x_T, L_T, start, loss)))
     best = min(tries, key=lambda found: found.cost)
@@ -672,7 +729,7 @@ def alternatives(curves, loss):
     rows = []
     for name, (each, shared) in RIVALS.items():
         pairs = predict_rival(name, curves, curves, loss)
-        residuals = [L - L_hat if loss == "linear" else np.log10(L / L_hat) for L, L_hat in pairs]
+        residuals = [errors(L, L_hat, loss) for L, L_hat in pairs]
         n_eff = n_eff or effective_points(residuals)  # of the free slopes, which come first
         mean_square = np.mean([(e**2).mean() for e in residuals])
         parameters = each * len(curves) + shared
@@ -685,9 +742,9 @@ def alternatives(curves, loss):
 
 def score(pairs):
     """R2 within sizes and mean absolute error of forecasts [(L, L_hat), ...]."""
-    errors = np.concatenate([L - L_hat for L, L_hat in pairs])
-    mae = float(np.abs(errors).mean())
-    return {"points": len(errors), "r2": r_squared(pairs), "mae": mae}
+    missed = np.concatenate([L - L_hat for L, L_hat in pairs])
+    mae = float(np.abs(missed).mean())
+    return {"points": len(missed), "r2": r_squared(pairs), "mae": mae}
 
 
 def extrapolate(law, N, X_T):
@@ -702,39 +759,40 @@ def extrapolate(law, N, X_T):
 def extrapolate_one(p, first_x_n, N, x_T):
     """k(N) is the law's. For E(N): log10 L at the first step is a straight line in k."""
     k = p.slope([N])
-    first_y_n = p.E - p.k * first_x_n
+    y_n = p.E - p.k * first_x_n
     mean_k = p.k.mean(-1, keepdims=True)
-    mean_y = first_y_n.mean(-1, keepdims=True)
     dk_n = p.k - mean_k
-    trend = (dk_n * first_y_n).sum(-1) / (dk_n**2).sum(-1)
-    first_y = mean_y + trend[..., None] * (k - mean_k)
-    return 10 ** (first_y - k * (x_T - x_T[0]))
+    covariance = (dk_n * y_n).mean(-1, keepdims=True)
+    variance = (dk_n**2).mean(-1, keepdims=True)
+    first_y = y_n.mean(-1, keepdims=True) + covariance / variance * (k - mean_k)
+    log_L = first_y - k * (x_T - x_T[0])
+    return 10**log_L
 
 
 def forecast_size(law, target):
     """Inter-model: a size that was not fitted, beside naive rivals. Rows (dicts).
 
-    The first three variants are blind; the others refit E on the target, as the paper does.
+    The first two variants are blind; the others refit E on the target, as the paper does.
     """
     loss, big = law.loss, law.curves[-1]
     own = fit([big], loss, "free")
     power = fit(law.curves, loss, "power")
-    blind_T, blind_BT = extrapolate(law, target.N, target.X_T)
-    carried_T = np.interp(np.log10(target.X_T), np.log10(big.X_T), big.L_T)
+    N, X_T = target.N, target.X_T
+    blind_T, blind_BT = extrapolate(law, N, X_T)
     name, refitted = label(big.N), "(E refitted on the target)"
     variants = {
         "law, everything extrapolated": blind_T,
-        f"naive: losses of {name} carried over": carried_T,
-        f"naive: line of {name}": own.predict(big.N, target.X_T),
-        f"law, slope only {refitted}": target.line(law.slope([target.N]), loss),
-        f"k = a N^b, slope only {refitted}": target.line(power.slope([target.N]), loss),
+        f"naive: line of {name}": own.predict(big.N, X_T),
+        f"law, slope only {refitted}": target.line(law.slope([N]), loss),
+        f"k = a N^b, slope only {refitted}": target.line(power.slope([N]), loss),
         f"naive: slope of {name} {refitted}": target.line(own.k, loss),
     }
     rows = []
     for variant, L_hat_T in variants.items():
-        row = {"protocol": "inter", "loss": loss, "N": target.N, "variant": variant}
+        row = {"protocol": "inter", "loss": loss, "N": N, "variant": variant}
         row |= score([(target.L_T, L_hat_T)])
-        row |= {"last_L": target.L_T[-1], "forecast": L_hat_T[-1]}
+        row["last_L"] = target.L_T[-1]
+        row["forecast"] = L_hat_T[-1]
         rows.append(row)
     if law.redraws:
         rows[0]["forecast_ci"] = interval(blind_BT[:, -1])
@@ -744,9 +802,10 @@ def forecast_size(law, target):
 def forecast_steps(early, later, loss):
     """Intra-model: the later steps of all sizes from their first ones, by the law and its rivals.
     Rows (dicts)."""
-    carried = [(c.L_T, np.full(len(c.X_T), e.L_T[-1])) for c, e in zip(later, early, strict=True)]
     variants = {name: predict_rival(name, early, later, loss) for name in RIVALS}
-    variants["naive: last value carried forward"] = carried
+    carried = variants["naive: last value carried forward"] = []
+    for e, c in zip(early, later, strict=True):
+        carried.append((c.L_T, np.full_like(c.L_T, e.L_T[-1])))
     rows = []
     for variant, pairs in variants.items():
         row = {"protocol": "intra", "loss": loss, "variant": variant}
@@ -773,9 +832,10 @@ def best_size(law, X):
     best_B = L_Bn.argmin(1)
     rows = []
     for i, n in enumerate(near):
-        share = float((best_B == i).mean())
-        row = {"X": X, "N": law.N[n], "L": L_n[i], "L_ci": interval(L_Bn[:, i])}
-        rows.append(row | {"best_in": share})
+        row = {"X": X, "N": law.N[n], "L": L_n[i]}
+        row["L_ci"] = interval(L_Bn[:, i])
+        row["best_in"] = float((best_B == i).mean())
+        rows.append(row)
     return rows
 
 
@@ -810,8 +870,10 @@ def pyplot():
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.titlesize": 10,
+        "errorbar.capsize": 2,
         "legend.frameon": False,
         "legend.fontsize": 9,
+        "lines.linewidth": 1.6,
         "savefig.dpi": 130,
     })
     return plt
@@ -847,11 +909,12 @@ def size_axis(axis, sizes):
 
 def loss_ticks(axis):
     """Plain numbers on a log axis of losses; at 2 and 5 only where a decade is short."""
+    from matplotlib.ticker import LogLocator
     low, high = axis.get_ylim()
     axis.yaxis.set_major_formatter("{x:g}")
     axis.yaxis.set_minor_formatter("{x:.1g}")
     if high > 6 * low:
-        axis.yaxis.set_minor_locator(pyplot().matplotlib.ticker.LogLocator(subs=(2, 5)))
+        axis.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
 
 
 def loss_panel(axis, curves, law, title=""):
@@ -862,25 +925,32 @@ def loss_panel(axis, curves, law, title=""):
     """
     colours = palette(c.N for c in curves)
     fitted = {c.N: len(c.X_T) for c in law.curves}
-    losses = np.concatenate([c.L_T[c.L_T > 0] for c in curves])
-    gap = (losses.max() / losses.min()) ** 0.04
-    text_L = 0.0
-    for n, c in reversed(list(enumerate(curves))):
-        style = {"color": colours[c.N]}
-        k = law.k[n] if c.N in fitted else law.slope([c.N])[0]
-        line_T = law.predict(c.N, c.X_T) if c.N in fitted else c.line(k, law.loss)
+    labels = []
+    for c in reversed(curves):
+        colour = colours[c.N]
+        k, line_T = law.extend(c)
         seen = slice(fitted.get(c.N, 0))
-        axis.plot(c.X_T, c.L_T, "o", ms=3.6, alpha=0.45, mew=0, **style)
-        axis.fill_between(c.X_T, c.L_ST.min(0), c.L_ST.max(0), alpha=0.1, lw=0, **style)
-        axis.plot(c.X_T, line_T, "--", lw=1.7, **style)
-        axis.plot(c.X_T[seen], line_T[seen], lw=1.7, **style)
-        text_L = max(line_T[-1], text_L * gap)  # labels keep their distance, upwards
-        axis.annotate(f"{label(c.N)}  {k:.3f}", (c.X_T[-1], text_L), (10, 0), va="center",
-                      textcoords="offset points", fontsize=9, fontweight="bold", **style)
+        axis.plot(c.X_T, c.L_T, "o", ms=3.6, alpha=0.5, mew=0, color=colour)
+        axis.fill_between(c.X_T, c.L_ST.min(0), c.L_ST.max(0), alpha=0.08, lw=0, color=colour)
+        axis.plot(c.X_T, line_T, "--", color=colour)
+        axis.plot(c.X_T[seen], line_T[seen], color=colour)
+        labels.append((c.X_T[-1], line_T[-1], f"{label(c.N)}  {k:.3f}", colour))
     axis.set(xscale="log", yscale="log", xlabel=AXIS[law.x], title=title)
     left, right = axis.get_xlim()
     axis.set_xlim(left, right * (right / left) ** 0.22)  # room for the labels
+    low, high = axis.get_ylim()
+    gap = (high / low) ** 0.04
+    lowest = 0.0
+    for X, L, text, colour in labels:
+        lowest = max(L, lowest * gap)  # labels keep their distance, upwards
+        beside(axis, X, lowest, text, colour)
     loss_ticks(axis)
+
+
+def beside(axis, x, y, text, colour):
+    """Write text to the right of a point."""
+    axis.annotate(text, (x, y), (10, 0), textcoords="offset points", va="center", fontsize=9,
+                  fontweight="bold", color=colour)
 
 
 def k_panel(axis, own, laws):
@@ -888,24 +958,25 @@ def k_panel(axis, own, laws):
 
     own: a Fit of shape "free"; laws: Fits of the saturating shape.
     """
+    bars = np.abs(own.interval("k") - own.k) if own.redraws else None
+    axis.errorbar(own.N, own.k, bars, fmt="ko", ms=5, lw=1.1, label="slope of each size alone")
     N = np.geomspace(own.N[0] / 1.6, own.N[-1] * 6, 200)
     for law, colour, dashes in zip(laws, PAIR, ("-", "--"), strict=False):
         K_max = f"{law.K:.3f}" if law.pinned else "not pinned"
-        text = f"law of {label(law.N[0])} to {label(law.N[-1])}, $K_{{max}}$ {K_max}"
-        axis.plot(N, law.slope(N), dashes, color=colour, lw=1.8, label=text)
+        first, *_, last = map(label, law.N)
+        text = f"law of {first} to {last}, $K_{{max}}$ {K_max}"
+        axis.plot(N, law.slope(N), dashes, color=colour, label=text)
+        if law.pinned:
+            axis.axhline(law.K, color=colour, lw=0.9, ls=":")
+    size_axis(axis, own.N)
+    axis.set_title(f"slope against {AXIS[own.x]}, {own.model_type}")
+    top = 1.5 * axis.dataLim.ymax  # room for the legend
+    axis.set_ylim(0, max(top, axis.get_ylim()[1]))
+    axis.legend(loc="upper left")
+    for law, colour in zip(laws, PAIR, strict=False):
         if law.redraws:
             low, high = interval(law.redraws.slope(N))
             axis.fill_between(N, low, high, color=colour, alpha=0.15, lw=0)
-        if law.pinned:
-            axis.axhline(law.K, color=colour, lw=0.9, ls=":")
-    bars = np.abs(own.interval("k") - own.k) if own.redraws else None
-    axis.errorbar(own.N, own.k, bars, fmt="ko", ms=5, lw=1.1, capsize=2,
-                  label="slope of each size alone")
-    size_axis(axis, own.N)
-    axis.set_title(f"slope against {AXIS[own.x]}, {own.model_type}")
-    top = 1.35 * axis.dataLim.ymax  # room for the legend
-    axis.set_ylim(0, max(top, axis.get_ylim()[1]))
-    axis.legend(loc="upper left")
 
 
 def residual_panel(axis, law, curve):
@@ -932,21 +1003,23 @@ def draw_laws(out, studies):
         for law, axis in zip(laws, axes[0], strict=True):
             loss_panel(axis, s.curves, law, TITLES[law.protocol])
         axes[0, 0].set_ylabel(LOSS_LABEL)
-        save(figure, out / f"loss_{s.own.x}{suffix}")
+        save(figure, out / f"loss_{law.x}{suffix}")
 
-    law, = studies[-1].shown("all")
-    figure, axes = panels(math.ceil(len(law.N) / 4), 4, (2.9, 2.3))
-    for axis in axes.flat[len(law.N):]:
-        axis.set_axis_off()
+    law = studies[-1].laws["all"]
+    count = len(law.curves)
+    columns = math.ceil(count / 2)
+    figure, axes = panels(2, columns, (2.9, 2.3))
     for curve, axis in zip(law.curves, axes.flat, strict=False):
         residual_panel(axis, law, curve)
+    for axis in axes.flat[count:]:
+        axis.set_axis_off()
     figure.supylabel(f"L minus the law in {law.x}", fontsize=10)
     save(figure, out / f"residuals{suffix}")
 
 
 TITLES = {
     "all": "fit to all points",
-    "inter": "fit to the smaller sizes; dashed: a size not fitted (its E is)",
+    "inter": "fit to the smaller sizes; dashed: larger, with an E of its own",
     "intra": "fit to the first steps; dashed: later ones",
 }
 
@@ -977,7 +1050,10 @@ TABLES = {  # the lists of fit.json: title and columns on the terminal
 def bracketed(value, ends, form="{:.4g}".format):
     """A number with its interval behind it, if there is one: 0.5 [0.4, 0.61]."""
     text = form(value)
-    return text if ends is None else f"{text} [{form(ends[0])}, {form(ends[1])}]"
+    if ends is None:
+        return text
+    low, high = map(form, ends)
+    return f"{text} [{low}, {high}]"
 
 
 def cell(row, column):
@@ -1050,13 +1126,15 @@ def check(flags):
 
 
 def one_setting(rows):
-    """The rows of the commonest reuse factor and group size."""
-    settings = [(row.get("reuse", 1), row.get("group")) for row in rows]
-    (chosen, count), *others = Counter(settings).most_common()
-    if others:
-        warn("the law is fitted to the runs with reuse {:g} and group {}; ".format(*chosen)
-             + f"{len(rows) - count} evaluations with other settings are left out")
-    return [row for row, setting in zip(rows, settings, strict=True) if setting == chosen]
+    """The rows of the runs with the commonest reuse factor and group size."""
+    settings = [(row["reuse"], row["group"]) for row in rows]
+    counts = Counter(settings)
+    chosen = max(counts, key=counts.get)
+    if len(counts) > 1:
+        reuse, group = chosen
+        warn(f"the law is fitted to the runs with reuse {reuse} and group {group}; "
+             f"{len(rows) - counts[chosen]} evaluations with other settings are left out")
+    return [row for row in rows if (row["reuse"], row["group"]) == chosen]
 
 
 @dataclass(frozen=True)
@@ -1064,45 +1142,47 @@ class Study:
     """What was fitted to the Curves of one model type and one X."""
     curves: list
     own: Fit    # a free slope for each size
-    laws: dict  # (protocol, loss): Fit
+    fits: list  # the law by every protocol and loss
+    laws: dict  # by protocol, with the first loss: what is drawn and forecast
 
     def shown(self, *protocols):
-        """The laws of these protocols by the first loss, where they could be fitted."""
-        return [self.laws[p, self.own.loss] for p in protocols if (p, self.own.loss) in self.laws]
+        return [self.laws[p] for p in protocols if p in self.laws]
 
 
 def study(curves, flags, bar):
     """Every fit of one model type and X."""
     losses = ["linear", "log"] if flags.loss == "both" else [flags.loss]
     options = {"bootstrap": flags.bootstrap, "seed": flags.seed}
-    laws = {}
+    fits, laws = [], {}
     for protocol, loss in product(("all", "inter", "intra"), losses):
         part = select(curves, protocol, flags.first, flags.upto)
-        if len(part) > 1 and min(len(c.X_T) for c in part) > 2:
-            laws[protocol, loss] = fit(part, loss, protocol=protocol, **options)
-        else:
+        shortest = min(len(c.X_T) for c in part) if len(part) > 1 else 0
+        if shortest < 3:
             warn(f"{curves[0].x}, {protocol}: no fit without two sizes of three points "
                  "(--first, --upto)")
+        else:
+            fits.append(fit(part, loss, protocol=protocol, **options))
+            laws.setdefault(protocol, fits[-1])
         bar.update(1 / len(losses))
-    return Study(curves, fit(curves, losses[0], "free", **options), laws)
+    own = fit(curves, losses[0], "free", **options)
+    return Study(curves, own, fits, laws)
 
 
 def rows_of(s, flags):
     """The rows of one Study for each list of fit.json."""
-    law, = s.shown("all")
+    law = s.laws["all"]
     rows = {
         "slopes": slope_rows(law, s.own),
-        "fits": [fitted.to_json() for fitted in s.laws.values()],
+        "fits": [fitted.to_json() for fitted in s.fits],
         "alternatives": alternatives(s.curves, law.loss),
         "forecasts": [],
     }
     for inter in s.shown("inter"):
         if len(inter.N) < len(s.curves):
             rows["forecasts"] += forecast_size(inter, s.curves[-1])
-    for intra in s.shown("intra"):
-        later = later_points(s.curves, intra.curves)
-        if min(len(c.X_T) for c in later) > 1:
-            rows["forecasts"] += forecast_steps(intra.curves, later, law.loss)
+    early, later = split(s.curves, flags.first)
+    if "intra" in s.laws and min(len(c.X_T) for c in later) > 1:
+        rows["forecasts"] += forecast_steps(early, later, law.loss)
     X = flags.compute if law.x == "C" else flags.data
     if X:
         rows["best"] = best_size(law, X)
@@ -1128,8 +1208,11 @@ def main(argv=None):
 
     flags = tyro.cli(Flags, args=argv, config=(tyro.conf.PositionalRequiredArgs,))
     check(flags)
-    rows = read_csv(flags.points) if flags.points else read_runs(flags.runs, flags.source)
-    sets = curves_from(one_setting(rows), flags.clip_steps)
+    if flags.points:
+        rows = read_csv(flags.points)
+    else:
+        rows = one_setting(read_runs(flags.runs, flags.source))
+    sets = curves_from(rows, flags.clip_steps)
     with tqdm(total=3 * len(sets), desc="fits", disable=None, leave=False) as bar:
         studies = [study(curves, flags, bar) for curves in sets.values()]
     result = {name: [] for name in TABLES}
@@ -1139,8 +1222,9 @@ def main(argv=None):
             result[name] += [kind | row for row in found]
 
     flags.out.mkdir(parents=True, exist_ok=True)
-    inputs = [str(p) for p in flags.runs or [flags.points]]
-    head = {"version": 2, "inputs": inputs, "seed": flags.seed, "bootstrap": flags.bootstrap}
+    inputs = flags.runs or [flags.points]
+    head = {"version": 2, "seed": flags.seed, "bootstrap": flags.bootstrap}
+    head["inputs"] = list(map(str, inputs))
     text = json.dumps(head | result, indent=1, default=lambda v: v.tolist())
     (flags.out / "fit.json").write_text(text + "\n")
     for model_type in {s.own.model_type for s in studies}:
