@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-import sandbox
-from sandbox import ENVIRONMENT, Limits, Refused, command, execute, probe, run
+from benchmarks import sandbox
+from benchmarks.sandbox import ENVIRONMENT, Limits, Refused, command, execute, probe, run
 
 SMALL = Limits(seconds=5, memory_mb=256, processes=6, file_mb=8)
 WAYS = [way for way in ("bubblewrap", "root", "user") if sys.platform == "linux" and (way != "root" or os.geteuid() == 0)]
@@ -138,7 +138,7 @@ def test_a_program_ends_when_this_process_is_killed(inside):
     # Caught: a program left behind by a killed evaluation, which sleeps and so uses no time of the processor.
     way = next(w for w in WAYS if not probe(w, SMALL))
     limits = Limits(seconds=1)
-    starter = (f"import sandbox; sandbox.execute({way!r}, 'import time; time.sleep(100)', sandbox.Limits(seconds=1))\n")
+    starter = (f"from benchmarks import sandbox; sandbox.execute({way!r}, 'import time; time.sleep(100)', sandbox.Limits(seconds=1))\n")
     parent = subprocess.Popen([sys.executable, "-c", starter], cwd=Path(__file__).parent.parent)
     while not processes(""):
         time.sleep(0.05)

@@ -9,7 +9,7 @@ import json
 import re
 from concurrent.futures import Future, ThreadPoolExecutor
 
-import sandbox
+from benchmarks import sandbox
 from data import Problem
 from reward import Grader, Verdict, extract
 
