@@ -117,9 +117,9 @@ def grade_grid(text: str, truth: str) -> Verdict:
     if answer is None:
         return no_answer("no final answer found")
     if read_grid(answer) is None:
-        return Verdict(0.0, "unparsed", answer, "not a table with header and rows, each named once")
+        return Verdict(0.0, "unparsed", answer, "not a table with a header and rows")
     if not read_grid(truth):
-        return Verdict(0.0, "unparsed", answer, "the reference is not a table with cells to compare")
+        return Verdict(0.0, "unparsed", answer, "the reference has no cells to compare")
     share = cells(answer, truth)
     right = share == 1
     return Verdict(float(right), "right" if right else "wrong", answer, f"{share:.1%} of the cells")
@@ -132,7 +132,7 @@ CHECK = re.compile(r"^check\((\w+)\)\s*\Z", re.MULTILINE)  # check(area), the la
 
 
 def tested_names(tests: str) -> list[str]:
-    """The functions under test: NAME of a last line check(NAME), else all names tests do not define."""
+    """The functions under test: NAME if the last line is check(NAME), else what is not defined."""
     check = CHECK.search(tests)
     if check:
         return [check[1]]
@@ -152,7 +152,7 @@ def tested_names(tests: str) -> list[str]:
 
 
 def choose_block(text: str, names: list[str]) -> str:
-    """The last block of code that defines a tested function, else the last block, else all of it."""
+    """The last block of code that defines a tested function, else the last block, else the text."""
     blocks = BLOCK.findall(text)
     defines = re.compile(rf"\bdef\s+(?:{'|'.join(names)})\b")
     defining = [block for block in blocks if names and defines.search(block)]

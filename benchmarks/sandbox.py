@@ -13,7 +13,7 @@ It ends with its first process, which ends with this one. Two ways to make it ar
 namespaces and a user of the sandbox's own; else a user namespace. `probe` tries to break out before
 a way is used. If no way holds, nothing is run.
 
-What does not hold a program: a hole in the kernel. Where that matters, evaluate in a virtual machine.
+A hole in the kernel lets a program out. Where that matters, evaluate in a virtual machine.
 """
 
 import json
@@ -42,7 +42,7 @@ class Refused(OSError):
 class Limits:
     """Of each of the two sandboxes."""
 
-    seconds: float = 10.0  # wall clock, from the moment at which both sandboxes stand
+    seconds: float = 10.0  # wall clock, counted from when both sandboxes have started
     memory_mb: int = 512  # address space of one process; together at most processes * memory_mb
     processes: int = 8  # threads count, and up to two processes that hold the sandbox
     file_mb: int = 16  # one file, and all of /tmp
@@ -57,12 +57,12 @@ class Result:
 
 SOURCE = Path(inside.__file__).read_text()
 ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "PYTHONHASHSEED": "0", "PYTHONUTF8": "1"}
-PATIENCE = (20, 60, 180)  # seconds for a sandbox to stand, and for the probe; a busy machine gets three tries
+PATIENCE = (20, 60, 180)  # seconds for a sandbox to start; a busy machine gets three tries
 
 # The first process of a sandbox. $1 is the size of /tmp in MB, then come the directories to show,
-# then the command. The new root is mounted over /dev: every machine has it, and no Python lives in it.
-# Nobody leaves a chroot without capabilities, and the kernel gives none: it makes no user namespace
-# for a process in a chroot.
+# then the command. The new root is mounted over /dev, since every machine has that directory and no
+# Python lives there. Leaving a chroot needs a capability, and the kernel gives none: it makes no
+# user namespace for a process in a chroot.
 SETUP = """
 set -e
 umask 022
@@ -89,8 +89,8 @@ exit $status
 def spare_user() -> int:
     """A user id that no person and no service has, another one for each sandbox.
 
-    The kernel counts processes by user. The ranges are unused by systemd (UIDS-GIDS.md); a container
-    may have the first 65,536 ids only.
+    The kernel counts processes by user. systemd lists both ranges as unused (its UIDS-GIDS.md); the
+    small one is for a container that has only the first 65,536 ids.
     """
     lines = Path("/proc/self/uid_map").read_text().splitlines()
     known = sum(int(line.split()[2]) for line in lines)
@@ -101,7 +101,7 @@ def spare_user() -> int:
 
 
 def command(way: str, limits: Limits) -> list[str]:
-    """The command that starts Python in a sandbox, without Python's arguments. way: root or user."""
+    """The command that starts Python in a sandbox. way: root or user."""
     python = os.path.realpath(sys._base_executable)
     home = os.path.realpath(sys.base_prefix)
     shown = [d for d in ("/usr", "/lib", "/lib64", "/bin") if os.path.isdir(d)]
@@ -122,7 +122,7 @@ def command(way: str, limits: Limits) -> list[str]:
 
 
 class Sandbox(AbstractContextManager):
-    """One interpreter in a sandbox, for one role of inside.py. Leaving it ends all of its processes.
+    """One interpreter in a sandbox, in one role of inside.py. Leaving it ends all its processes.
 
     pipes: file descriptors to inherit, (to read from, to write to).
     """
@@ -143,7 +143,7 @@ class Sandbox(AbstractContextManager):
         )
 
     def wait_ready(self) -> None:
-        """ChildProcessError with the last words of a sandbox that does not come to stand."""
+        """ChildProcessError, with what it wrote, for a sandbox that does not start."""
         if self.process.stdout.readline() != b"ready\n":
             raise ChildProcessError(self.last_words())
 
@@ -162,15 +162,15 @@ class Sandbox(AbstractContextManager):
             pass  # it has ended; whoever reads its report sees that
 
     def report(self) -> list | None:
-        """What it reports, None if it ends without a report."""
+        """What it reports, None if it ends without a whole report."""
         try:
             return inside.receive(self.process.stdout)
-        except EOFError:
+        except (EOFError, ValueError):
             return None
 
     def kill(self) -> None:
         if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)  # the first process, and so everything in it
+            os.killpg(self.process.pid, signal.SIGKILL)  # the first process, and so all of them
 
     def __exit__(self, *_) -> None:
         self.kill()
@@ -185,7 +185,7 @@ class Sandbox(AbstractContextManager):
 
 @contextmanager
 def alarm(seconds: float, *sandboxes: Sandbox) -> Iterator[None]:
-    """Kill the sandboxes after so long: who waits for them then reads the end of a pipe. TimeoutError."""
+    """Kill the sandboxes after so long, which ends every wait for them. TimeoutError if it did."""
     rung = threading.Event()
 
     def ring() -> None:
@@ -207,7 +207,7 @@ def alarm(seconds: float, *sandboxes: Sandbox) -> Iterator[None]:
 
 
 def attempt(way: str, limits: Limits, patience: float) -> list[str]:
-    """What a program could do in a sandbox of this kind and should not. OSError if it does not stand."""
+    """What a program could do and should not. OSError if the sandbox does not start."""
     with ExitStack() as stack:
         directory = stack.enter_context(tempfile.TemporaryDirectory())
         server = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
@@ -246,7 +246,8 @@ def holding(limits: Limits) -> str:
     """The first way that holds a program here: root or user. Refused if there is none."""
     if sys.platform != "linux":
         raise Refused(
-            f"programs of a model are not run: namespaces of Linux contain them, and this is {sys.platform}"
+            "programs of a model are not run: they are contained by namespaces of Linux, "
+            f"and this is {sys.platform}"
         )
     tried = []
     for way in ("root", "user") if os.geteuid() == 0 else ("user",):
@@ -257,50 +258,60 @@ def holding(limits: Limits) -> str:
     raise Refused(
         "programs of a model are not run, since nothing here contains them: "
         + "; ".join(tried)
-        + ". Allow user namespaces (sysctl kernel.apparmor_restrict_unprivileged_userns=0 on Ubuntu, "
-        "--privileged for a container), or leave programs out"
+        + ". Allow user namespaces (Ubuntu: sysctl kernel.apparmor_restrict_unprivileged_userns=0; "
+        "a container: --privileged), or leave programs out"
     )
 
 
 # ---- A program and its tests ------------------------------------------------------------------
 
 
-def execute(way: str, program: str, tests: str, names: list[str], question: str, limits: Limits, patience: float) -> Result:
-    """Run once. TimeoutError or ChildProcessError if the sandboxes do not stand, before anything is run."""
-    requests, answers = os.pipe(), os.pipe()
+def execute(
+    way: str, program_job: dict, tests_job: dict, limits: Limits, patience: float = PATIENCE[0]
+) -> Result:
+    """Run a program and its tests once. The jobs: arguments of inside.serve_program and run_tests.
+
+    TimeoutError or ChildProcessError if the sandboxes do not start; then nothing was run.
+    """
+    requests = os.pipe()
+    answers = os.pipe()
     with ExitStack() as stack:
         try:
-            examiner = Sandbox(way, "tests", limits, (answers[0], requests[1]))
-            stack.push(examiner)
-            candidate = Sandbox(way, "program", limits, (requests[0], answers[1]))
-            stack.push(candidate)
+            tests = Sandbox(way, "tests", limits, (answers[0], requests[1]))
+            stack.enter_context(tests)
+            program = Sandbox(way, "program", limits, (requests[0], answers[1]))
+            stack.enter_context(program)
         finally:
             for descriptor in (*requests, *answers):
-                os.close(descriptor)  # the sandboxes have their own
-        with alarm(patience, examiner, candidate):
-            examiner.wait_ready()
-            candidate.wait_ready()
+                os.close(descriptor)  # the sandboxes have their own copies
+        with alarm(patience, tests, program):
+            tests.wait_ready()
+            program.wait_ready()
         try:
-            with alarm(limits.seconds, examiner, candidate):
-                examiner.give(pipes=examiner.pipes, question=question, tests=tests, names=names)
-                candidate.give(pipes=candidate.pipes, program=program, names=names)
-                passed, reason = examiner.report() or (False, "the tests ended early")
+            with alarm(limits.seconds, tests, program):
+                tests.give(pipes=tests.pipes, **tests_job)
+                program.give(pipes=program.pipes, **program_job)
+                passed, reason = tests.report() or (False, "the tests ended early")
         except TimeoutError as error:
             return Result(False, str(error), late=True)
     printable = "".join(c if c.isprintable() else "?" for c in reason)
     return Result(passed, printable)
 
 
-def run(program: str, tests: str, names: list[str], question: str = "", limits: Limits = Limits()) -> Result:
+def run(
+    program: str, tests: str, names: list[str], question: str = "", limits: Limits = Limits()
+) -> Result:
     """Run a program (Python, standard library only) against its tests. Any thread may call it.
 
     names: the functions that the tests call and the program defines. question: code whose functions
     the tests may call too. Refused if nothing contains the program.
     """
     way = holding(limits)
+    program_job = {"program": program, "names": names}
+    tests_job = {"question": question, "tests": tests, "names": names}
     for patience in PATIENCE:
         try:
-            return execute(way, program, tests, names, question, limits, patience)
+            return execute(way, program_job, tests_job, limits, patience)
         except (TimeoutError, ChildProcessError) as error:
             failed = error
     raise Refused(f"programs could be contained before ({way}), and no longer can: {failed}")
