@@ -362,7 +362,7 @@ def list_leaks(limits: list, outside: str, port: int, pid: int) -> list[str]:
         ("see a process outside", os.getpgid, pid),
         ("trace process 1", call_c, "ptrace", 0x4206, 1, 0, 0),  # PTRACE_SEIZE
         ("become another user", os.setuid, 1),
-        ("change its root directory", os.chroot, "/tmp"),
+        ("change its root directory", os.chroot, "/"),
         ("make a user namespace", call_c, "unshare", 0x10000000),  # CLONE_NEWUSER
         ("connect to this machine", socket.create_connection, ("127.0.0.1", port), 1),
         ("send to the network", send_datagram, "192.0.2.1"),

@@ -304,7 +304,7 @@ def test_without_isolation_nothing_is_run(monkeypatch, tmp_path, forget):
     [
         ("--net", "connect to this machine, send to the network"),
         ("--pid", "see a process outside"),
-        ("--bounding-set=-all", "become another user"),
+        ("--bounding-set=-all", "change its root directory"),
     ],
 )
 def test_the_probe_finds_what_the_command_lacks(way, monkeypatch, word, leak):
