@@ -131,7 +131,7 @@ BLOCK = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)  # ``
 CHECK = re.compile(r"^check\((\w+)\)\s*\Z", re.MULTILINE)  # check(area), the last line of the tests
 
 
-def tested_names(tests: str) -> list[str]:
+def functions_under_test(tests: str) -> list[str]:
     """The functions under test: NAME if the last line is check(NAME), else what is not defined."""
     check = CHECK.search(tests)
     if check:
@@ -167,7 +167,7 @@ def grade_code(text: str, prompt: str, tests: str) -> Verdict:
     """
     if not text.strip():
         return no_answer("no program")
-    names = tested_names(tests)
+    names = functions_under_test(tests)
     question = "\n".join(BLOCK.findall(prompt)[:1])
     program = choose_block(text, names)
     result = sandbox.run(f"{question}\n{program}\n", tests, names, question)

@@ -200,7 +200,7 @@ BODIES = {  # tests of area(a, b), the product
     except TypeError:
         pass
     else:
-        raise AssertionError("text was multiplied")""",
+        raise AssertionError("it took text")""",
 }
 TESTS = {name: f"def check(candidate):\n    {body}\n\n\ncheck(area)" for name, body in BODIES.items()}
 WRONG = "def area(a, b):\n    return 0\n"
@@ -228,9 +228,9 @@ SHARED = {
     "redefined abs": ("close", f"{WRONG}def abs(x):\n    return 0"),
     "redefined range": ("loop", f"{WRONG}def range(*a):\n    return []"),
     "redefined all": ("mapped", f"{WRONG}def all(x):\n    return True"),
-    "redefined len and str": (
+    "redefined len": (
         "sized",
-        "def len(x): return 3\ndef str(x): return x\n" + EQUAL_TO_ALL + "def area(a, b): return Any()",
+        EQUAL_TO_ALL + "def len(x):\n    return 3\ndef area(a, b):\n    return Any()",
     ),
     "redefined helper": ("helped", f"{WRONG}def difference(a, b):\n    return 0"),
     "changed builtins": ("close", f"{WRONG}import builtins\nbuiltins.abs = lambda x: 0"),
@@ -317,11 +317,21 @@ sys.settrace(trace)
     ),
     "globals of the tests": (
         "called",
-        "import sys\ndef area(a, b):\n    sys._getframe(1).f_globals['abs'] = lambda x: 0\n    return 0",
+        """
+import sys
+def area(a, b):
+    sys._getframe(1).f_globals["abs"] = lambda x: 0
+    return 0
+""",
     ),
     "builtins of the tests": (
         "called",
-        "import sys\ndef area(a, b):\n    sys._getframe(1).f_builtins['abs'] = lambda x: 0\n    return 0",
+        """
+import sys
+def area(a, b):
+    sys._getframe(1).f_builtins["abs"] = lambda x: 0
+    return 0
+""",
     ),
     "constants of the tests": (
         "equal",
@@ -442,7 +452,7 @@ APART = {
     "an interrupt": ("equal", "def area(a, b):\n    raise KeyboardInterrupt"),
     "a changed encoder": (
         "loop",
-        WRONG + "import sys\nsys.modules['__main__'].encode = lambda value: ['list', 'returned', 6.0]",
+        WRONG + "import __main__\n__main__.encode = lambda value: ['list', 'returned', 6.0]",
     ),
     "a changed six": (
         "loop",
@@ -475,7 +485,7 @@ def judge(program: str, tests: str, seconds: float = 60) -> sandbox.Result:
 
 
 def passes_in_one_process(program: str, tests: str) -> bool:
-    """What this project did before: the program and its tests are one text, and its last line counts."""
+    """Whether the end is reached where the program and its tests are one text."""
     end = "0123456789abcdef" * 2
     whole = f"{QUESTION}\n{program}\n{TESTS[tests]}\n"
     text = f"exec(compile({whole!r}, 'program', 'exec'), {{'__name__': 'p'}})\nprint({end!r})"
@@ -507,56 +517,226 @@ def test_a_right_program_passes(contained, tests):
 
 
 HONEST = {  # a program, and what holds of its function f
-    "lists": ("def f(x):\n    return sorted(x) + [[1.5, None]]", "f([3, 1]) == [1, 3, [1.5, None]]"),
-    "tuples": ("def f(a, b):\n    return a, (b,)", "f(1, 2) == (1, (2,)) != [1, (2,)]"),
-    "dicts": ("def f(x):\n    return {c: x.count(c) for c in x}", "f('aab') == {'a': 2, 'b': 1}"),
-    "keys": ("def f(x):\n    return {v: k for k, v in x.items()}", "f({(1, 2): 3}) == {3: (1, 2)}"),
-    "sets": ("def f(x):\n    return set(x), frozenset(x)", "f([1, 1]) == ({1}, frozenset({1}))"),
-    "floats": ("def f(x):\n    return x / 3", "abs(f(1.0) - 1 / 3) < 1e-15 and f(float('inf')) > 9"),
-    "bits of floats": ("def f(x):\n    return 0.1 + x", "f(0.2).hex() == (0.1 + 0.2).hex()"),
-    "None": ("def f(x):\n    pass", "f(1) is None"),
-    "booleans": ("def f(x):\n    return x > 1", "f(2) is True and f(1) is False"),
-    "large numbers": ("def f(x):\n    return 7 ** x", "f(20_000) == 7 ** 20_000"),
-    "complex numbers": ("def f(x):\n    return x * 1j", "f(2) == 2j"),
-    "text": ("def f(x):\n    return x[::-1] + 'é\\n'", "f('a😀') == '😀aé\\n'"),
-    "bytes": ("def f(x):\n    return x.encode()", "f('é') == b'\\xc3\\xa9'"),
-    "keywords": ("def f(a, *b, c=3, **d):\n    return a, b, c, d", "f(1, c=2, e=5) == (1, (), 2, {'e': 5})"),
-    "a counter": ("from collections import Counter\nf = Counter", "f('aab') == {'a': 2, 'b': 1}"),
+    "lists": (
+        """
+def f(x):
+    return [*sorted(x), [1.5, None]]
+""",
+        'f([3, 1]) == [1, 3, [1.5, None]]',
+    ),
+    "tuples": (
+        """
+def f(a, b):
+    return a, (b,)
+""",
+        'f(1, 2) == (1, (2,)) != [1, (2,)]',
+    ),
+    "dicts": (
+        """
+def f(x):
+    return {c: x.count(c) for c in x}
+""",
+        "f('aab') == {'a': 2, 'b': 1}",
+    ),
+    "keys": (
+        """
+def f(x):
+    return {v: k for k, v in x.items()}
+""",
+        'f({(1, 2): 3}) == {3: (1, 2)}',
+    ),
+    "sets": (
+        """
+def f(x):
+    return set(x), frozenset(x)
+""",
+        'f([1, 1]) == ({1}, frozenset({1}))',
+    ),
+    "floats": (
+        """
+def f(x):
+    return x / 3
+""",
+        "abs(f(1.0) - 1 / 3) < 1e-15 and f(float('inf')) > 9",
+    ),
+    "bits of floats": (
+        """
+def f(x):
+    return 0.1 + x
+""",
+        'f(0.2).hex() == (0.1 + 0.2).hex()',
+    ),
+    "None": (
+        """
+def f(x):
+    pass
+""",
+        'f(1) is None',
+    ),
+    "booleans": (
+        """
+def f(x):
+    return x > 1
+""",
+        'f(2) is True and f(1) is False',
+    ),
+    "large numbers": (
+        """
+def f(x):
+    return 7 ** x
+""",
+        'f(20_000) == 7 ** 20_000',
+    ),
+    "complex numbers": (
+        """
+def f(x):
+    return x * 1j
+""",
+        'f(2) == 2j',
+    ),
+    "text": (
+        """
+def f(x):
+    return x[::-1] + 'é\\n'
+""",
+        "f('a😀') == '😀aé\\n'",
+    ),
+    "bytes": (
+        """
+def f(x):
+    return x.encode()
+""",
+        "f('é') == b'\\xc3\\xa9'",
+    ),
+    "keywords": (
+        """
+def f(a, *b, c=3, **d):
+    return a, b, c, d
+""",
+        "f(1, c=2, e=5) == (1, (), 2, {'e': 5})",
+    ),
+    "a counter": (
+        """
+from collections import Counter
+f = Counter
+""",
+        "f('aab') == {'a': 2, 'b': 1}",
+    ),
     "a named tuple": (
-        "from typing import NamedTuple\nclass P(NamedTuple):\n    x: int\ndef f(x):\n    return P(x)",
-        "f(1) == (1,)",
+        """
+from typing import NamedTuple
+class P(NamedTuple):
+    x: int
+def f(x):
+    return P(x)
+""",
+        'f(1) == (1,)',
     ),
     "a data class": (
-        "from dataclasses import dataclass\n@dataclass\nclass P:\n    x: 'int'\n"
-        "def f(x):\n    return P(x).x",
-        "f(1) == 1",
+        """
+from dataclasses import dataclass
+@dataclass
+class P:
+    x: 'int'
+def f(x):
+    return P(x).x
+""",
+        'f(1) == 1',
     ),
-    "state": ("seen = []\ndef f(x):\n    seen.append(x)\n    return seen", "f(1) == [1] and f(2) == [1, 2]"),
-    "recursion": ("def f(n):\n    return n and 1 + f(n - 1)", "f(900) == 900"),
+    "state": (
+        """
+seen = []
+def f(x):
+    seen.append(x)
+    return seen
+""",
+        'f(1) == [1] and f(2) == [1, 2]',
+    ),
+    "recursion": (
+        """
+def f(n):
+    return n and 1 + f(n - 1)
+""",
+        'f(900) == 900',
+    ),
     "deeper recursion": (
-        "import sys\nsys.setrecursionlimit(9999)\ndef f(n):\n    return n and 1 + f(n - 1)",
-        "f(3000) == 3000",
+        """
+import sys
+sys.setrecursionlimit(9999)
+def f(n):
+    return n and 1 + f(n - 1)
+""",
+        'f(3000) == 3000',
     ),
     "a cache": (
-        "from functools import lru_cache\n@lru_cache(None)\ndef f(n):\n"
-        "    return n if n < 2 else f(n - 1) + f(n - 2)",
-        "f(80) == 23416728348467685",
+        """
+from functools import lru_cache
+@lru_cache(None)
+def f(n):
+    return n if n < 2 else f(n - 1) + f(n - 2)
+""",
+        'f(80) == 23416728348467685',
     ),
-    "output": ("print('loaded')\ndef f(x):\n    print(x * 1000)\n    return x", "f('a') == 'a'"),
-    "a main part": ("def f(x):\n    return x\nif __name__ == '__main__':\n    f(input())", "f(1) == 1"),
-    "a name of the language": ("def abs(x):\n    return x\ndef f(x):\n    return abs(x)", "f(1) == 1"),
-    "a changed argument": ("def f(x):\n    x.sort()\n    return x", "f([2, 1]) == [1, 2]"),
+    "output": (
+        """
+print('loaded')
+def f(x):
+    print(x * 1000)
+    return x
+""",
+        "f('a') == 'a'",
+    ),
+    "a main part": (
+        """
+def f(x):
+    return x
+if __name__ == '__main__':
+    f(input())
+""",
+        'f(1) == 1',
+    ),
+    "a name of the language": (
+        """
+def abs(x):
+    return x
+def f(x):
+    return abs(x)
+""",
+        'f(1) == 1',
+    ),
+    "a changed argument": (
+        """
+def f(x):
+    x.sort()
+    return x
+""",
+        'f([2, 1]) == [1, 2]',
+    ),
     "modules": (
-        "import bisect, collections, copy, datetime, decimal, fractions, functools, hashlib, heapq, itertools\n"
-        "import json, math, operator, random, re, statistics, string, typing, unicodedata\n"
-        "def f(x):\n    return hashlib.md5(x.encode()).hexdigest()",
+        """
+import bisect, collections, copy, datetime, decimal, fractions, functools, hashlib
+import heapq, itertools, json, math, operator, random, re, statistics, string, typing
+def f(x):
+    return hashlib.md5(x.encode()).hexdigest()
+""",
         "f('') == 'd41d8cd98f00b204e9800998ecf8427e'",
     ),
-    "files": ("def f(x):\n    open('a', 'w').write(x)\n    return open('a').read()", "f('text') == 'text'"),
+    "files": (
+        """
+def f(x):
+    open('a', 'w').write(x)
+    return open('a').read()
+""",
+        "f('text') == 'text'",
+    ),
     "a thread": (
-        "from concurrent.futures import ThreadPoolExecutor\ndef f(x):\n"
-        "    with ThreadPoolExecutor(2) as pool:\n        return list(pool.map(abs, x))",
-        "f([-1, 2]) == [1, 2]",
+        """
+from concurrent.futures import ThreadPoolExecutor
+def f(x):
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(abs, x))
+""",
+        'f([-1, 2]) == [1, 2]',
     ),
 }
 
@@ -579,7 +759,7 @@ else:
 """
 
 
-@pytest.mark.parametrize("kind", ["ValueError", "KeyError", "ZeroDivisionError", "OSError", "Exception"])
+@pytest.mark.parametrize("kind", ["ValueError", "KeyError", "ZeroDivisionError", "Exception"])
 def test_exceptions_reach_the_tests(contained, kind):
     program = f"class Mine({kind}): pass\ndef f(x):\n    raise Mine(f'bad {{x}}')"
     assert sandbox.run(program, RAISES.replace("KIND", kind), ["f"]).passed
