@@ -162,7 +162,7 @@ def weight_files(directory: Path) -> list[Path]:
     if strangers and is_first_rank():
         known = SINGLE if names == [SINGLE] else f"the files that {INDEX} names"
         warnings.warn(f"{directory}: {', '.join(strangers)} ignored; the model is {known}",
-                      stacklevel=3)
+                      stacklevel=2)
     return [directory / name for name in names]
 
 
@@ -184,10 +184,18 @@ def read_shapes(file: Path) -> dict[str, list[int]]:
     return shapes
 
 
-def check_fit(model: Model, directory: Path, files: list[Path]) -> None:
-    """ValueError unless the files hold the parameters of the model, each once, and nothing more."""
-    expected = {name: list(p.shape) for name, p in model.named_parameters()}
-    place, wrong = {}, []
+def find_weights(directory: Path, config: Config) -> list[Path]:
+    """The weight files of a checkpoint; together they hold each parameter of the model once.
+
+    Reads headers only, so that a run can be refused before it has made anything. FileNotFoundError
+    or ValueError for files that are missing, not whole, or of another model.
+    """
+    files = weight_files(directory)
+    with torch.device("meta"):
+        parameters = Model(config).named_parameters()
+    expected = {name: list(p.shape) for name, p in parameters}
+    place: dict[str, Path] = {}
+    wrong = []
     for file in files:
         for name, shape in read_shapes(file).items():
             if name in place:
@@ -197,7 +205,7 @@ def check_fit(model: Model, directory: Path, files: list[Path]) -> None:
             place[name] = file
     wrong += [f"{name}: missing" for name in expected if name not in place]
     unknown = place.keys() - expected.keys()
-    if model.config.tied and "lm_head.weight" in unknown and not wrong:
+    if config.tied and "lm_head.weight" in unknown and not wrong:
         unknown.remove("lm_head.weight")
         check_tied_head(place)
     # Old checkpoints store the frequencies of RoPE, which follow from the config.
@@ -205,6 +213,7 @@ def check_fit(model: Model, directory: Path, files: list[Path]) -> None:
     if wrong:
         raise ValueError(f"{directory}: {len(wrong)} tensors do not fit its config.json: "
                          f"{'; '.join(wrong[:5])}")
+    return files
 
 
 def check_tied_head(place: dict[str, Path]) -> None:
@@ -226,11 +235,10 @@ def check_tied_head(place: dict[str, Path]) -> None:
 def load(model: Model, directory: str | Path) -> Model:
     """Fills the parameters, sharded or not; each rank reads what it holds (a collective).
 
-    FileNotFoundError or ValueError for a checkpoint that is not whole, does not fit, or holds NaN.
+    Errors are those of find_weights, and ValueError for NaN or infinity in the weights.
     """
     directory = Path(directory)
-    files = weight_files(directory)
-    check_fit(model, directory, files)
+    files = find_weights(directory, model.config)
     reader = dcp.HuggingFaceStorageReader(str(directory))
     reader.fs.ls = lambda _: [str(file) for file in files]  # it would read all of the directory
     parameters = {name: p.data for name, p in model.named_parameters()}
