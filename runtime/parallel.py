@@ -272,7 +272,7 @@ def read_tokenizer(directory: str | Path):
         raise FileNotFoundError(f"{directory}: no tokenizer ({', '.join(VOCABULARIES)}); copy the "
                                 "files of the model that this one was trained from")
     try:
-        return AutoTokenizer.from_pretrained(directory)
+        return AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     except Exception as error:  # of json, of tokenizers, KeyError: transformers names no file
         for name in COMPANIONS:
             if (directory / name).is_file():
@@ -343,9 +343,9 @@ def save(
             copy_companions(source, partial, dtype)
             write_weights(stream, partial)
             replace(partial, target)
-        except (OSError, SafetensorError) as failure:
+        except (OSError, ValueError, SafetensorError) as failure:
             shutil.rmtree(partial, ignore_errors=True)
-            error = f"{target} could not be written: {failure}"
+            error = f"{target} could not be written: {failure}; mend this and save again"
     for _ in stream:  # gathering needs every rank, even if rank 0 cannot write
         pass
     error = agree(error)
@@ -358,14 +358,14 @@ def gather_files(
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """(file name, tensors on the CPU) for each file to write; no tensors on other ranks than 0."""
     files = [[]]
-    size = 0.0
+    room = shard_gb * 1e9
     for name, p in model.named_parameters():
-        bytes_ = p.numel() * dtype.itemsize
-        if files[-1] and size + bytes_ > shard_gb * 1e9:
+        size = p.numel() * dtype.itemsize
+        if files[-1] and size > room:
             files.append([])
-            size = 0.0
+            room = shard_gb * 1e9
         files[-1].append((name, p))
-        size += bytes_
+        room -= size
     for i, parameters in enumerate(files, 1):
         tensors = {}
         for name, p in parameters:
@@ -374,6 +374,7 @@ def gather_files(
                 tensors[name] = whole.to("cpu", dtype).contiguous()
         several = f"model-{i:05d}-of-{len(files):05d}.safetensors"
         yield SINGLE if len(files) == 1 else several, tensors
+        tensors.clear()  # before the next file is gathered
 
 
 def write_weights(stream: Iterator[tuple[str, dict[str, Tensor]]], directory: Path) -> None:
@@ -385,8 +386,9 @@ def write_weights(stream: Iterator[tuple[str, dict[str, Tensor]]], directory: Pa
     for file, tensors in stream:
         save_file(tensors, directory / file, metadata={"format": "pt"})
         os.chmod(directory / file, mode)
-        place |= dict.fromkeys(tensors, file)
-        total += sum(tensor.nbytes for tensor in tensors.values())
+        for name, tensor in tensors.items():
+            place[name] = file
+            total += tensor.nbytes
     if len(set(place.values())) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": place}
         (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
@@ -415,7 +417,7 @@ def replace(partial: Path, target: Path) -> None:
     """Gives a whole directory its name, in place of an older one, once its bytes are on disk."""
     for path in (*partial.iterdir(), partial):
         sync(path)
-    old = target.with_name(target.name + ".old")
+    old = target.with_name(target.name + ".replaced")
     if target.exists():
         shutil.rmtree(old, ignore_errors=True)
         target.rename(old)
