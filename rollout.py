@@ -298,7 +298,7 @@ def new_state(B: int, M: int, L: int, device: torch.device) -> State:
 
 
 def new_cache(model: Model, slots: int, M: int, S: int, kv_gb: float) -> Tensor:
-    """Pages for slots that use up to M each: zeros, (layers, 2, N, S, J, K), in at most kv_gb GB."""
+    """Zeros (layers, 2, N, S, J, K): pages for slots that use up to M each, within kv_gb GB."""
     c = model.config
     weight = model.model["layers"][0].self_attn.k_proj.weight
     J = len(weight) // c.K  # under tensor parallelism this rank's share
