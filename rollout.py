@@ -648,7 +648,6 @@ class Sampler:
         return bool(started)
 
 
-
 def stop_tokens(directory: str | Path, tokenizer, end_token: int | None = None) -> list[int]:
     """Token ids that end a completion, sorted.
 

@@ -7,6 +7,7 @@ import copy
 import json
 import random
 import shutil
+import tempfile
 from collections import deque
 from concurrent.futures import Future
 from pathlib import Path
@@ -22,6 +23,7 @@ import rollout
 from data import Problem
 from grpo import Flags, check
 from kernels import ceil_div
+from kernels.sample import sample
 from model import Config, Model, packed_attention
 from reward import Verdict
 from rollout import (
@@ -41,6 +43,7 @@ from runtime.parallel import copy_weights, make_mesh, shard, tensor_parallel
 
 # The second prompt fills its pages exactly.
 PROMPTS = [[5, 6, 7], [8] * 16, [9, 10] * 12, [11], [12, 13, 14, 15, 16, 17, 18]]
+PAGE_BYTES = 2 * 2 * 8 * 2 * 8 * 4  # of `ours` with pages of 8 tokens
 END = 3  # drawn often enough by the random models that some sequences end and others run out
 
 
@@ -78,17 +81,20 @@ def test_it_draws_what_the_naive_sampler_draws(ours, temperature):
 
 
 def test_log_probs_are_the_trainers(ours):
-    # Caught: positions off by one in decode, logp of the logits without temperature, keys written to the wrong page.
+    # Caught: positions off by one in decode, logp of the logits without temperature, keys written
+    # to the wrong page.
     model = ours()
     samples, _ = draw(model, temperature=0.8)
     assert {s.finished for s in samples} == {True, False}
     for s in samples:
-        assert s.finished == (s.ids[-1] == END) and (s.finished or len(s.ids) == 24) and END not in s.ids[:-1]
+        assert s.finished == (s.ids[-1] == END) and END not in s.ids[:-1]
+        assert s.finished or len(s.ids) == 24
         token_T = torch.tensor(PROMPTS[s.prompt] + s.ids)
-        row_R = torch.arange(len(PROMPTS[s.prompt]) - 1, len(token_T) - 1)
+        T = len(token_T)
+        row_R = torch.arange(len(PROMPTS[s.prompt]) - 1, T - 1)
+        attend = packed_attention([T], "cpu")
         with torch.no_grad():
-            logp_R, _ = model(token_T, torch.arange(len(token_T)), packed_attention([len(token_T)], "cpu"), row_R,
-                              token_T[row_R + 1], 0.8)
+            logp_R, _ = model(token_T, torch.arange(T), attend, row_R, token_T[row_R + 1], 0.8)
         torch.testing.assert_close(torch.tensor(s.logp), logp_R, atol=3e-5, rtol=0)
 
 
@@ -98,29 +104,41 @@ def test_greedy_tokens_are_those_of_transformers(checkpoint, ours, family):
     oracle = checkpoint(family)[1]
     for s in samples:
         prompt = torch.tensor([PROMPTS[s.prompt]])
-        expected = oracle.generate(prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=24,
-                                   eos_token_id=END, pad_token_id=0)
+        expected = oracle.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            do_sample=False,
+            max_new_tokens=24,
+            eos_token_id=END,
+            pad_token_id=0,
+        )
         assert s.ids == expected[0, prompt.shape[1] :].tolist()
 
 
 def test_samples_depend_on_nothing_but_their_key(ours):
-    # Caught: noise from the slot's number instead of the problem's, a shared last page, a slot's table not moved with it.
+    # Caught: noise from the slot's number instead of the problem's, a shared last page, a slot's
+    # table not moved with it.
     model = ours()
     expected, _ = draw(model)
-    for options in ({"slots": 1}, {"slots": 3}, {"page_size": 4}, {"page_size": 64}, {"sync_every": 5}, {"prefill_tokens": 1}):
-        assert texts(draw(model, **options)[0]) == texts(expected), options
+    variants = [("slots", 1), ("slots", 3), ("page_size", 4), ("page_size", 64)]
+    variants += [("sync_every", 5), ("prefill_tokens", 1)]
+    for name, value in variants:
+        assert texts(draw(model, **{name: value})[0]) == texts(expected), (name, value)
     order = [4, 2, 0, 1, 3]
     shuffled, _ = draw(model, [PROMPTS[p] for p in order], problems=order)
     assert {(order[p], g): ids for (p, g), ids in texts(shuffled).items()} == texts(expected)
     assert texts(draw(model, seed=1)[0]) != texts(expected)
-    assert len({tuple(s.ids) for s in expected}) == len(expected)  # the G samples of a prompt differ
+    # The G samples of a prompt differ.
+    assert len({tuple(s.ids) for s in expected}) == len(expected)
 
 
 def test_steps_of_rounded_sizes_draw_the_same(ours):
-    # Seven slots are rounded up from five running ones, 256 keys from 64. Caught: slots that others moved up from, or
-    # that were set back, left alive; dead ones that write into pages of others; a temperature or seed of the call before.
-    model, few = ours(), 20 * 2 * 2 * 8 * 2 * 8 * 4 / 1e9  # 20 pages
-    for options in ({}, {"slots": 7}, {"slots": 7, "kv_gb": few, "max_len": 48}, {"slots": 7, "sync_every": 5}):
+    # Seven slots are rounded up from five running ones, 256 keys from 64. Caught: slots left alive
+    # from which sequences moved or were preempted; empty slots that write into pages of others; the
+    # temperature or seed of the call before.
+    model = ours()
+    few = {"kv_gb": 20 * PAGE_BYTES / 1e9, "max_len": 48}  # 20 pages
+    for options in ({}, {"slots": 7}, {"slots": 7} | few, {"slots": 7, "sync_every": 5}):
         rounded, sampler = draw(model, graphs=True, **options)
         expected, _ = draw(model, **options)
         assert_same(rounded, expected)
@@ -129,23 +147,28 @@ def test_steps_of_rounded_sizes_draw_the_same(ours):
         assert texts(again) == texts(draw(model, temperature=temperature, seed=seed)[0])
     assert [sampler.graphs.rounded(B, 1)[0] for B in (1, 2, 3, 5, 7)] == [1, 2, 4, 7, 7]
     big = Sampler(model, [END], 80, 4000, page_size=16, sync_every=1, graphs=True)
-    assert [big.graphs.rounded(B, M) for B, M in ((9, 1), (32, 16), (33, 17), (65, 40), (80, 200))] == [
-        (16, 16), (32, 16), (64, 32), (80, 64), (80, 251)]
+    sizes = [(9, 1), (32, 16), (33, 17), (65, 40), (80, 200)]
+    rounded = [(16, 16), (32, 16), (64, 32), (80, 64), (80, 251)]
+    assert [big.graphs.rounded(B, M) for B, M in sizes] == rounded
 
 
 def test_a_step_waits_for_nothing_and_depends_on_no_value(ours, monkeypatch):
-    # What a CUDA graph holds must not read a value back, nor do something else for other values; write, attention and draw are
-    # kernels on a GPU, so they are left out here. Caught: torch.isin, `if done_B.any()`, lengths that choose a width.
+    # What a CUDA graph holds must not read a value back, and must do the same for all values.
+    # Write, attention and draw are kernels on a GPU, so they are replaced here. Caught: torch.isin,
+    # `if done_B.any()`, lengths that choose a width.
     class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            result = function(*args, **(kwargs or {}))
-            seen.append((function.overloadpacket.__name__, *(x.shape for x in args if isinstance(x, torch.Tensor))))
-            return result
+            shapes = [x.shape for x in args if isinstance(x, torch.Tensor)]
+            seen.append((function.overloadpacket.__name__, *shapes))
+            return function(*args, **(kwargs or {}))
+
+    def draw_anything(logits_BV, scales, key_B):
+        return key_B % 97, logits_BV.sum(1) * scales[0]
 
     monkeypatch.setattr(rollout, "locate_keys", lambda *_: None)
     monkeypatch.setattr(rollout, "decode", lambda q_BHK, *_: q_BHK + 0)
     monkeypatch.setattr(rollout, "write_kv", lambda *_: None)
-    monkeypatch.setattr(rollout, "sample", lambda logits_BV, scales, key_B: (key_B % 97, logits_BV.sum(1) * scales[0]))
+    monkeypatch.setattr(rollout, "sample", draw_anything)
     sampler = Sampler(ours(), range(90), slots=8, max_len=64, page_size=8, graphs=True)
     runner = sampler.runner
     runner.begin(1.0, on_device=True)
@@ -158,14 +181,33 @@ def test_a_step_waits_for_nothing_and_depends_on_no_value(ours, monkeypatch):
             runner.decode(8, 4)
         steps.append(seen)
     assert len(steps[0]) > 50 and steps[0] == steps[1]
-    waits = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "equal", "is_nonzero"}
+    waits = {"_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "equal"}
+    waits |= {"_unique2", "unique_dim"}
     assert not waits & {name for name, *_ in steps[0]}
+
+
+# ---- Ranks that hold a model together -----------------------------------------------------------
 
 
 def random_model(tied):
     """A model whose dimensions two ranks can share, the same on every rank."""
-    config = Config("qwen2", 2, 32, 48, 4, 2, 8, 96, tied, 1e-6, 1e4, None, 512)
-    model, generator = Model(config), torch.Generator().manual_seed(0)
+    config = {
+        "model_type": "qwen2",
+        "num_hidden_layers": 2,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 96,
+        "tie_word_embeddings": tied,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1e4,
+        "max_position_embeddings": 512,
+    }
+    with tempfile.TemporaryDirectory() as directory:
+        (Path(directory) / "config.json").write_text(json.dumps(config))
+        model = Model(Config.read(directory))
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, p in model.named_parameters():
             p.normal_(0, 0.3, generator=generator).add_(1.0 if "norm" in name else 0.0)
@@ -173,12 +215,16 @@ def random_model(tied):
 
 
 def shared_draw(tied, graphs):
-    """On each of two ranks: what they draw together from copies of an FSDP model, and how much of it each holds."""
-    source = random_model(tied)
-    source, config = shard(source, make_mesh("cpu"), torch.float32), source.config
+    """On each of two ranks that hold a copy of an FSDP model together: (the samples, this rank's
+    key-value heads, its parameters)."""
+    model = random_model(tied)
+    config = model.config
+    source = shard(model, make_mesh("cpu"), torch.float32)
     with torch.device("meta"):
         model = tensor_parallel(Model(config), dist.new_subgroups(2)[0])
-    samples, sampler = [], Sampler(model.to_empty(device="cpu"), [END], slots=32, max_len=64, page_size=8, graphs=graphs)
+    model = model.to_empty(device="cpu")
+    sampler = Sampler(model, [END], slots=32, max_len=64, page_size=8, graphs=graphs)
+    samples = []
     addresses = [p.data_ptr() for p in model.parameters()]
     copy_weights(source, model)
     assert addresses == [p.data_ptr() for p in model.parameters()]
@@ -190,17 +236,21 @@ def shared_draw(tied, graphs):
 
 @pytest.mark.parametrize("tied,graphs", [(False, True), (True, False)])
 def test_ranks_that_share_a_model_draw_what_one_draws(tied, graphs):
-    # Caught: rows of o instead of columns, its sum over ranks left out, logits gathered in the wrong order, a bias cut twice.
+    # Caught: rows of o instead of columns, its sum over ranks left out, logits gathered in another
+    # order, a bias split twice.
     model = random_model(tied)
     sampler = Sampler(copy.deepcopy(model), [END], slots=32, max_len=64, page_size=8)
-    expected = [s for temperature in (0.0, 1.0) for s in sampler.generate(PROMPTS, 2, 24, temperature, 0)]
+    expected = []
+    for temperature in (0.0, 1.0):
+        expected += sampler.generate(PROMPTS, 2, 24, temperature, 0)
     V, D = 96, 32
     norms = sum(p.numel() for name, p in model.named_parameters() if "norm" in name)
     whole = sum(p.numel() for p in model.parameters()) - norms - V * D
     first, second = ranks.run(2, shared_draw, tied, graphs)
     assert first == second and first[1:] == (1, whole // 2 + norms + V * D)
     two, one = (plan.memory(Flags(sampler_tp=t), model.config, 2)[0] for t in (2, 1))
-    assert two["sampler's copy"] * 1e9 == pytest.approx(2 * first[2], rel=0.01)  # the plan cuts norms, too
+    # The plan splits the norms, too.
+    assert two["sampler's copy"] * 1e9 == pytest.approx(2 * first[2], rel=0.01)
     assert two["pages"] == one["pages"] / 2
     for (*key, ids, logp), e in zip(first[0], expected, strict=True):
         assert (*key, ids) == (e.prompt, e.sample, e.ids)
@@ -210,9 +260,11 @@ def test_ranks_that_share_a_model_draw_what_one_draws(tied, graphs):
 @pytest.fixture
 def four_heads(tmp_path):
     """The tiny model with a fourth head that does nothing, so that two ranks can share it."""
-    tiny, directory = Path(rollout.__file__).parent / "models" / "tiny", tmp_path / "four"
+    tiny = Path(rollout.__file__).parent / "models" / "tiny"
+    directory = tmp_path / "four"
     shutil.copytree(tiny, directory)
-    c, tensors = json.loads((tiny / "config.json").read_text()), load_file(tiny / "model.safetensors")
+    c = json.loads((tiny / "config.json").read_text())
+    tensors = load_file(tiny / "model.safetensors")
     K = c["hidden_size"] // c["num_attention_heads"]
     for name, w in tensors.items():
         if name.split(".")[-2] in ("q_proj", "k_proj", "v_proj"):
@@ -226,12 +278,14 @@ def four_heads(tmp_path):
 
 
 def test_a_run_with_a_shared_sampler_is_the_run_without(four_heads, tmp_path):
-    # Caught: samples gathered once from each rank of a pair, prompts dealt to ranks and not to pairs, stale weights.
+    # Caught: samples gathered once from each rank of a pair, prompts dealt to ranks and not to
+    # pairs, stale weights.
     rows = []
     for t in (1, 2):
         run = tmp_path / f"run{t}"
-        argv = ["--model", four_heads, "--steps", 3, "--prompts", 6, "--group", 4, "--eval-problems", 7, "--max-prompt", 32,
-                "--max-new", 24, "--eval-every", 3, "--micro-tokens", 300, "--out", run, "--sampler-tp", t]
+        argv = ["--model", four_heads, "--steps", 3, "--prompts", 6, "--group", 4]
+        argv += ["--eval-problems", 7, "--max-prompt", 32, "--max-new", 24, "--eval-every", 3]
+        argv += ["--micro-tokens", 300, "--out", run, "--sampler-tp", t]
         started = ranks.start(2, ranks.train, [str(a) for a in argv], output=tmp_path / "output")
         assert ranks.wait(started) == [0, 0], (tmp_path / "output").read_text()[-3000:]
         rows.append([json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()])
@@ -244,8 +298,9 @@ def test_a_run_with_a_shared_sampler_is_the_run_without(four_heads, tmp_path):
 
 
 def test_an_evaluation_with_a_shared_sampler_is_the_one_without(four_heads, torchrun, tmp_path):
-    # Caught: weights of one rank's shard alone, an answer graded or written by both ranks of a pair.
-    flags = ["--model", four_heads, "--eval", "arithmetic:test:2:1", "--problems", 21, "--max-prompt", 32, "--max-new", 24]
+    # Caught: the weights of one rank's shard alone, an answer graded or written by both ranks.
+    flags = ["--model", four_heads, "--eval", "arithmetic:test:2:1", "--problems", 21]
+    flags += ["--max-prompt", 32, "--max-new", 24]
     files = []
     for t in (1, 2):
         done = torchrun(2, "evaluate.py", *flags, "--sampler-tp", t, "--out", tmp_path / str(t))
@@ -254,32 +309,34 @@ def test_an_evaluation_with_a_shared_sampler_is_the_one_without(four_heads, torc
         files.append([settings, *sorted(lines)])
     assert files[0] == files[1] and len(files[0]) == 1 + 42
     done = torchrun(2, "evaluate.py", *flags, "--sampler-tp", 3)
-    assert done.returncode and "--sampler-tp 3 does not divide the ranks of a node, 2 of 2" in done.stderr
+    assert done.returncode
+    assert "--sampler-tp 3 does not divide the ranks of a node, 2 of 2" in done.stderr
 
 
 def test_a_model_that_cannot_be_shared_is_refused():
     class Three:  # ranks
         size = staticmethod(lambda: 3)
 
-    with pytest.raises(ValueError, match="3 ranks cannot share a model with 4 query heads, 2 key-value heads and 48 features"):
+    heads = "3 ranks cannot share a model with 4 query heads, 2 key-value heads and 48 features"
+    with pytest.raises(ValueError, match=heads):
         tensor_parallel(random_model(True), Three)
-    with pytest.raises(ValueError, match="--sampler-tp 2 does not divide the ranks of a node, 3 of 3"):
+    with pytest.raises(ValueError, match="--sampler-tp 2 does not divide the ranks of a node, 3"):
         check(Flags(sampler_tp=2), world=3)
     check(Flags(sampler_tp=2, prompts=3), world=6)  # one prompt for each copy
-    with pytest.raises(ValueError, match="--prompts 4 is not a multiple of the 3 ranks that each stand for a copy"):
+    with pytest.raises(ValueError, match="--prompts 4 is not a multiple of the 3 ranks"):
         check(Flags(sampler_tp=2, prompts=4), world=6)
 
 
-def test_sequences_preempted_for_want_of_pages_lose_nothing(ours):
-    # 10 pages of 8 for sequences of up to 48 tokens. Caught: tokens drawn before being set back forgotten or drawn twice.
+def test_preempted_sequences_lose_nothing(ours):
+    # 10 pages of 8 for sequences of up to 48 tokens. Caught: tokens drawn before the preemption
+    # forgotten or drawn twice, a page that is lost.
     model = ours()
-    page_bytes = 2 * 2 * 8 * 2 * 8 * 4
-    samples, sampler = draw(model, kv_gb=10 * page_bytes / 1e9, max_len=48)
+    samples, sampler = draw(model, kv_gb=10 * PAGE_BYTES / 1e9, max_len=48)
     assert sampler.N == 10 and sampler.preempted > 0
     expected, roomy = draw(model, max_len=48)
     assert roomy.preempted == 0
     assert_same(samples, expected)
-    assert sorted(sampler.scheduler.pages.free) == list(range(10))  # every page came back
+    assert sorted(sampler.scheduler.pages.free) == list(range(10))
 
 
 def test_finished_samples_are_handed_out_once_and_complete(ours):
@@ -300,17 +357,16 @@ def test_pages_are_counted():
     assert sorted(pages.free) == [0, 1, 2]
 
 
-def play(scheduler, requests, final, rng):
-    """Run the scheduler against a device that only counts; returns the order of the finishes."""
-    owner = {}
+def play(scheduler, final):
+    """Run the scheduler against a device that only counts, up to final[prompt] tokens; returns the
+    requests in the order in which they finish."""
     finished = []
     for _ in range(10_000):
         B = len(scheduler.running)
-        for request in scheduler.running:
-            room = min(final[request.sample.prompt], request.length + scheduler.sync_every)
-            owner[request] = room
-        length_B = [owner[request] for request in scheduler.running]
-        done_B = [owner[r] >= final[r.sample.prompt] for r in scheduler.running]
+        final_B = [final[request.sample.prompt] for request in scheduler.running]
+        length_B = [request.length + scheduler.sync_every for request in scheduler.running]
+        length_B = [min(pair) for pair in zip(length_B, final_B, strict=True)]
+        done_B = [length == end for length, end in zip(length_B, final_B, strict=True)]
         ended = scheduler.update(length_B, done_B)
         assert len(ended) + len(scheduler.running) == B
         finished += ended
@@ -354,7 +410,9 @@ def test_the_scheduler_finishes_everything_and_never_shares_a_page_in_use(seed):
     # Caught: a page lost or released twice, a slot given twice, starvation, a preempted request
     # that is forgotten, the oldest preempted instead of the youngest.
     rng = random.Random(seed)
-    S, G, sync_every = rng.choice([1, 4, 8]), rng.randint(1, 5), rng.choice([1, 3, 8])
+    S = rng.choice([1, 4, 8])
+    G = rng.randint(1, 5)
+    sync_every = rng.choice([1, 3, 8])
     lengths = [rng.randint(1, 30) for _ in range(rng.randint(1, 8))]
     final = [length + rng.randint(1, 40) for length in lengths]
     most = ceil_div(max(final) + sync_every, S)
@@ -365,9 +423,10 @@ def test_the_scheduler_finishes_everything_and_never_shares_a_page_in_use(seed):
         groups.append(Group(prompt, deque(requests)))
     everything = [request for group in groups for request in group.requests]
     N = most + 2 + rng.choice([0, 3, 20, 500])
-    slots, prefill_tokens = rng.choice([1, 3, 9, 40]), rng.choice([1, 40, 8192])
+    slots = rng.choice([1, 3, 9, 40])
+    prefill_tokens = rng.choice([1, 40, 8192])
     scheduler = Scheduler(deque(groups), Pages(N), S, slots, sync_every, prefill_tokens)
-    finished = play(scheduler, everything, final, rng)
+    finished = play(scheduler, final)
     assert len(finished) == len(everything) and set(finished) == set(everything)
     assert sorted(scheduler.pages.free) == list(range(N))
     if N > len(everything) * most:  # nobody waits for pages: requests start in order
@@ -404,7 +463,7 @@ def test_slots_are_filled_several_at_a_time():
 
 
 def copied(tied, dtype):
-    """On each of two ranks: a copy of a model in shards, and whether it stayed where it was and the shards as they were."""
+    """On each of two ranks: (weights copied from shards, whether all stayed where they were)."""
     source = shard(random_model(tied), make_mesh("cpu"), dtype)
     before = [p.to_local().clone() for p in source.parameters()]
     target = random_model(tied).to(dtype)
@@ -412,40 +471,56 @@ def copied(tied, dtype):
         p.data.zero_()
     addresses = [p.data_ptr() for p in target.parameters()]
     copy_weights(source, target)
-    unchanged = [torch.equal(p.to_local(), q) for p, q in zip(source.parameters(), before, strict=True)]
-    return target.state_dict(), addresses == [p.data_ptr() for p in target.parameters()] and all(unchanged)
+    pairs = zip(source.parameters(), before, strict=True)
+    unchanged = all(torch.equal(p.to_local(), q) for p, q in pairs)
+    in_place = addresses == [p.data_ptr() for p in target.parameters()]
+    return target.state_dict(), unchanged and in_place
 
 
 @pytest.mark.parametrize("tied,dtype", [(True, torch.float32), (False, torch.bfloat16)])
 def test_weights_are_copied_in_place(tied, dtype):
-    # Caught: the root's own parameters forgotten, a unit's name without its prefix, parameters replaced instead of filled.
+    # Caught: the root's own parameters forgotten, a unit's name without its prefix, parameters
+    # replaced instead of filled.
     expected = random_model(tied).to(dtype).state_dict()
     for weights, kept in ranks.run(2, copied, tied, dtype):
         assert kept and weights.keys() == expected.keys()
         assert all(torch.equal(weights[name], expected[name]) for name in expected)
 
 
-@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="oneDNN is not built into this torch")
+# ---- The sampler's copy of the weights ----------------------------------------------------------
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
 @pytest.mark.parametrize("family,tied", [("qwen2", True), ("llama", False)])
 def test_weights_are_packed_while_a_cpu_samples(ours, family, tied, monkeypatch):
-    # Caught: a bias or a part of q/k/v left out, old packs used after the weights have changed, packs that outlive the call.
-    model, plain = ours(family, tied), ours(family, tied)
-    held = []
-    monkeypatch.setattr("rollout.PACKED_FROM", 1)
-    maps = [model.head, *(f for layer in model.model["layers"] for f in (layer.self_attn.o_proj, layer.mlp.down_proj))]
-    packs = lambda: [getattr(f, "packed", None) is not None for f in maps]  # noqa: E731
-    drawn = rollout.sample
-    monkeypatch.setattr(rollout, "sample", lambda *args: held.append(packs()) or drawn(*args))
+    # Caught: a bias or a part of q/k/v left out, old packs used after the weights have changed,
+    # packs that outlive the call.
+    model = ours(family, tied)
+    plain = ours(family, tied)
     sampler = Sampler(model, [END], slots=32, max_len=64, page_size=8)
-    maps += [part.fused for layer in model.model["layers"] for part in (layer.self_attn, layer.mlp)]
+    linears = [model.head]
+    for layer in model.model["layers"]:
+        linears += [layer.self_attn.fused, layer.self_attn.o_proj]
+        linears += [layer.mlp.fused, layer.mlp.down_proj]
+    seen = []
+
+    def packs():
+        return [getattr(linear, "packed", None) is not None for linear in linears]
+
+    def watched(*arguments):
+        seen.append(packs())
+        return sample(*arguments)
+
+    monkeypatch.setattr(rollout, "PACKED_FROM", 1)
+    monkeypatch.setattr(rollout, "sample", watched)
     for scale in (1.0, 1.1):
         for p in (*model.parameters(), *plain.parameters()):
             p.data.mul_(scale)
-        held.clear()
+        seen.clear()
         packed = sampler.generate(PROMPTS, 4, 24, 1.0, 0)
-        assert held and all(map(all, held)) and not any(packs())
+        assert seen and all(map(all, seen)) and not any(packs())
         with monkeypatch.context() as patch:
-            patch.setattr("rollout.PACKED_FROM", 2**30)
+            patch.setattr(rollout, "PACKED_FROM", 2**30)
             expected, _ = draw(plain)
         assert_same(packed, expected, atol=1e-4)
 
@@ -459,10 +534,11 @@ def test_weights_are_packed_while_a_cpu_samples(ours, family, tied, monkeypatch)
 
 @pytest.mark.gpu
 def test_cuda_graphs_draw_what_steps_draw(ours):
-    # Caught: a graph that holds a value of its capture (temperature, seed, weights, tables), a dead row that writes, a graph of
-    # one size replayed for another.
+    # Caught: a graph that holds a value of its capture (temperature, seed, weights, tables), an
+    # empty row that writes, a graph of one size replayed for another.
     model = ours("qwen3").cuda()
-    graphs, steps = (Sampler(model, [END], 24, 64, page_size=16, graphs=on) for on in (True, False))
+    graphs = Sampler(model, [END], 24, 64, page_size=16, graphs=True)
+    steps = Sampler(model, [END], 24, 64, page_size=16, graphs=False)
     for scale, temperature, seed in ((1.0, 1.0, 0), (1.0, 0.7, 1), (1.1, 1.0, 2), (1.0, 0.0, 0)):
         for p in model.parameters():
             p.data.mul_(scale)
@@ -475,9 +551,9 @@ def test_cuda_graphs_draw_what_steps_draw(ours):
 
 
 def test_what_cannot_fit_is_refused_with_the_sizes(ours, tmp_path):
-    with pytest.raises(ValueError, match=r"1e-05 GB holds 32 tokens, but one .* 88, .*; raise --kv-gb"):
+    with pytest.raises(ValueError, match=r"holds 32 tokens, but one .* 88, .*; raise --kv-gb"):
         draw(ours(), kv_gb=1e-5)
-    with pytest.raises(ValueError, match=r"prompt 1 has 50 tokens and may draw 24: .* together at most this sampler's 64"):
+    with pytest.raises(ValueError, match=r"1 has 50 tokens and may draw 24: .* at most .* 64"):
         draw(ours(), [[1], [2] * 50])
     with pytest.raises(ValueError, match="prompt 1 has 0 tokens"):
         draw(ours(), [[1], []])
@@ -569,7 +645,8 @@ def test_a_rollout_is_drawn_and_graded(ours):
     completions = small_rollout(model).draw(PROBLEMS, 3, 0.8, 4, graded.append, counts.append)
     keys = [problem.index for problem in PROBLEMS]
     expected = naive_generate(model, PROMPTS, 3, 24, 0.8, 3, 4, keys, [END])
-    assert [(c.problem, c.sample) for c in completions] == [(p, g) for p in range(5) for g in range(3)]
+    order = [(p, g) for p in range(5) for g in range(3)]
+    assert [(c.problem, c.sample) for c in completions] == order
     assert counts == list(range(1, 16))
     assert sorted(graded, key=lambda c: (c.problem, c.sample)) == completions
     for c, e in zip(completions, expected, strict=True):
