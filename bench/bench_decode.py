@@ -58,8 +58,7 @@ def measure(shape: str, flags, dtype, ceilings: dict) -> dict:
     read = (weight_bytes + cache_bytes) / ceilings["copy_bytes_per_s"]
     multiply = c.flops(B, B * flags.context, B) / ceilings["matmul_flops_per_s"]
     return {"ms": 1e3 * step, "weight_gb": weight_bytes / 1e9, "cache_gb": cache_bytes / 1e9, "read_ms": 1e3 * read,
-            "multiply_ms": 1e3 * multiply, "of_floor": max(read, multiply) / step, "tokens_per_second": B / step,
-            "attention": sampler.attend.__name__}
+            "multiply_ms": 1e3 * multiply, "of_floor": max(read, multiply) / step, "tokens_per_second": B / step}
 
 
 def main() -> None:
