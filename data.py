@@ -338,7 +338,7 @@ def read_hub(name: str, split: str) -> list[dict]:
 class Layout(NamedTuple):
     questions: tuple[str, ...]  # columns; a dot enters a nested one
     answer: str  # column
-    written: str = "alone"  # or unit: 9 (apples); working: ends in \boxed{9}; either: alone or working
+    written: str = "alone"  # unit: 9 (apples); working: ends in \boxed{9}; either: alone or working
 
     def __str__(self):
         return f"{' + '.join(self.questions)} -> {self.answer}"
