@@ -1,268 +1,277 @@
-"""GRPO post-training of Qwen2.5: the loop, and nothing that is not the loop.
+"""GRPO post-training of Qwen2.5: the algorithm and its loop.
 
-    torchrun grpo.py                                            # a tiny model learns arithmetic on a laptop, two minutes
+    torchrun grpo.py                                        # a tiny model, a laptop, two minutes
     torchrun --nproc_per_node 8 grpo.py @recipes/paper.args --model Qwen/Qwen2.5-7B
-    torchrun --nproc_per_node 8 grpo.py --resume runs/NAME      # goes on from its newest checkpoint
+    torchrun --nproc_per_node 8 grpo.py --resume runs/NAME  # goes on from the newest checkpoint
 
-GRPO (Shao et al. 2024, arXiv 2402.03300), as in "Scaling Behaviors of LLM Reinforcement Learning Post-Training"
-(arXiv 2509.25300). For each of P prompts draw G completions o_1..o_G with rewards r_1..r_G, then ascend
+GRPO (Shao et al. 2024, arXiv 2402.03300), as in "Scaling Behaviors of LLM Reinforcement Learning
+Post-Training" (arXiv 2509.25300). For each of P prompts draw G completions o_1 .. o_G with rewards
+r_1 .. r_G, then ascend
 
-    J = sum_i w_i sum_t  min( rho_it A_i, clip(rho_it, 1 - eps_low, 1 + eps_high) A_i )  -  beta KL_it
-    A_i = (r_i - mean r) / (std r + 1e-6),    rho_it = pi(o_it | ..) / pi_old(o_it | ..),    w_i = 1/T
-    KL_it = exp(d) - d - 1,  d = log pi_ref - log pi     (the k3 estimator, within +-10)
+    J = sum_i w_i sum_t [ min(rho_it A_i, clip(rho_it, 1 - eps_low, 1 + eps_high) A_i)
+                          - beta KL_it ]
 
-with the dual clip: for A < 0 the term is at least c A. T counts the completion tokens of the whole update, over all
-micro-batches and ranks, so the gradient does not depend on how the batch is cut. Each algorithm of recipes/ changes some of
-these terms: the reward r in rewards(), A in advantages(), w in weights(), the rest in grpo_loss(), one line for each.
+    A_i    = (r_i - mean r) / (std r + 1e-6)            advantage, over the G completions of one
+                                                        prompt
+    rho_it = pi(o_it | ..) / pi_old(o_it | ..)          ratio; pi_old drew the completions
+    KL_it  = exp(d) - d - 1,  d = log pi_ref - log pi   k3 estimator, against the starting model
+    w_i    = 1 / T                                      weight of a token of the update's T tokens
 
-Where we deviate from the paper's code, and why:
-- Its token mean is taken per micro-batch, so its gradient depends on the cut; ours is global.
-- With one update per rollout (the default here, not the paper's 4) the old log-probs are those of the update itself, so
-  they are not computed twice.
-- KL is 0 and the learning rate 5e-4 by default, for the tiny model; recipes/paper.args holds the paper's.
+with the dual clip: for A < 0 the first term is at least c A. T is counted over all micro-batches
+and ranks, so the gradient does not depend on how the sequences are shared out. The algorithms of
+recipes/ each change some of these terms: the reward r in rewards(), A in advantages(), w in
+token_weights(), the rest in grpo_loss().
 
-Letters: P prompts, G samples of each, B sequences, T packed tokens, R completion tokens among them.
-"""
+Where the code deviates from the paper's, and why:
+- The paper's code takes the token mean per micro-batch, so its gradient depends on the
+  micro-batches; here T is global.
+- With one update per rollout (the default; the paper has 4) pi is pi_old, so the old log-probs are
+  not computed apart.
+- The default learning rate is 5e-4 and beta is 0, for the tiny model; recipes/paper.args holds the
+  paper's numbers.
 
-import argparse
+Letters: P prompts, G completions of each, B sequences, T packed tokens, R completion tokens among
+them."""
+
 import dataclasses
-import inspect
 import math
 import os
-import re
 import shlex
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from functools import cache
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, get_args, get_origin
+from statistics import fmean as mean
+from typing import Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.distributed_c10d import _set_pg_timeout
 from tqdm import tqdm
-from transformers import AutoTokenizer
 
 import data
-from evaluate import evaluate, held_out
+from data import PROMPT
+from evaluate import EvaluationSet, evaluate, load_problems
 from model import Model
 from reward import Grader
-from rollout import Completion, Sampler, collect, stop_tokens
+from rollout import Completion, Interrupted, Rollout, Sampler, stop_tokens
 from runtime import plan
-from runtime.batch import Batch, deal, draw, log_probs, mixed
-from runtime.checkpoint import Checkpoints, open_run, read_flags, restore
-from runtime.ledger import Interrupted, Ledger, Signals, Stopped, draw_curve, explain, show
-from runtime.parallel import check_team, connect, copy_weights, full, load, make_mesh, save, shard, tensor_parallel
+from runtime.batch import Batch, Share, deal, log_probs
+from runtime.checkpoint import Checkpoints, discarded_on_error, open_run, read_flags, restore
+from runtime.display import StepProgress, Table, draw_curve, show
+from runtime.flags import check_numbers, flag_name, parse
+from runtime.ledger import Ledger, Signals, Stopped, explain
+from runtime.parallel import (
+    check_team,
+    connect,
+    copy_weights,
+    full,
+    load,
+    make_mesh,
+    read_tokenizer,
+    save,
+    shard,
+    tensor_parallel,
+)
 
 
 @dataclass
 class Flags:
-    # what is trained, on what
-    model: str = "models/tiny"  # hub name, or directory in Hugging Face layout
-    data: str = "arithmetic"  # arithmetic, a .jsonl/.json/.parquet file, or a hub name with an optional :split
-    out: str = ""  # the run's directory, which must not exist; "" makes one under runs/
-    template: Literal["auto", "chat", "plain"] = "auto"  # prompts as; auto: chat if the tokenizer has a template
+    # ---- What is trained, on what
+
+    model: str = "models/tiny"  # hub name, or a directory in Hugging Face layout
+    # arithmetic, a .jsonl, .json or .parquet file, or a hub name with an optional :split
+    data: str = "arithmetic"
+    out: str = ""  # directory of the run, which must not exist; one under runs/ if not given
+    # run to go on with; auto: the run of --out, or the newest unfinished run with these flags
+    resume: str = ""
     seed: int = 0  # keys the noise of every sampled token, and the stream of arithmetic problems
-    # a step
+
+    # ---- Prompts
+
+    # how a problem is asked, with {problem} in it; prompts that a file brings along stay as they
+    # are
+    prompt: str = PROMPT
+    # chat template or plain text; auto: chat if the tokenizer has a chat template
+    template: Literal["auto", "chat", "plain"] = "auto"
+    # NAME=VALUE for the chat template, such as enable_thinking=false; may be repeated
+    template_args: list[str] = field(default_factory=list)
+    max_prompt: int = 128  # tokens; longer prompts are dropped and counted
+    # tokens of a completion; longer completions are truncated and graded as they are
+    max_new: int = 64
+
+    # ---- A step
+
     steps: int = 150  # rollouts to train on
     prompts: int = 32  # P, prompts of a step, over all ranks
     group: int = 8  # G, completions of each prompt
-    updates: int = 1  # optimiser steps per rollout, each on its share of the prompts (the paper's 512 / 128 = 4)
-    reuse: int = 1  # tau: a subset of the problems seen this many times, at the same number of steps
-    max_prompt: int = 256  # tokens; longer prompts are dropped, and counted
-    max_new: int = 64  # tokens of a completion; longer ones are cut, and get what the grader gives them
+    updates: int = 1  # optimiser steps per rollout, each on its share of the prompts (the paper: 4)
+    reuse: int = 1  # tau: a subset of the problems is seen this many times, in as many steps
     temperature: float = 1.0  # of sampling, and of the policy that is trained
-    # the algorithm: each line changes one term of the mathematics, whatever the others are (recipes/ names sets of them)
-    advantage: Literal["std", "mean", "loo"] = "std"  # reward - mean, / std (GRPO); without / std; - mean of others (RLOO)
-    ratio: Literal["token", "sequence"] = "token"  # rho of each token, or their geometric mean over the sequence (GSPO)
-    surrogate: Literal["clip", "cispo"] = "clip"  # PPO's minimum; or the clipped ratio weighs log pi, as a constant
-    clip_low: float = 0.2  # the ratio is clipped to 1 - this at least
-    clip_high: float = 0.2  # and to 1 + this at most
-    dual_clip: float = 3.0  # c: with a negative advantage a token's term is at least c times it; 0 turns it off
-    aggregate: Literal["tokens", "sequences", "constant"] = "tokens"  # mean over tokens; of means; of sums / max_new
-    kl: float = 0.0  # beta, the weight of the KL term against the frozen start; 0 leaves out the reference model
-    kl_estimator: Literal["k1", "k2", "k3"] = "k3"  # of a token's KL, with d = log pi_ref - log pi: -d; d^2 / 2; exp(d) - d - 1
-    kl_in: Literal["loss", "reward"] = "loss"  # reward: the sum over a sequence's tokens is taken off its reward (RLOO)
-    entropy: float = 0.0  # weight of a bonus for the entropy of every token's distribution
-    equal_groups: Literal["keep", "drop", "resample"] = "keep"  # of equal grades; drop: not in the loss; resample: others drawn
-    rounds: int = 3  # of drawing prompts for one step, at most, with resample
-    overlong: Literal["none", "soft", "mask"] = "none"  # soft: a penalty up to 1 at max_new; mask: cut ones not in the loss
-    overlong_cache: int = 16  # tokens below max_new from which on the soft penalty grows
-    correct: Literal["none", "token", "sequence"] = "none"  # weighs the term by pi_old / pi_sampler of this
-    correct_cap: float = 2.0  # that weight is cut at this
-    # the optimiser
-    lr: float = 5e-4  # AdamW (the paper: 1e-6)
+
+    # ---- The reward
+
+    # FILE.py:FUNCTION with (completion, problem) -> number; the answer checker if not given
+    reward: str = ""
+    # soft: a penalty in the last fifth of max_new; mask: truncated completions leave the loss
+    overlong: Literal["none", "soft", "mask"] = "none"
+
+    # ---- The algorithm: each flag changes one term of the equation, whatever the others are
+
+    # r - mean over std (GRPO); r - mean; r - mean of the other completions (RLOO)
+    advantage: Literal["std", "mean", "loo"] = "std"
+    # rho of each token, or the geometric mean over the sequence (GSPO)
+    ratio: Literal["token", "sequence"] = "token"
+    # PPO's minimum, or the clipped ratio as a constant weight of log pi
+    surrogate: Literal["clip", "cispo"] = "clip"
+    clip_low: float = 0.2  # eps_low: the ratio is clipped to at least 1 minus this
+    clip_high: float = 0.2  # eps_high: the ratio is clipped to at most 1 plus this
+    dual_clip: float = 3.0  # c: for a negative advantage a token's term is at least c A; 0: off
+    # mean over tokens; mean of the means of sequences; sums over max_new
+    aggregate: Literal["tokens", "sequences", "constant"] = "tokens"
+    kl: float = 0.0  # beta, weight of the KL term; 0 leaves out the reference policy
+    # of KL from one token, with d = log pi_ref - log pi: -d; d^2 / 2; exp(d) - d - 1
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    # reward: beta times the sum over the sequence is subtracted from the reward
+    kl_in: Literal["loss", "reward"] = "loss"
+    # importance weight pi_old / pi_sampler, per token or per sequence, at most 2
+    correct: Literal["none", "token", "sequence"] = "none"
+    # groups of equal rewards: keep them, leave them out of the loss, or draw other prompts
+    equal_groups: Literal["keep", "drop", "resample"] = "keep"
+
+    # ---- The optimiser
+
+    lr: float = 5e-4  # learning rate of AdamW (the paper: 1e-6)
     warmup: int = 5  # updates over which the learning rate rises linearly
-    decay: Literal["none", "inverse"] = "none"  # after the warm-up: constant, as in the paper; or lr / update
-    weight_decay: float = 0.1  # AdamW's
-    clip_grad: float = 1.0  # the gradient's norm is clipped to this
-    # evaluation
-    eval: list[str] = dataclasses.field(default_factory=[":1:1"].copy)  # NAME:n:temperature, repeated; no NAME: part of --data
-    eval_every: int = 10  # steps between evaluations, 0: at 1, 2, 3, 4, 6, 8, 11, 16, .. 2^(i/2); step 0 and the last always
-    eval_problems: int = 500  # at most so many problems of each --eval
-    # the machine, and how the run is kept: from here on a flag may change when a run is resumed
+    # after the warm-up: constant, as in the paper, or lr / update
+    decay: Literal["none", "inverse"] = "none"
+    weight_decay: float = 0.1  # of AdamW
+    clip_grad: float = 1.0  # the norm of the gradient is clipped to this; 0: off
+
+    # ---- Evaluation
+
+    # NAME[:n[:temperature]], may be repeated; a held-out part of --data if not given
+    eval: list[str] = field(default_factory=list)
+    # steps between evaluations; 0: after steps 1, 2, 3, 4, 6, 8, 11, .. 2^(i/2)
+    eval_every: int = 10
+    eval_problems: int = 500  # problems of each evaluation set, at most
+
+    # ---- Memory and the machine
+
     micro_tokens: int = 16384  # tokens of a micro-batch on one rank, prompts included
     slots: int = 256  # sequences decoded together on one rank
-    kv_gb: float = 4.0  # memory for keys and values on one rank, 1e9 bytes
-    sampler_tp: int = 1  # ranks of a node that hold one copy of the model to sample from, each a part of every layer
-    recompute: bool = False  # run each layer again in the backward pass instead of keeping its activations
+    kv_gb: float = 4.0  # memory of the KV cache on one rank, 1e9 bytes
+    sampler_tp: int = 1  # ranks of a node that share one copy of the model for sampling
+    recompute: bool = False  # run each layer again in backward instead of keeping activations
     offload: bool = False  # keep parameters and optimiser state in CPU memory
-    replicas: int = 1  # copies of the sharded model, one per node: shards stay within a copy, gradients cross between them
-    graders: int = 1  # processes on one rank that check answers needing algebra
-    grade_seconds: float = 5.0  # time limit of one answer
-    resume: str = ""  # a run to go on with, flags and all; auto: that of --out, or the unfinished one with these flags, if any
+    replicas: int = 1  # copies of the sharded model, usually one per node
+
+    # ---- Keeping the run
+
     save_every: int = 10  # steps between checkpoints
-    keep: int = 2  # checkpoints kept: the last so many, and that with the best held-out pass@1
+    keep: int = 2  # how many recent checkpoints to keep; the best one is always kept
     timeout: float = 60.0  # minutes that a phase of a step may last
-    wandb: str = ""  # project on Weights & Biases that gets the metrics too
-    peak_tflops: float = 0.0  # of one GPU, for MFU; 0 looks it up (plan.py)
-    plan: bool = False  # only print what the run will need
-    gpus: str = ""  # for --plan, such as 32xH100 or 8x48GB; "" is what is here
+    log: Literal["", "wandb", "tensorboard"] = ""  # also send the metrics there
+    plan: str = ""  # such as 8xH100: print what the run would need on these GPUs, and stop
 
 
-FREE = {"out", *list(Flags.__annotations__)[list(Flags.__annotations__).index("micro_tokens") :]}  # may change on resuming
+# ---- The mathematics -----------------------------------------------------------------------------
 
 
-@cache  # and safe in threads once it has been called: CPython 3.11's parser, which getsource calls, is not
-def comments() -> dict[str, str]:
-    """name: what stands behind it in Flags."""
-    return dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(Flags), re.M))
+def rewards(completions: list[Completion], f: Flags) -> Tensor:
+    """reward_B, float32: the grade, minus the penalty for length if --overlong soft.
+
+    The penalty of L tokens is (L - max_new + cache) / cache within 0..1, the cache being a fifth of
+    max_new (DAPO, arXiv 2503.14476, eq. 13, which has 4096 of 20480). A KL term in the reward is
+    subtracted in train_step."""
+    grade_B = torch.tensor([c.verdict.score for c in completions], dtype=torch.float32)
+    if f.overlong != "soft":
+        return grade_B
+    length_B = torch.tensor([len(c.ids) for c in completions])
+    cache = f.max_new / 5
+    penalty_B = ((length_B - f.max_new + cache) / cache).clamp(0, 1)
+    return grade_B - penalty_B
 
 
-def parse_flags(argv: list[str]) -> Flags:
-    """Flags from the command line and from @files (any number of flags per line, # begins a comment)."""
-    for name in (a for a in argv if a.startswith("@") and not Path(a[1:]).is_file()):
-        there = ", ".join(sorted(f"@{os.path.relpath(path)}" for path in Path(__file__).parent.glob("recipes/*.args")))
-        raise ValueError(f"{name}: no such file; the recipes are {there}")
-    parser = argparse.ArgumentParser(description="GRPO post-training.", fromfile_prefix_chars="@",
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.convert_arg_line_to_args = lambda line: shlex.split(line, comments=True)
-    notes = comments()
-    for field in dataclasses.fields(Flags):
-        kind = {"action": argparse.BooleanOptionalAction} if field.type is bool else {"type": field.type}
-        if get_origin(field.type) is Literal:
-            kind = {"choices": get_args(field.type)}
-        kind["default"] = field.default
-        if field.type == list[str]:  # left out, it has the default of Flags; given, it replaces that; given again, it adds
-            kind = {"action": "append", "default": argparse.SUPPRESS}
-        parser.add_argument(f"--{field.name.replace('_', '-')}", help=notes[field.name], **kind)
-    f = parser.parse_args(argv)
-    if f.resume not in ("", "auto"):
-        parser.set_defaults(**{k: v for k, v in read_flags(f.resume).items() if k in notes})
-        f = parser.parse_args([*argv, "--out", f.resume])
-    return Flags(**vars(f))
-
-
-def check(f: Flags, world: int) -> None:
-    """ValueError for flags that cannot make a run, saying what to change."""
-    for name in ("steps", "prompts", "group", "updates", "reuse", "max_prompt", "max_new", "eval_problems", "rounds",
-                 "micro_tokens", "slots", "sampler_tp", "graders", "replicas", "save_every", "keep"):
-        if getattr(f, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} {getattr(f, name)}: must be at least 1")
-    if f.eval_every < 0:
-        raise ValueError(f"--eval-every {f.eval_every}: steps, or 0 for evaluations at powers of the square root of 2")
-    if f.group < 2:
-        raise ValueError(f"--group {f.group}: an advantage compares the samples of one prompt; at least 2 are needed")
-    if f.temperature <= 0:
-        raise ValueError(f"--temperature {f.temperature}: training samples from the policy, so it must be above 0")
-    if f.prompts % f.updates or (f.prompts // f.updates) * f.group < world:
-        raise ValueError(f"--prompts {f.prompts} cannot be cut into --updates {f.updates} equal parts that each give all "
-                         f"{world} ranks a sequence; make prompts a multiple of updates")
-    check_team(f.sampler_tp, world)
-    if f.prompts % (world // f.sampler_tp):
-        raise ValueError(f"--prompts {f.prompts} is not a multiple of the {world // f.sampler_tp} ranks"
-                         + (" that each stand for a copy of --sampler-tp" if f.sampler_tp > 1 else "")
-                         + "; change it or --nproc_per_node")
-    if f.max_prompt + f.max_new > f.micro_tokens:
-        raise ValueError(f"--micro-tokens {f.micro_tokens} is less than the longest sequence, --max-prompt {f.max_prompt} + "
-                         f"--max-new {f.max_new}; raise it")
-    for field in dataclasses.fields(f):
-        value, known = getattr(f, field.name), get_args(field.type)
-        if get_origin(field.type) is Literal and value not in known:
-            raise ValueError(f"--{field.name.replace('_', '-')} {value}: {', '.join(known[:-1])} or {known[-1]}")
-    for wrong, message in (
-        (not 0 <= f.clip_low <= 1, f"--clip-low {f.clip_low}: must be from 0 to 1, since no ratio is below 0"),
-        (min(f.clip_high, f.dual_clip, f.kl, f.entropy) < 0, "--clip-high, --dual-clip, --kl, --entropy: none may be below 0"),
-        (f.surrogate == "cispo" and f.dual_clip, "--surrogate cispo has no minimum for a dual clip to bound: --dual-clip 0"),
-        (f.ratio == "sequence" and f.correct == "token",
-         "--ratio sequence with --correct token: such a ratio weighs a sequence as a whole; take --correct sequence"),
-        (f.kl and f.kl_in == "loss" and f.kl_estimator == "k1",
-         "--kl-estimator k1 in the loss has a gradient of zero on average; take --kl-in reward, or k2 or k3"),
-        (f.kl_in == "reward" and not f.kl, "--kl-in reward takes nothing off with --kl 0; give --kl, or leave --kl-in out"),
-        (f.equal_groups == "resample" and f.reuse > 1,
-         f"--reuse {f.reuse} says how often a problem is seen, and so does --equal-groups resample; take drop, or no --reuse"),
-        (f.overlong == "soft" and not 0 < f.overlong_cache <= f.max_new,
-         f"--overlong-cache {f.overlong_cache}: must be from 1 to --max-new {f.max_new}"),
-        (f.correct_cap <= 0, f"--correct-cap {f.correct_cap}: cuts a weight, so it must be above 0"),
-    ):
-        if wrong:
-            raise ValueError(message)
-    if world % f.replicas:
-        raise ValueError(f"--replicas {f.replicas} does not divide the {world} ranks; give the number of nodes, or 1")
-    if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        # Restarted workers would find the addresses of the dead ones in torchrun's store (pytorch issue 135712), and hang.
-        raise ValueError("--max-restarts needs a fresh store for every start: TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun "
-                         "--standalone ..., or --rdzv_backend c10d in place of --standalone")
-    if f.timeout <= 0:
-        raise ValueError(f"--timeout {f.timeout}: minutes, more than 0")
-    if f.wandb and find_spec("wandb") is None:
-        raise ValueError(f"--wandb {f.wandb}: the package is not installed; pip install wandb, or leave the flag out")
-
-
-def rewards(done: list[Completion], f: Flags) -> Tensor:
-    """reward_B, float32: the grade, less a penalty for length; L tokens cost (L - max_new + cache) / cache between 0 and 1
-    (DAPO, arXiv 2503.14476, eq. 13). A KL term in the reward is taken off where it is known, in train_step."""
-    grade_B, over_B = torch.tensor([(c.verdict.score, len(c.ids) - f.max_new + f.overlong_cache) for c in done]).T
-    return grade_B - (over_B / f.overlong_cache).clamp(0, 1) if f.overlong == "soft" else grade_B
+def all_equal(reward_PG: Tensor) -> Tensor:
+    """equal_P, bool: whether all rewards of a group are the same, so that nothing is better."""
+    return (reward_PG == reward_PG[:, :1]).all(1)
 
 
 def advantages(reward_PG: Tensor, kind: str = "std") -> Tensor:
-    """adv_PG, float32, each group against itself. std, unbiased: GRPO, eq. 3; mean: Dr. GRPO (arXiv 2503.20783);
-    loo, against the mean of the others, which is r - mean times G / (G - 1): RLOO (arXiv 2402.14740)."""
-    adv_PG, G = reward_PG - reward_PG.mean(1, keepdim=True), reward_PG.shape[1]
+    """adv_PG, the dtype of reward_PG: A_i, each group against itself, exactly 0 where all rewards
+    are equal.
+
+    std, the unbiased one: GRPO (arXiv 2402.03300); mean: Dr. GRPO (arXiv 2503.20783); loo, against
+    the mean of the other completions, which is r - mean times G / (G - 1): RLOO (arXiv 2402.14740).
+    """
+    G = reward_PG.shape[1]
+    adv_PG = reward_PG - reward_PG.mean(1, keepdim=True)
     if kind == "std":
         adv_PG = adv_PG / (reward_PG.std(1, keepdim=True) + 1e-6)
     if kind == "loo":
         adv_PG = adv_PG * G / (G - 1)
-    return adv_PG
+    return adv_PG.masked_fill(all_equal(reward_PG)[:, None], 0.0)
 
 
-def weights(done: list[Completion], f: Flags) -> Tensor:
-    """weight_B, float32: what each token of a sequence counts in the loss of the one update that `done` is for, whole groups.
+def token_weights(new_B: Tensor, in_loss_B: Tensor, aggregate: str, max_new: int) -> Tensor:
+    """weight_B, float32: w_i, what each token counts in the loss of an update, by sequence.
 
-    tokens 1 / sum |o| (DAPO, eq. 8), sequences 1 / (S |o_i|) (GRPO, eq. 3), constant 1 / (S max_new) (Dr. GRPO), of the S
-    sequences that are in the loss; 0 for one that is not: of a group of equal grades, if those are dropped, or, if masked, cut.
+    new_B, int64: completion tokens of every sequence of the update, over all ranks.
+    in_loss_B, bool: which of them are in the loss. With S of them:
+    tokens     1 / sum |o|        (DAPO, eq. 8)
+    sequences  1 / (S |o_i|)      (GRPO, eq. 3)
+    constant   1 / (S max_new)    (Dr. GRPO)
     """
-    G, new_B = f.group, torch.tensor([len(c.ids) for c in done], dtype=torch.float64)
-    in_B = torch.tensor([(f.equal_groups == "keep" or mixed(done[i - i % G : i - i % G + G]))
-                         and (f.overlong != "mask" or c.finished) for i, c in enumerate(done)]).double()
-    S = in_B.sum().clamp(min=1)
-    if f.aggregate == "tokens":
-        return (in_B / (in_B * new_B).sum().clamp(min=1)).float()
-    return (in_B / (S * (new_B if f.aggregate == "sequences" else f.max_new))).float()
+    new_B = new_B.double()
+    S = in_loss_B.sum().clamp(min=1)
+    if aggregate == "tokens":
+        denominator_B = (in_loss_B * new_B).sum().clamp(min=1)
+    elif aggregate == "sequences":
+        denominator_B = S * new_B
+    else:
+        denominator_B = S * max_new
+    return (in_loss_B / denominator_B).float()
 
 
 def token_kl(logp_R: Tensor, ref_R: Tensor, estimator: str) -> Tensor:
-    """kl_R within +-10: an estimate of KL(pi, pi_ref) from one token each (Schulman 2020, "Approximating KL divergence")."""
+    """kl_R within +-10: KL(pi, pi_ref) estimated from one token each (Schulman 2020, "Approximating
+    KL divergence").
+
+    d is bounded to +-20 before exp, as in verl, so that one unlikely token cannot make the update
+    infinite."""
     d_R = ref_R - logp_R
-    return {"k1": -d_R, "k2": d_R.square() / 2, "k3": d_R.exp() - d_R - 1}[estimator].clamp(-10, 10)
+    if estimator == "k1":
+        kl_R = -d_R
+    elif estimator == "k2":
+        kl_R = d_R.square() / 2
+    else:
+        kl_R = bounded_exp(d_R) - d_R - 1
+    return kl_R.clamp(-10, 10)
 
 
-def grpo_loss(logp_R: Tensor, entropy_R: Tensor, b: Batch, f: Flags) -> tuple[Tensor, Tensor, Tensor]:
-    """-> (this batch's part of the loss, how many tokens were clipped, their KL summed; the latter two without gradients).
+def bounded_exp(log_R: Tensor) -> Tensor:
+    """exp of a log-ratio, which is bounded to +-20 first: exp(20) is 5e8, far beyond any clip."""
+    return log_R.clamp(-20, 20).exp()
 
-    logp_R and entropy_R, float32, carry gradients; the rest is constant. PPO's clipped surrogate (arXiv 1707.06347, eq. 7) with
-    the dual clip (arXiv 1912.09729, eq. 5), or CISPO's weighted log pi (arXiv 2506.13585); ratio of the sequence: GSPO
-    (arXiv 2507.18071); weights for what the sampler computed otherwise, cut at a cap: TIS (Yao et al. 2025).
-    """
-    log_ratio_R, log_gap_R = logp_R - b.old_R, b.old_R - b.sampler_R
+
+def grpo_loss(logp_R: Tensor, b: Batch, f: Flags) -> tuple[Tensor, dict[str, Tensor]]:
+    """-> (this micro-batch's part of the loss, sums over its tokens of what is logged, without
+    gradients).
+
+    logp_R, float32, carries gradients; everything in b is constant. PPO's clipped surrogate (arXiv
+    1707.06347, eq. 7) with the dual clip (arXiv 1912.09729, eq. 5), or CISPO's weighted log pi
+    (arXiv 2506.13585, eq. 4); the ratio of a sequence: GSPO (arXiv 2507.18071, eq. 7); the
+    importance weight for what the sampler computed differently: TIS (Yao et al. 2025)."""
+    log_ratio_R = logp_R - b.old_R
     if f.ratio == "sequence":
-        log_ratio_R = b.spread(b.reduce(log_ratio_R, torch.mean))
-    ratio_R = log_ratio_R.exp()
+        log_ratio_R = b.per_token(b.mean_tokens(log_ratio_R))
+    ratio_R = bounded_exp(log_ratio_R)  # rho_it
     clipped_R = ratio_R.clamp(1 - f.clip_low, 1 + f.clip_high)
+
     if f.surrogate == "cispo":
         gain_R = clipped_R.detach() * b.adv_R * logp_R
         was_clipped_R = clipped_R != ratio_R
@@ -270,207 +279,580 @@ def grpo_loss(logp_R: Tensor, entropy_R: Tensor, b: Batch, f: Flags) -> tuple[Te
         gain_R = torch.minimum(ratio_R * b.adv_R, clipped_R * b.adv_R)
         was_clipped_R = clipped_R * b.adv_R < ratio_R * b.adv_R
         if f.dual_clip:
-            gain_R = torch.maximum(gain_R, torch.where(b.adv_R < 0, f.dual_clip * b.adv_R, -torch.inf))
-    if f.correct == "sequence":  # a product over the sequence, no mean: the importance of the whole draw
-        log_gap_R = b.spread(b.reduce(log_gap_R, torch.sum))
+            lowest_R = torch.where(b.adv_R < 0, f.dual_clip * b.adv_R, -torch.inf)  # c A
+            gain_R = torch.maximum(gain_R, lowest_R)
+
     if f.correct != "none":
-        gain_R = gain_R * log_gap_R.exp().clamp(max=f.correct_cap)
-    loss_R, kl_R = -gain_R, torch.zeros_like(logp_R)
-    if f.entropy:
-        loss_R = loss_R - f.entropy * entropy_R
+        log_gap_R = b.old_R - b.sampler_R
+        if f.correct == "sequence":  # a product over the sequence: the importance of the whole draw
+            log_gap_R = b.per_token(b.sum_tokens(log_gap_R))
+        gain_R = gain_R * bounded_exp(log_gap_R).clamp(max=2.0)
+
+    loss_R = -gain_R
+    kl_R = torch.zeros_like(logp_R)
     if b.ref_R is not None:
-        kl_R = token_kl(logp_R, b.ref_R, f.kl_estimator)
+        kl_R = token_kl(logp_R, b.ref_R, f.kl_estimator)  # KL_it
         if f.kl_in == "loss":
             loss_R = loss_R + f.kl * kl_R
-    return (b.weight_R * loss_R).sum(), was_clipped_R.sum(), kl_R.detach().sum()
+    loss = (b.weight_R * loss_R).sum()  # w_i, which holds the global denominator
+    return loss, {"clip_fraction": was_clipped_R.sum(), "kl": kl_R.detach().sum()}
 
 
-def train_step(model: Model, ref: Model | None, optimizer, scheduler, done: list[Completion], f: Flags, device, phase) -> dict:
-    """All updates on one rollout; the step's statistics, already reduced over ranks (a collective)."""
-    share, world = len(done) // f.updates, dist.get_world_size()
-    parts = [range(u * share, (u + 1) * share) for u in range(f.updates)]
-    updates, loads = zip(*(deal(done, part, f.micro_tokens, device) for part in parts), strict=True)
-    mine = [b for batches in updates for b in batches]
-    # Both are of the weights that drew the samples, so they come before the first update changes any.
-    with torch.no_grad():
-        if f.updates > 1 or f.kl_in == "reward":
-            with phase("old"):
-                for b in mine:
-                    b.old_R = log_probs(model, b, f.temperature)[0]
-        if ref is not None:
-            with phase("reference"):
-                for b in mine:
-                    b.ref_R = log_probs(ref, b, f.temperature)[0]
-    reward_B = rewards(done, f).to(device)
-    if f.kl_in == "reward":
-        kl_B = torch.zeros_like(reward_B)
-        for b in mine:
-            kl_B[b.places] = b.reduce(token_kl(b.old_R, b.ref_R, f.kl_estimator), torch.sum)
-        dist.all_reduce(kl_B)  # each sequence was on one rank
-        reward_B = reward_B - f.kl * kl_B
-    adv_B = advantages(reward_B.view(f.prompts, f.group), f.advantage).flatten()
-    weight_B = torch.cat([weights([done[i] for i in part], f) for part in parts]).to(device)
-    for b in mine:
-        b.adv_R, b.weight_R = b.spread(adv_B[b.places]), b.spread(weight_B[b.places])
-    total = torch.zeros(6, dtype=torch.float64, device=device)  # loss, clipped, kl, entropy, gap, skipped updates
+# ---- One step ------------------------------------------------------------------------------------
+
+
+def draw_groups(
+    rollout: Rollout, problems: Sequence[data.Problem], start: int, step: int, f: Flags, progress
+):
+    """-> (the P x G completions of a step, all completions that were drawn for it).
+
+    The curriculum goes on from place `start`. With --equal-groups resample, groups of equal rewards
+    are replaced by groups of further prompts, in up to three rounds of as many prompts as are
+    missing (DAPO, eq. 11). What is still missing then is filled with groups of equal rewards, whose
+    advantage is 0."""
+    rounds = 3 if f.equal_groups == "resample" else 1
+    good, equal, drawn = [], [], []
+    for _ in range(rounds):
+        first = start + len(drawn) // f.group
+        missing = f.prompts - len(good)
+        chosen = [problems[i % len(problems)] for i in range(first, first + missing)]
+        new = rollout.draw(chosen, f.group, f.temperature, step, progress=progress)
+        drawn += new
+        equal_P = all_equal(rewards(new, f).view(missing, f.group))
+        for p in range(missing):
+            group = new[p * f.group : (p + 1) * f.group]
+            replaced = equal_P[p] and f.equal_groups == "resample"
+            (equal if replaced else good).append(group)
+        if len(good) == f.prompts:
+            break
+    groups = (good + equal)[: f.prompts]
+    return [c for group in groups for c in group], drawn
+
+
+def train_step(
+    policy: Model,
+    reference: Model | None,
+    optimizer,
+    scheduler,
+    completions: list[Completion],
+    f: Flags,
+    ledger: Ledger,
+    progress=None,
+) -> dict:
+    """All updates on one rollout; returns the step's statistics, the same on all ranks (a
+    collective).
+
+    Until the first update nothing has changed, and Interrupted ends the step if the run was asked
+    to end."""
+    device = ledger.device
+    per_update = len(completions) // f.updates
+    parts = [slice(u * per_update, (u + 1) * per_update) for u in range(f.updates)]
+    shares = [
+        deal(completions, range(part.start, part.stop), f.micro_tokens, device) for part in parts
+    ]
+    batches = [b for share in shares for b in share.batches]
+
+    # Log-probs under pi_old and the reference come before the first update changes pi.
+    add_log_probs(policy, reference, batches, f, ledger)
+
+    reward_B = trained_rewards(completions, batches, f, device)  # r_i
+    reward_PG = reward_B.view(f.prompts, f.group)
+    adv_B = advantages(reward_PG, f.advantage).flatten()  # A_i
+    equal_B = all_equal(reward_PG).repeat_interleave(f.group)
+    in_loss_B = torch.ones_like(equal_B)
+    if f.equal_groups != "keep":
+        in_loss_B &= ~equal_B
+    if f.overlong == "mask":
+        in_loss_B &= torch.tensor([c.finished for c in completions], device=device)
+    new_B = torch.tensor([len(c.ids) for c in completions], device=device)
+    weights = [
+        token_weights(new_B[part], in_loss_B[part], f.aggregate, f.max_new) for part in parts
+    ]
+    weight_B = torch.cat(weights)  # w_i
+    for b in batches:
+        b.adv_R = b.per_token(adv_B[b.places])
+        b.weight_R = b.per_token(weight_B[b.places])
+
+    sums = Sums(device)
     norms = []
-    with phase("train"):
-        for u, batches in enumerate(updates):
-            tokens = sum(len(done[i].ids) for i in parts[u])  # of all ranks
-            for i, b in enumerate(batches):
-                # Within a copy of the model gradients are summed at once, since whole ones do not fit; between copies last.
-                model.set_requires_all_reduce(i == len(batches) - 1)
-                logp_R, entropy_R = log_probs(model, b, f.temperature)
-                b.old_R = logp_R.detach() if b.old_R is None else b.old_R
-                loss, clipped, kl = grpo_loss(logp_R, entropy_R, b, f)
-                (loss * world).backward()  # FSDP averages over ranks; the sum is wanted
-                gap = (b.sampler_R - b.old_R).abs().sum()
-                total[0] += loss.detach()
-                total[1:5] += torch.stack((clipped, kl, entropy_R.detach().sum(), gap)).double() / tokens
-            norm = full(torch.nn.utils.clip_grad_norm_(model.parameters(), f.clip_grad))
-            norms.append(norm.item())
-            if math.isfinite(norms[-1]):
+    with ledger.phase("train"):
+        for number, share in enumerate(shares):
+            first = number == 0
+            add_gradients(policy, share, sums, f, ledger, progress, may_give_up=first)
+            norm = full(
+                torch.nn.utils.clip_grad_norm_(policy.parameters(), f.clip_grad or math.inf)
+            ).item()
+            if first:
+                ledger.give_up_if_asked()
+                ledger.announce("the step has changed the weights, so it ends first")
+            lr = optimizer.param_groups[0]["lr"]
+            if math.isfinite(norm):
                 optimizer.step()
-            else:
-                total[5] += 1 / world
+                norms.append(norm)
             scheduler.step()
             optimizer.zero_grad(set_to_none=True)
-    dist.all_reduce(total)
-    loss, clipped, kl, entropy, gap, skipped = total.tolist()
-    finite = [n for n in norms if math.isfinite(n)]
+
     return {
-        "reward": sum(c.verdict.score for c in done) / len(done),
-        "loss": loss / f.updates, "kl": kl / f.updates, "entropy": entropy / f.updates,
-        "clip_fraction": clipped / f.updates, "grad_norm": sum(finite) / len(finite) if finite else None,
-        "skipped_updates": round(skipped), "lr": scheduler.get_last_lr()[0],
-        "length": sum(len(c.ids) for c in done) / len(done), "truncated": sum(not c.finished for c in done) / len(done),
-        "zero_variance": sum(not mixed(done[i : i + f.group]) for i in range(0, len(done), f.group)) / f.prompts,
-        "in_loss": (weight_B > 0).float().mean().item(), "sampler_gap": gap / f.updates,
-        "micro_batches": sum(map(len, updates)), "imbalance": max(max(load) * world / sum(load) for load in loads) - 1,
+        "reward": reward_B.mean().item(),
+        "accuracy": mean(c.verdict.score for c in completions),
+        **sums.over_updates(f.updates),
+        "grad_norm": mean(norms) if norms else None,
+        "skipped_updates": f.updates - len(norms),
+        "lr": lr,
+        "length": mean(len(c.ids) for c in completions),
+        "truncated": mean(not c.finished for c in completions),
+        "no_answer": mean(c.verdict.answer is None for c in completions),
+        "equal_groups": equal_B.float().mean().item(),
+        "in_loss": in_loss_B.float().mean().item(),
+        "micro_batches": len(batches),
+        "imbalance": max(share.imbalance for share in shares),
     }
 
 
-def schedule(update: int, f: Flags) -> float:
+def add_log_probs(
+    policy: Model, reference: Model | None, batches: list[Batch], f: Flags, ledger: Ledger
+) -> None:
+    """Fill in old_R and ref_R where they are needed. With one update pi is pi_old, and
+    add_gradients fills in old_R."""
+    with torch.no_grad():
+        if f.updates > 1 or f.kl_in == "reward":
+            with ledger.phase("old"):
+                for b in batches:
+                    ledger.give_up_if_asked()
+                    b.old_R, _ = log_probs(policy, b, f.temperature)
+        if reference is not None:
+            with ledger.phase("reference"):
+                for b in batches:
+                    ledger.give_up_if_asked()
+                    b.ref_R, _ = log_probs(reference, b, f.temperature)
+
+
+def trained_rewards(
+    completions: list[Completion], batches: list[Batch], f: Flags, device
+) -> Tensor:
+    """reward_B, float32, of all completions of the step: rewards(), minus beta times the KL of the
+    sequence if --kl-in reward."""
+    reward_B = rewards(completions, f).to(device)
+    if f.kl_in == "reward":
+        kl_B = torch.zeros_like(reward_B)
+        for b in batches:
+            kl_B[b.places] = b.sum_tokens(token_kl(b.old_R, b.ref_R, f.kl_estimator))
+        dist.all_reduce(kl_B)  # each sequence is on one rank
+        reward_B = reward_B - f.kl * kl_B
+    return reward_B
+
+
+def add_gradients(
+    policy: Model, share: Share, sums: "Sums", f: Flags, ledger: Ledger, progress, may_give_up: bool
+) -> None:
+    """Forward and backward of all micro-batches of an update."""
+    for done, b in enumerate(share.batches):
+        if may_give_up:
+            ledger.give_up_if_asked()
+        last = done == len(share.batches) - 1
+        policy.set_requires_all_reduce(
+            last
+        )  # between replicas gradients are summed once, after the last micro-batch
+        logp_R, entropy_R = log_probs(policy, b, f.temperature)
+        if b.old_R is None:  # one update: rho is 1 and only its gradient counts
+            b.old_R = logp_R.detach()
+        loss, counts = grpo_loss(logp_R, b, f)
+        (loss * dist.get_world_size()).backward()  # FSDP averages over ranks, and the sum is wanted
+        sums.add("loss", loss.detach())
+        counts["entropy"] = entropy_R.detach().sum()
+        counts["sampler_gap"] = (b.sampler_R - b.old_R).abs().sum()
+        for name, count in counts.items():
+            sums.add(name, count / share.completion_tokens)
+        if progress:
+            progress("micro-batches", done + 1, len(share.batches))
+
+
+class Sums:
+    """What the micro-batches of a step add up to, by name; kept on the device, so that adding waits
+    for nothing."""
+
+    NAMES = ("loss", "clip_fraction", "kl", "entropy", "sampler_gap")
+
+    def __init__(self, device):
+        self.total = {
+            name: torch.zeros((), dtype=torch.float64, device=device) for name in self.NAMES
+        }
+
+    def add(self, name: str, value: Tensor) -> None:
+        self.total[name] += value
+
+    def over_updates(self, updates: int) -> dict[str, float]:
+        """The sums over all ranks, divided by the number of updates (a collective)."""
+        total = torch.stack(list(self.total.values()))
+        dist.all_reduce(total)
+        return dict(zip(self.NAMES, (total / updates).tolist(), strict=True))
+
+
+def lr_factor(update: int, f: Flags) -> float:
     """What the learning rate is multiplied by at an update, counted from 1."""
     if update <= f.warmup:
         return update / f.warmup
     return 1.0 if f.decay == "none" else 1 / update
 
 
-def due(step: int, f: Flags) -> bool:
+def is_due(step: int, f: Flags) -> bool:
     """Whether there is an evaluation after this step."""
-    every = step % f.eval_every == 0 if f.eval_every else step in {round(2 ** (i / 2)) for i in range(64)}
-    return every or step in (0, f.steps)
+    if step in (0, f.steps):
+        return True
+    if f.eval_every:
+        return step % f.eval_every == 0
+    return step in {round(2 ** (i / 2)) for i in range(64)}
+
+
+# ---- The run -------------------------------------------------------------------------------------
 
 
 def main(f: Flags) -> None:
     if f.plan:
-        return plan.show(f)
-    device, source, config = connect(f.model)
-    _set_pg_timeout(timedelta(minutes=f.timeout + 5))  # later than a phase's own limit, which says more
+        return plan.show(f.model, f.plan, plan_job(f), f.resume)
+    device, directory, config = connect(f.model)
+    timeout = timedelta(
+        minutes=f.timeout + 5
+    )  # later than the limit of a phase, whose message says more
     rank, world = dist.get_rank(), dist.get_world_size()
-    speak = (lambda text: print(text, flush=True)) if rank == 0 else lambda _: None
-    check(f, world)
+    say = partial(print, flush=True) if rank == 0 else lambda *_: None
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    check(f, world)
+    say(f"{f.model}: {config.N:,} parameters and {config.N_total - config.N:,} in embeddings")
 
-    # Problems, and the run's directory: new, or as it was at its newest checkpoint.
-    tokenizer = AutoTokenizer.from_pretrained(source)
-    problems, tests = held_out(f)
-    problems, dropped = data.drop_long(problems, tokenizer, f.max_prompt, f.template)
-    tests = [(source, *data.drop_long(test, tokenizer, f.max_prompt, f.template)) for source, test in tests]
-    held, dropped_test = sum(len(test) for _, test, _ in tests), sum(n for _, _, n in tests)
+    # The problems to train on and those held out, and how they are asked.
+    tokenizer = read_tokenizer(directory)
+    renderer = data.Renderer(tokenizer, f.template, f.template_args)
+    problems, tests, notes = load_problems(f.data, f.eval, f.eval_problems, f.seed, f.prompt)
+    problems, dropped = data.drop_long(problems, renderer, f.max_prompt)
+    for test in tests:
+        test.problems, more = data.drop_long(test.problems, renderer, f.max_prompt)
+        dropped += more
+    if dropped:
+        notes = [*notes, f"{dropped:,} prompts over --max-prompt {f.max_prompt} tokens dropped"]
+    digest = data.digest(problems) + "".join(data.digest(test.problems) for test in tests)
     problems = data.order(problems, f.reuse, f.steps * f.prompts)
-    if (most := f.prompts * (f.rounds if f.equal_groups == "resample" else 1)) > len(problems):
-        raise ValueError(f"a step may draw {most} prompts, and there are {len(problems)}; lower --prompts or --rounds")
-    free = FREE | ({"steps"} if f.reuse == 1 else set())
-    fresh = Path("runs", f"{Path(f.data).stem.replace('/', '-')}-seed{f.seed}-{datetime.now():%m%d-%H%M%S}")
-    out, newest, _lock = open_run(dataclasses.asdict(f), free, fresh)
-    speak(f"{f.model}: {config.N:,} parameters and {config.N_total - config.N:,} in embeddings; {f.data}: "
-          f"{'endless' if isinstance(problems, data.Arithmetic) else f'{len(problems):,}'} problems, {held} held out"
-          + (f"; {dropped} + {dropped_test} prompts over {f.max_prompt} tokens dropped" if dropped + dropped_test else ""))
-    speak(f"{out}: {f.steps} steps of {f.prompts} prompts x {f.group} samples, on {world} x {device.type} in {dtype}"
-          + (f", from {newest.name}" if newest else ""))
+    for note in [*notes, *warnings_for(f, problems, config)]:
+        say(note)
 
-    with Signals() as signals, Grader(workers=f.graders, timeout_s=f.grade_seconds) as grader:
-        ledger = Ledger(out, config, device, f, signals)
-        checkpoints, phase = Checkpoints(out, f.keep, ledger), ledger.phase
-        # The trained model in float32, sharded; the frozen start, if the loss needs it; the sampler's copy, or a part of it.
-        with phase("loading"):
-            mesh, home = make_mesh(device.type, f.replicas), "cpu" if f.offload else device
+    # The directory of the run: a new one, or one as it was at its newest checkpoint.
+    name = f"{Path(f.data).stem.replace('/', '-')}-seed{f.seed}-{datetime.now():%m%d-%H%M%S}"
+    opened = open_run(dataclasses.asdict(f), free_flags(f), Path("runs", name), digest, f.data)
+    out = opened.run
+    for note in opened.notes:
+        say(note)
+    begin = f", from {opened.checkpoint.name}" if opened.checkpoint else ""
+    say(
+        f"{out}: {f.steps} steps of {f.prompts} prompts x {f.group} completions, on {world} x "
+        f"{device.type}{begin}"
+    )
+
+    graders = max(1, (os.cpu_count() or 2) // (2 * world))
+    with (
+        Signals() as signals,
+        Grader(graders, GRADE_SECONDS, **({"reward": f.reward} if f.reward else {})) as grader,
+    ):
+        ledger = Ledger(out, config, device, signals, dataclasses.asdict(f))
+        with ledger.phase("loading"), discarded_on_error(opened):
+            mesh = make_mesh(device.type, f.replicas)
+            home = "cpu" if f.offload else device
             with torch.device("meta"):
-                model, frozen, drawn = Model(config, f.recompute), Model(config), Model(config)
+                policy, reference, sampled = (
+                    Model(config, f.recompute),
+                    Model(config),
+                    Model(config),
+                )
             if f.sampler_tp > 1:
-                team, _ = dist.new_subgroups(f.sampler_tp, timeout=timedelta(minutes=f.timeout + 5))
-                tensor_parallel(drawn, team)
-            model = shard(model, mesh, dtype, f.offload).to_empty(device=home)
-            ref = load(shard(frozen.to(dtype), mesh, dtype, f.offload).to_empty(device=home), source) if f.kl else None
-            optimizer = torch.optim.AdamW(model.parameters(), f.lr, (0.9, 0.999), weight_decay=f.weight_decay, fused=True)
-            scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda update: schedule(update + 1, f))
-            if newest:
-                restore(newest, model, optimizer, scheduler, ledger)
+                team, _ = dist.new_subgroups(f.sampler_tp, timeout=timeout)
+                tensor_parallel(sampled, team)
+            # The trained policy in float32 and the frozen reference, both sharded; the sampler's
+            # copy, or its part of one.
+            policy = shard(policy, mesh, dtype, f.offload).to_empty(device=home)
+            reference = (
+                shard(reference.to(dtype), mesh, dtype, f.offload).to_empty(device=home)
+                if f.kl
+                else None
+            )
+            optimizer = torch.optim.AdamW(
+                policy.parameters(), f.lr, (0.9, 0.999), weight_decay=f.weight_decay, fused=True
+            )
+            scheduler = torch.optim.lr_scheduler.LambdaLR(
+                optimizer, lambda done: lr_factor(done + 1, f)
+            )
+            if opened.checkpoint:
+                restore(opened.checkpoint, policy, optimizer, scheduler, ledger)
             else:
-                load(model, source)
-            sampler = Sampler(drawn.to(dtype).to_empty(device=device), stop_tokens(source, tokenizer), f.slots,
-                              f.max_prompt + f.max_new, f.kv_gb)
-            copy_weights(model, sampler.model)
+                load(policy, directory)
+            if reference is not None:
+                load(reference, directory)
+            stop_ids = stop_tokens(directory, tokenizer, renderer.end_token)
+            sampled = sampled.to(dtype).to_empty(device=device)
+            sampler = Sampler(sampled, stop_ids, f.slots, f.max_prompt + f.max_new, f.kv_gb)
+            copy_weights(policy, sampler.model)
+        checkpoints = Checkpoints(out, f.keep, ledger, digest)
+        rollout = Rollout(sampler, renderer, grader, f.max_new, f.seed, lambda: signals.requested)
+        p = ledger.progress
+        if p.step > f.steps:
+            say(
+                f"--steps {f.steps} is below step {p.step}, which the run has reached already: "
+                "nothing is left to train"
+            )
 
         def measure() -> list[Completion]:
-            """Evaluates on every source, and returns three completions of the first."""
+            """Evaluate on every set; a few completions of the first one."""
             samples = []
-            for source, test, _ in tests:
-                with phase("evaluation"):
-                    result, done = evaluate(sampler, tokenizer, grader, test, source, f.max_new, f.seed, f.template)
-                ledger.evaluated(result, done, test, sampler.set_back)
-                samples = samples or done[: 3 * source.n : source.n]
+            ledger.announce(f"the evaluation after step {p.step} is given up")
+            for test in tests:
+                with ledger.phase("evaluation"):
+                    result, rows, completions = evaluate(rollout, test)
+                ledger.evaluated(result, rows, completions, sampler.preempted)
+                samples = samples or completions[: 3 * test.n : test.n]
             return samples
 
-        shown = {}  # step: some completions of its evaluation
+        shown = {}  # step: a few completions of its evaluation
+        bar = tqdm(
+            total=f.steps,
+            initial=p.step,
+            unit="step",
+            dynamic_ncols=True,
+            disable=rank > 0 or not sys.stderr.isatty(),
+        )
+        table, progress = Table(f.steps), StepProgress(bar, say)
         try:
-            if due(ledger.step, f) and ledger.measured != ledger.step:  # the first, or one that a signal put off
-                shown[ledger.step] = measure()
-                first = tests[0][1]
-                speak(f"step {ledger.step}: pass@1 {ledger.pass1:.3f} on {len(first)} problems of {first[0].source}")
-            bar = tqdm(range(ledger.step + 1, f.steps + 1), initial=ledger.step, total=f.steps, unit="step", dynamic_ncols=True,
-                       disable=rank > 0 or not sys.stderr.isatty())
-            for step in bar:
-                if ledger.stop:
-                    break
-                with phase("generation"):
-                    done, drawn = draw(lambda batch, step=step: collect(sampler, tokenizer, grader, batch, f.group, f.max_new,
-                                       f.temperature, f.seed, step, f.template), problems, ledger.D, f)
-                stats = train_step(model, ref, optimizer, scheduler, done, f, device, phase)
-                with phase("weights"):
-                    copy_weights(model, sampler.model)
-                line = ledger.trained(step, done, drawn, stats, sampler.set_back)
-                if ledger.failed == 3:
-                    raise Stopped(f"no finite gradient in three steps in a row, at step {step}; try a lower --lr; see {out}")
-                if due(step, f) and not ledger.stop:
+            if (
+                is_due(p.step, f) and p.evaluated_step != p.step
+            ):  # the first one, or one that a signal put off
+                shown[p.step] = measure()
+                say(
+                    f"step {p.step}: pass@1 {p.pass1:.3f} on {len(tests[0].problems)} problems of "
+                    f"{tests[0].label}"
+                )
+            while p.step < f.steps and not ledger.stop:
+                step = p.step + 1
+                progress.begin()
+                ledger.announce(f"step {step} is given up")
+                with ledger.phase("generation"):
+                    completions, drawn = draw_groups(
+                        rollout,
+                        problems,
+                        p.D,
+                        step,
+                        f,
+                        lambda n: progress.show("completions", n, f.prompts * f.group),
+                    )
+                stats = train_step(
+                    policy, reference, optimizer, scheduler, completions, f, ledger, progress.show
+                )
+                with ledger.phase("weights"):
+                    copy_weights(policy, sampler.model)
+                line = ledger.trained(completions, drawn, stats, sampler.preempted)
+                bar.update()
+                say(table.row(line, p.pass1)) if bar.disable else bar.set_postfix(
+                    table.cells(line, p.pass1)
+                )
+                if warning := cannot_learn(p, stats, f):
+                    say(warning)
+                if p.failed_steps == 3:
+                    raise Stopped(
+                        f"no finite gradient in three steps in a row, at step {step}: try a lower "
+                        "--lr, or look for "
+                        f"nan in the model's weights; see {out}"
+                    )
+                if is_due(step, f) and not ledger.stop:
                     shown[step] = measure()
                 if step % f.save_every == 0 or step == f.steps:
-                    checkpoints.save(model, optimizer, scheduler)
-                if bar.disable:
-                    speak(ledger.row(line))
-                bar.set_postfix(ledger.columns(line))
+                    checkpoints.save(policy, optimizer, scheduler)
         except Interrupted:
-            pass  # in the middle of a step that had changed nothing yet
-        finally:  # graphs that hold collectives go before the process group, which would wait for them (pytorch issue 115388)
-            sampler.captured.clear()
-        checkpoints.close(model, optimizer, scheduler)
+            pass  # a step that had changed nothing, or an evaluation, was given up
+        finally:
+            bar.close()
+            # CUDA graphs that hold collectives go before the process group (pytorch issue 115388)
+            sampler.close()
+        if p.step:
+            checkpoints.close(policy, optimizer, scheduler)
 
-    again = f"torchrun --nproc_per_node {os.environ.get('LOCAL_WORLD_SIZE', 1)} grpo.py --resume {shlex.quote(str(out))}"
-    if ledger.stop == "checkpoint":
-        raise Stopped(f"{ledger.error}; earlier checkpoints are whole. To go on from there: {again}")
+    ranks = os.environ.get("LOCAL_WORLD_SIZE", 1)
+    again = f"torchrun --nproc_per_node {ranks} grpo.py --resume {shlex.quote(str(out))}"
+    if ledger.stop == "disk":
+        raise Stopped(
+            f"{ledger.error}; earlier checkpoints are whole. To go on from there: {again}"
+        )
     if ledger.stop:
-        return speak(f"ended after step {ledger.step} of {f.steps}, as asked; to go on: {again}")
-    save(model, source, out / "final", dtype)
+        return say(f"ended after step {p.step} of {f.steps}, as asked; to go on: {again}")
+    save(policy, directory, out / "final", dtype)
     if rank == 0:
-        curve = draw_curve(out)
         for when, step in {"before": 0, "after": f.steps}.items():
-            if step in shown:  # else an earlier start of this run has shown it
+            if step in shown:  # not if an earlier start of this run has shown it
                 print(f"\n{when}:\n{show(shown[step], tokenizer)}")
-        print(f"\ncurve: {curve}")
-        load_it = f"from transformers import AutoModelForCausalLM as M; m = M.from_pretrained({str(out / 'final')!r})"
-        print(f'model: python -c "{load_it}; print(m)"')
+        start = "" if p.first_pass1 is None else f" (from {p.first_pass1:.3f})"
+        print(f"\nstep {p.step}: pass@1 {p.pass1:.3f}{start}")
+        print(f"curve: {draw_curve(out)}")
+        final = str(out / "final")
+        loading = f"M.from_pretrained({final!r})"
+        command = f"from transformers import AutoModelForCausalLM as M; print({loading})"
+        print(f'model: python -c "{command}"')
+
+
+# ---- Flags: ranges, rules, warnings --------------------------------------------------------------
+
+GRADE_SECONDS = 5.0  # time limit of one answer
+# Flags that may change when a run is resumed: they do not change what the run computes.
+FREE = {
+    "out", "resume", "micro_tokens", "slots", "kv_gb", "sampler_tp", "recompute", "offload",
+    "replicas", "save_every", "keep", "timeout", "log", "plan",
+}  # fmt: skip
+ANY = math.inf
+RANGES = {  # lowest and highest value of every number
+    "seed": (-(2**63), 2**63 - 1), "max_prompt": (1, ANY), "max_new": (1, ANY),
+    "steps": (1, ANY), "prompts": (1, ANY), "group": (2, ANY), "updates": (1, ANY),
+    "reuse": (1, ANY), "temperature": (1e-3, 100),
+    "clip_low": (0, 1), "clip_high": (0, ANY), "dual_clip": (0, ANY), "kl": (0, ANY),
+    "lr": (0, ANY), "warmup": (0, ANY), "weight_decay": (0, ANY), "clip_grad": (0, ANY),
+    "eval_every": (0, ANY), "eval_problems": (1, ANY),
+    "micro_tokens": (2, ANY), "slots": (1, ANY), "kv_gb": (1e-6, ANY), "sampler_tp": (1, ANY),
+    "replicas": (1, ANY), "save_every": (1, ANY), "keep": (1, ANY), "timeout": (1e-3, ANY),
+}  # fmt: skip
+
+
+def parse_flags(argv: list[str]) -> Flags:
+    """Flags from the command line, from @files, and from the run that --resume names."""
+    about = "GRPO post-training of Qwen2.5. Flags can be read from files: @recipes/paper.args"
+    f = parse(Flags, argv, about)
+    if f.resume in ("", "auto"):
+        return f
+    names = [known.name for known in dataclasses.fields(Flags)]
+    stored = {name: value for name, value in read_flags(f.resume).items() if name in names}
+    for name in (
+        "eval",
+        "template_args",
+    ):  # repeated flags: naming them again replaces the stored ones
+        if getattr(f, name):
+            stored[name] = []
+    return parse(Flags, [*argv, "--out", f.resume], about, default=Flags(**stored))
+
+
+def free_flags(f: Flags) -> set[str]:
+    """Flags that may differ when this run is resumed; a run without reuse may also be given more
+    steps."""
+    return FREE | ({"steps"} if f.reuse == 1 else set())
+
+
+def check(f: Flags, world: int) -> None:
+    """ValueError for flags that cannot make a run on `world` ranks, saying what to change."""
+    check_numbers(f, RANGES)
+    for known in dataclasses.fields(
+        Flags
+    ):  # tyro checks the command line, but not the flags of a stored run
+        choices = getattr(known.type, "__args__", ())
+        value = getattr(f, known.name)
+        if choices and isinstance(value, str) and value not in choices:
+            raise ValueError(
+                f"{flag_name(known.name)} {value}: must be one of {', '.join(map(str, choices))}"
+            )
+    check_team(f.sampler_tp, world)
+    teams = world // f.sampler_tp
+    longest = f.max_prompt + f.max_new
+    restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0))
+    shared_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    rules = [
+        (f.prompts % f.updates or f.prompts // f.updates * f.group < world,
+         f"--prompts {f.prompts} cannot be divided into --updates {f.updates} equal parts that "
+         f"each give all {world} ranks a "
+         "sequence; make prompts a multiple of updates"),
+        (f.prompts % teams,
+         f"--prompts {f.prompts} is not a multiple of the {teams} ranks or teams of --sampler-tp "
+         "ranks that draw; change it or "
+         "--nproc_per_node"),
+        (longest > f.micro_tokens,
+         f"--micro-tokens {f.micro_tokens} is less than the longest sequence, --max-prompt "
+         f"{f.max_prompt} + --max-new "
+         f"{f.max_new}; raise it"),
+        (world % f.replicas, f"--replicas {f.replicas} does not divide the {world} ranks; give the "
+            "number of nodes, or 1"),
+        (f.surrogate == "cispo" and f.dual_clip,
+         "--surrogate cispo has no minimum that a dual clip could bound: add --dual-clip 0"),
+        (f.ratio == "sequence" and f.correct == "token",
+         "--ratio sequence with --correct token: such a ratio weighs a sequence as a whole; take "
+         "--correct sequence"),
+        (f.kl and f.kl_in == "loss" and f.kl_estimator == "k1",
+         "--kl-estimator k1 in the loss has a gradient of zero on average; take --kl-in reward, or "
+         "k2 or k3"),
+        (f.kl_in == "reward" and not f.kl,
+         "--kl-in reward subtracts nothing with --kl 0; give --kl, or leave --kl-in out"),
+        (f.equal_groups == "resample" and f.reuse > 1,
+         f"--reuse {f.reuse} says how often a problem is seen, and so does --equal-groups "
+         "resample; take drop, or no --reuse"),
+        (f.prompt != PROMPT and "{problem}" not in f.prompt,
+         f"--prompt {f.prompt!r}: must contain {{problem}}, where the problem is put"),
+        (f.log and find_spec(f.log) is None,
+         f"--log {f.log}: the package is not installed; pip install {f.log}, or leave the flag "
+         "out"),
+        # restarted workers would find the addresses of dead ones (pytorch issue 135712)
+        (restarts and shared_store,
+         "--max-restarts needs a fresh store for every start: TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 "
+         "torchrun --standalone ..., "
+         "or --rdzv_backend c10d in place of --standalone"),
+    ]  # fmt: skip
+    for wrong, message in rules:
+        if wrong:
+            raise ValueError(message)
+
+
+def warnings_for(f: Flags, problems: Sequence[data.Problem], config) -> list[str]:
+    """Sentences about flags and data that can make a run, but not the one that was probably
+    meant."""
+    most = f.prompts * (3 if f.equal_groups == "resample" else 1)
+    if most > len(problems):
+        raise ValueError(
+            f"--prompts {f.prompts}: a step may draw {most} prompts, and there are "
+            f"{len(problems)}; lower it"
+        )
+    idle = []
+    if f.updates == 1:
+        defaults = Flags()
+        names = ("ratio", "surrogate", "clip_low", "clip_high")
+        idle = [flag_name(name) for name in names if getattr(f, name) != getattr(defaults, name)]
+    longest = f.max_prompt + f.max_new
+    found = [
+        (
+            idle,
+            f"{', '.join(idle)}: without effect with --updates 1, where the ratio is always 1; try "
+            "--updates 4",
+        ),
+        (
+            config.max_position and longest > config.max_position,
+            f"--max-prompt {f.max_prompt} + --max-new {f.max_new} exceed the {config.max_position} "
+            f"positions that {f.model} was "
+            "made for",
+        ),
+        (f.data and not f.reward, data.unread_format(problems)),
+    ]
+    return [f"warning: {text}" for applies, text in found if applies and text]
+
+
+def cannot_learn(p, stats: dict, f: Flags) -> str:
+    """A sentence, once, when the last steps gave nothing to learn from."""
+    if p.equal_steps != 5:
+        return ""
+    reason = f"all rewards of a group were the same ({stats['reward']:.3f} on average in this step)"
+    if stats["truncated"] == 1:
+        reason = f"every completion was truncated at --max-new {f.max_new}"
+    elif stats["no_answer"] == 1:
+        reason = (
+            f"no completion held an answer, such as \\boxed{{..}}, within --max-new {f.max_new}"
+        )
+    return f"warning: nothing was learned in five steps: {reason}"
+
+
+def plan_job(f: Flags) -> plan.Job:
+    """The flags that the planner counts with."""
+    eval_n = sum(EvaluationSet.parse(text).n for text in f.eval or [":1:1"])
+    values = {
+        known.name: getattr(f, known.name)
+        for known in dataclasses.fields(plan.Job)
+        if hasattr(f, known.name)
+    }
+    return plan.Job(**values, eval_n=eval_n)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ The rules of equality, in plain English:
  3. Exact numbers must be exactly equal: 1/2 = 0.5 = 50%, but 0.33 is not 1/3 and 857499 is not 857500.
  4. Only a truth that is itself a rounded decimal (three digits or more) can be met by rounding: 1.41 by \sqrt2, or by 1.414.
  5. Expressions are equal when they are equal wherever both are defined; letters are case-sensitive, and by custom
-    j, k, l, m, n stand for whole numbers.
+    j, k, l, m, n stand for whole numbers. What divides by 0, or stands at a pole, has no value and equals nothing:
+    0/sin π is not 0. A divisor that is only small, as 10^{-60}, is a divisor like any other.
  6. A name in front ("x =", "f(x) =", "a + b =", "x \in"), a unit, a degree, a percent sign or a base may be missing on one
     side. On both sides they must agree: 4% is not 40%, 5 dollars are not 5 cents, x = 2 is not y = 2.
  7. Order counts in tuples, vectors, matrices and ratios (2:4 = 1:2); it does not in sets and lists. A hedge ("540 or 542") is
@@ -747,21 +748,40 @@ class Comparer:
 
         60 digits decide most questions. Where they show no difference and the numbers met on the way are of very different
         sizes, as in 2^{2007} sqrt 3 - 1, all their bits are needed: those above the point once, those below it twice, since
-        fractions p/q and r/s can be 1/qs apart."""
+        fractions p/q and r/s can be 1/qs apart.
+
+        Then everything is computed once more with 100 bits more. A number that exists hardly changes. What is computed from
+        a divisor or a pole that is 0 but for rounding, as 0/sin π and 0 tan 90°, changes entirely: it has no value."""
         self.point, self.real, bits = point or {}, real, 200
-        while True:
-            self.mp.prec, self.high, self.low = bits, 0, 0
-            try:
-                values = [self.value(tree) for tree in trees]
-            except (ZeroDivisionError, ValueError, TypeError) as error:
-                raise Undefined(str(error)) from None
-            if any(map(self.mp.isnan, values)):
-                fail("not a number", "undefined")
-            self.error = self.mp.mpf(2) ** (self.high + 40 - bits)
-            needed = 200 + self.high - 2 * self.low
-            if bits > 200 or needed < 250 or not self.near(values[0], values[-1]):
-                return values
-            bits = needed if needed < MAX_BITS else fail("numbers too far apart to compare", "too_large")
+        values = self.computed(trees, bits)
+        needed = bits + self.high - 2 * self.low
+        if needed >= 250:
+            near = self.near(values[0], values[-1])
+            if near and needed >= MAX_BITS:
+                fail("numbers too far apart to compare", "too_large")
+            bits = needed if near else min(needed, 4000)              # all bits could only show what is seen: they differ
+            self.computed(trees, bits)
+        before = self.met
+        values = self.computed(trees, bits + 100)
+        if len(before) != len(self.met) or not all(map(self.steady, before, self.met)):
+            fail("no value that more digits confirm", "undefined")
+        return values
+
+    def computed(self, trees, bits: int) -> list:
+        """The values of the trees at `bits` of precision. All numbers on the way are kept in `met`, to 100 bits."""
+        self.mp.prec, self.high, self.low, self.met = bits, 0, 0, []
+        try:
+            values = [self.value(tree) for tree in trees]
+        except (ZeroDivisionError, ValueError, TypeError) as error:
+            raise Undefined(str(error)) from None
+        self.error = self.mp.mpf(2) ** (self.high + 40 - bits)
+        return values
+
+    def steady(self, before, value) -> bool:
+        """Whether 100 bits more left a number on the way as it was: to 2^-60 of it, or of 1 if it is smaller.
+        What is not a number (nan) never is: it equals nothing, and no bound holds for it."""
+        self.in_time()
+        return before == value or abs(before - value) <= (1 + abs(value)) * self.mp.mpf(2) ** -60
 
     def in_time(self):
         if time.thread_time() > self.deadline:
@@ -788,6 +808,9 @@ class Comparer:
         if kind not in ("+", "*", "/", "^", "fn"):
             fail(f"{kind} has no value", "undefined")
         parts = [self.value(x) for x in tree[1 + (kind == "fn"):]]
+        if kind == "*" and any(map(mp.isinf, parts)):
+            for part in parts:
+                self.noted(1 / part)                                  # 0 times infinity has no value
         if kind in "+*":
             return self.noted(sum(parts) if kind == "+" else math.prod(parts))
         if kind == "/":
@@ -796,11 +819,12 @@ class Comparer:
         return self.noted(self.power(*parts, tree[2]) if kind == "^" else self.call(tree[1], *parts))
 
     def noted(self, value):
-        """The value, a real one if it is real, with its size noted."""
+        """The value, a real one if it is real, kept in `met`, with its size noted."""
         if self.mp.im(value) == 0:
             value = self.mp.re(value)
         elif self.real:
             fail("not real", "undefined")
+        self.met.append(self.mp.fadd(value, 0, prec=100))
         if value and self.mp.isfinite(value):
             size = int(self.mp.mag(value))
             self.high, self.low = max(self.high, size), min(self.low, size)
@@ -808,8 +832,10 @@ class Comparer:
 
     def power(self, base, power, tree):
         mp = self.mp
-        if (base == 0 and mp.re(power) <= 0) or mp.isinf(base) or mp.isinf(power):
-            fail("0 to the power 0 or less, or an infinite power", "undefined")
+        if mp.isinf(base) or mp.isinf(power):
+            fail("an infinite power", "undefined")
+        if mp.re(power) <= mp.mpf(2) ** -60:
+            self.noted(1 / base)                                      # 0 to the power 0 or less has no value
         if base and max(mp.mag(power), 0) + max(mp.mag(mp.mag(base) or 1), 0) > 60:
             fail("a power beyond the bound", "too_large")
         if not mp.im(base) and base < 0 and tree[0] == "num" and tree[1].denominator % 2:
@@ -822,6 +848,8 @@ class Comparer:
         large = any(mp.isfinite(v) and mp.mag(v) > (50 if gamma else 5000) for v in values)
         if (large and name not in ("log", "abs")) or (gamma and mp.prec > 1000 and not all(map(mp.isint, values))):
             fail(f"{name} of a number beyond the bound", "too_large")
+        if name == "log":
+            self.noted(1 / mp.log(values[1]))                         # 1 is no base, and 0 is none
         return CALLS[name](mp, *values) if name in CALLS else getattr(mp, name)(*values)        # a name of our tables
 
     # --- numbers and expressions

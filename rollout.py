@@ -1,29 +1,30 @@
-"""The batched sampler: pages of keys and values, continuous batching, prompts prefilled once for their G samples.
+"""Rollouts: draw completions from the policy, and have them graded.
 
     next token ~ softmax(logits / temperature), drawn as argmax(logits / temperature + Gumbel noise)
 
-The noise is a hash of (seed, step, problem, sample, position), so a sample does not depend on what else is in the batch,
-on the order of the prompts, on the number of ranks, or on having been set back for want of pages. There is no top-k or
-top-p: the distribution drawn from is the one the trainer differentiates.
+The noise is a hash of (seed, step, problem, sample, position). A sample therefore does not depend
+on the rest of the batch, the order of the prompts, the number of ranks, or preemption. There is no
+top-k or top-p: the trainer differentiates the same distribution that the sampler draws from.
 
-How it runs: a *group* (prompt) is prefilled once, packed with others up to a token budget. Its *sequences* take free
-slots, sharing the prompt's full pages by reference count; the last, partly filled page is copied for each, since each
-will write its own tokens into it. All slots decode together, a token per step; a finished sequence leaves at the next
-look of the host, the last slots move up, and waiting sequences take the free ones. When pages run out, the youngest
-sequence is set back: its pages are freed and it waits, with its tokens, to be prefilled again.
+Read in this order:
+- `naive_generate` says what is drawn: a forward over the whole sequence for every token.
+- `Scheduler` decides on the host, with deques and integers, which sequences run and which pages of
+  the key-value cache they use.
+- `Runner` computes on the device: prefill, and a decode step that touches only preallocated
+  tensors and never synchronises with the host. `StepGraphs` replays such steps as CUDA graphs.
+- `Sampler` joins the two. It draws what `naive_generate` draws, many times as fast.
+- `Rollout` draws with a sampler, has the samples graded and gathers them on every rank.
 
-A decode step reads and writes tensors that live as long as the sampler, and asks nothing of the host. On a GPU it is a CUDA
-graph, captured when its size is first met; the number of sequences and the width of their page tables are rounded up to few
-sizes, and the slots beyond the running sequences are dead: marked as done, they write nothing and read no key.
-
-Letters: P prompts, G samples of each, B sequences in slots, T packed tokens, N pages of S tokens, M pages of a sequence.
+Letters: P prompts, G samples of each, B slots (a slot holds one running sequence, or is empty),
+T packed tokens, R rows of logits, N pages of S tokens, M pages of a sequence, L tokens of a
+sequence, H and J query and key-value heads of size K, V vocabulary.
 """
 
 import json
 import os
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,18 +34,27 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-import data
 from benchmarks.answers import submit
-from kernels.paged import decode, find, write_kv
-from kernels.sample import position_key, sample, scales, sequence_key
+from data import Problem
+from kernels import ceil_div
+from kernels.paged import decode, locate_keys, write_kv
+from kernels.sample import position_key, sample, scales, sequence_key, token_key
 from model import Linear, Model, packed_attention
 from reward import Grader, Verdict
 
 
+class Interrupted(Exception):
+    """The run was asked to end, and the work in progress was given up."""
+
+
 @dataclass
 class Sample:
-    """One completion: `prompt` is the index in the list given to generate, `ids` the tokens with the end token if it
-    came (`finished`), `logp` their natural log-probabilities under the sampler at its temperature."""
+    """One completion.
+
+    prompt: index in the list of prompts. ids: the tokens drawn, with the end token if it came.
+    logp: their natural log-probabilities under the sampler at its temperature.
+    finished: the end token came; otherwise the completion is truncated.
+    """
 
     prompt: int
     sample: int
@@ -53,33 +63,77 @@ class Sample:
     finished: bool = False
 
 
+# ---- The naive sampler: what is drawn -----------------------------------------------------------
+
+
+@torch.inference_mode()
+def naive_generate(
+    model: Model,
+    prompts: list[list[int]],
+    G: int,
+    max_new: int,
+    temperature: float,
+    seed: int,
+    step: int,
+    problems: Sequence[int],
+    stop_ids: Sequence[int],
+) -> list[Sample]:
+    """G completions of every prompt, without batches and without a cache: the oracle of the tests.
+
+    Arguments and result are those of `Sampler.generate`.
+    """
+    device = model.head.weight.device
+    samples = [Sample(p, g) for p in range(len(prompts)) for g in range(G)]
+    for s in samples:
+        while len(s.ids) < max_new and not s.finished:
+            token_T = torch.tensor(prompts[s.prompt] + s.ids, device=device)
+            T = len(token_T)
+            position_T = torch.arange(T, device=device)
+            logits_TV = model(token_T, position_T, packed_attention([T], device))
+            key = token_key(seed, step, problems[s.prompt], s.sample, len(s.ids))
+            key_1 = key.view(1).to(device)
+            token_1, logp_1 = sample(logits_TV[-1:], temperature, key_1)
+            s.ids.append(token_1.item())
+            s.logp.append(logp_1.item())
+            s.finished = s.ids[-1] in stop_ids
+    return samples
+
+
+# ---- The host: which sequences run, and which pages they use ------------------------------------
+
+
 @dataclass(eq=False)
-class Group:
-    """Sequences that start from the same tokens: a prompt, or one sequence that was set back."""
-
-    prefix: list[int]
-    waiting: deque[Sample]
-    pages: list[int] = field(default_factory=list)  # holding the prefix, once prefilled
-    logits_V: Tensor | None = None  # after its last token
-
-
-@dataclass(eq=False)
-class Slot:
-    """The host's knowledge of a running sequence; `length` bounds its tokens in the cache from above."""
+class Request:
+    """A sample to draw, and what its sequence holds while it runs."""
 
     sample: Sample
-    pages: list[int]
-    length: int
+    prompt: list[int]
+    limit: int  # most tokens to draw
+    key: int  # sequence_key of its noise
+    slot: int = -1
+    pages: list[int] = field(default_factory=list)
+    length: int = 0  # tokens in the cache at the last synchronisation
+
+
+@dataclass(eq=False)
+class Group:
+    """Requests that continue one prefix: the samples of a prompt, or one preempted sequence."""
+
+    prefix: list[int]
+    requests: deque[Request]  # those that have not started
+    pages: list[int] = field(default_factory=list)  # of the prefix, once it is prefilled
+    logits_V: Tensor | None = None  # after the last token of the prefix
 
 
 class Pages:
-    """Which pages are free, and by how many sequences each of the others is used."""
+    """The free pages, and how many sequences use each page: a group shares its full pages."""
 
     def __init__(self, N: int):
-        self.free, self.uses = deque(range(N)), [0] * N
+        self.free = deque(range(N))
+        self.uses = [0] * N
 
-    def take(self, n: int) -> list[int]:
-        taken = [self.free.popleft() for _ in range(n)]
+    def take(self, count: int) -> list[int]:
+        taken = [self.free.popleft() for _ in range(count)]
         self.share(taken)
         return taken
 
@@ -94,376 +148,794 @@ class Pages:
                 self.free.append(page)
 
 
+@dataclass(eq=False)
+class Scheduler:
+    """Continuous batching: requests start in order, finished ones make room for waiting ones."""
+
+    waiting: deque[Group]
+    pages: Pages
+    S: int  # tokens of a page
+    slots: int  # most requests that run together
+    sync_every: int  # decode steps between two synchronisations
+    prefill_tokens: int  # most tokens of prefixes that are prefilled together
+    running: list[Request] = field(default_factory=list)  # the oldest first, in slots 0, 1, 2, ..
+
+    def admit(self) -> tuple[list[Group], list[tuple[Group, Request]]]:
+        """Give slots and pages to waiting requests: (groups to prefill, requests to start)."""
+        # A prefill costs a forward pass, so several slots are filled at a time.
+        enough = max(1, min(self.slots // 8, len(self.waiting)))
+        if self.slots - len(self.running) < enough:
+            return [], []
+        if not self.running:
+            # Only waiting prefixes hold pages. Without them the first group is sure to fit.
+            while self._release_prefix():
+                pass
+        fresh = []
+        tokens = 0
+        started = []
+        for group in self.waiting:
+            room = self.slots - len(self.running)
+            need = 0 if group.pages else ceil_div(len(group.prefix), self.S)
+            # A request needs one page to start, and soon another one to grow into.
+            if room == 0 or len(self.pages.free) < need + 2:
+                break
+            if not group.pages:
+                tokens += len(group.prefix)
+                if fresh and tokens > self.prefill_tokens:
+                    break
+                group.pages = self.pages.take(need)
+                fresh.append(group)
+            count = min(room, len(group.requests), len(self.pages.free) - 1)
+            started += [(group, self._start(group)) for _ in range(count)]
+        # The device copies what it needs of these pages before anybody takes them.
+        while self.waiting and not self.waiting[0].requests:
+            self.pages.release(self.waiting.popleft().pages)
+        return fresh, started
+
+    def _start(self, group: Group) -> Request:
+        """Start the next request of a group: it shares the full pages, and gets one of its own."""
+        request = group.requests.popleft()
+        shared = group.pages[: len(group.prefix) // self.S]
+        self.pages.share(shared)
+        request.pages = shared + self.pages.take(1)
+        request.length = len(group.prefix)
+        request.slot = len(self.running)
+        self.running.append(request)
+        return request
+
+    def update(self, length_B: list[int], done_B: list[int]) -> list[Request]:
+        """Note what the device reports of each slot; remove and return the finished requests."""
+        finished = []
+        for request, length, done in zip(self.running, length_B, done_B, strict=True):
+            request.length = length
+            if done:
+                self.pages.release(request.pages)
+                finished.append(request)
+        if finished:
+            self.running = [request for request in self.running if not done_B[request.slot]]
+        return finished
+
+    def grow(self) -> tuple[list[Request], list[Request]]:
+        """Allocate the pages that the next decode steps may fill: (grown, preempted requests).
+
+        If pages run out, waiting prefixes lose theirs; then the youngest requests are preempted.
+        """
+        missing = [self._missing(request) for request in self.running]
+        preempted = []
+        while sum(missing) > len(self.pages.free):
+            if self._release_prefix():
+                continue
+            victim = self.running.pop()
+            missing.pop()
+            self.pages.release(victim.pages)
+            preempted.append(victim)
+        grown = []
+        for request, count in zip(self.running, missing, strict=True):
+            if count > 0:
+                request.pages += self.pages.take(count)
+                grown.append(request)
+        return grown, preempted
+
+    def _missing(self, request: Request) -> int:
+        """Pages that a request needs beyond its own until the next synchronisation."""
+        tokens = request.length + self.sync_every - len(request.pages) * self.S
+        return ceil_div(tokens, self.S) if tokens > 0 else 0
+
+    def _release_prefix(self) -> bool:
+        """Release the pages of the last waiting group that has some; False if there is none."""
+        for group in reversed(self.waiting):
+            if group.pages:
+                self.pages.release(group.pages)
+                group.pages = []
+                group.logits_V = None
+                return True
+        return False
+
+    def requeue(self, preempted: list[Request]) -> None:
+        """Put preempted requests, the youngest first, in front of the queue, with their tokens."""
+        for request in preempted:
+            prefix = request.prompt + request.sample.ids
+            self.waiting.appendleft(Group(prefix, deque([request])))
+
+    def compact(self) -> list[int]:
+        """Number the slots without gaps; returns the old slots in the new order."""
+        kept = [request.slot for request in self.running]
+        for slot, request in enumerate(self.running):
+            request.slot = slot
+        return kept
+
+
+# ---- The device: prefill and decode -------------------------------------------------------------
+
+
+@dataclass
+class State:
+    """What the device knows of B slots; int64 unless the comment says otherwise."""
+
+    token_B: Tensor  # the token to feed next
+    length_B: Tensor  # tokens in the cache
+    drawn_B: Tensor  # tokens drawn
+    limit_B: Tensor  # most tokens to draw
+    key_B: Tensor  # sequence_key of the noise
+    done_B: Tensor  # bool: the sequence has ended, or the slot is empty
+    page_BM: Tensor  # int32: pages of the sequence
+    id_BL: Tensor  # the tokens drawn
+    logp_BL: Tensor  # float32: their log-probabilities
+
+    def part(self, rows: slice) -> "State":
+        """Views of some slots."""
+        return State(*(x[rows] for x in vars(self).values()))
+
+
+def new_state(B: int, M: int, L: int, device: torch.device) -> State:
+    """B empty slots."""
+    numbers = [torch.zeros(B, dtype=torch.int64, device=device) for _ in range(5)]
+    done_B = torch.ones(B, dtype=torch.bool, device=device)
+    page_BM = torch.zeros(B, M, dtype=torch.int32, device=device)
+    id_BL = torch.zeros(B, L, dtype=torch.int64, device=device)
+    logp_BL = torch.zeros(B, L, device=device)
+    return State(*numbers, done_B, page_BM, id_BL, logp_BL)
+
+
+class Runner:
+    """Computes on the device, in tensors that live as long as the sampler.
+
+    kv: the cache, (layers, 2, N, S, J, K), keys first, then values.
+    """
+
+    def __init__(self, model: Model, kv: Tensor, state: State, stop_ids: Sequence[int]):
+        V = model.config.V
+        self.model = model
+        self.device = kv.device
+        self.kv = kv
+        self.S = kv.shape[3]
+        self.state = state
+        self.stop_V = torch.zeros(V, dtype=torch.bool, device=self.device)
+        self.stop_V[[i for i in stop_ids if i < V]] = True
+        self.scales = torch.zeros(2, device=self.device)
+        self.temperature: float | Tensor = self.scales
+
+    def begin(self, temperature: float, on_device: bool) -> None:
+        """Empty every slot, since an interrupted call may have left sequences there.
+
+        on_device: steps read the temperature from a tensor, as graphs must. With a number, greedy
+        decoding makes no noise, which is faster on a CPU.
+        """
+        self.state.done_B.fill_(True)
+        self.scales.copy_(scales(temperature, self.device))
+        self.temperature = self.scales if on_device else temperature
+
+    def prefill(self, groups: list[Group]) -> Tensor:
+        """Run the prefixes packed, store their keys and values; returns logits_RV after each."""
+        tokens = []
+        positions = []
+        entries = []  # where the keys and values go
+        for group in groups:
+            tokens += group.prefix
+            position_T = torch.arange(len(group.prefix))
+            page_T = torch.tensor(group.pages)[position_T // self.S]
+            positions.append(position_T)
+            entries.append(page_T * self.S + position_T % self.S)
+        token_T = torch.tensor(tokens, device=self.device)
+        position_T = torch.cat(positions).to(self.device)
+        entry_T = torch.cat(entries).to(self.device)
+        length_R = [len(group.prefix) for group in groups]
+        last_R = torch.tensor(length_R, device=self.device).cumsum(0) - 1
+        causal = packed_attention(length_R, self.device)
+
+        def attend(layer, q_THK, k_TJK, v_TJK):
+            write_kv(self.kv[layer], k_TJK, v_TJK, entry_T)
+            return causal(layer, q_THK, k_TJK, v_TJK)
+
+        return self.model(token_T, position_T, attend, last_R)
+
+    def start(self, started: list[tuple[Group, Request]]) -> None:
+        """Fill the slots of new requests, and draw their next tokens from the groups' logits."""
+        self._copy_last_pages(started)
+        requests = [request for _, request in started]
+        first = requests[0].slot
+        state = self.state.part(slice(first, first + len(requests)))
+        numbers = [(r.length, len(r.sample.ids), r.limit, r.key) for r in requests]
+        number_4B = torch.tensor(numbers, device=self.device).T
+        fields = (state.length_B, state.drawn_B, state.limit_B, state.key_B)
+        for field_B, number_B in zip(fields, number_4B, strict=True):
+            field_B.copy_(number_B)
+        state.done_B.fill_(False)
+        self.write_tables(requests)
+        for row, request in enumerate(requests):
+            s = request.sample
+            if s.ids:  # preempted before: its tokens stay
+                state.id_BL[row, : len(s.ids)] = torch.tensor(s.ids, device=self.device)
+                state.logp_BL[row, : len(s.ids)] = torch.tensor(s.logp, device=self.device)
+        self.draw(state, torch.stack([group.logits_V for group, _ in started]))
+
+    def _copy_last_pages(self, started: list[tuple[Group, Request]]) -> None:
+        """Copy the partly filled last page of a prefix, since each sequence writes into its own."""
+        pairs = [(g.pages[-1], r.pages[-1]) for g, r in started if len(g.prefix) % self.S]
+        if pairs:
+            source, target = zip(*pairs, strict=True)
+            self.kv[:, :, target] = self.kv[:, :, source]
+
+    def decode(self, B: int, M: int) -> None:
+        """Draw one token for each live sequence in the first B slots, of at most M pages each.
+
+        A CUDA graph can hold this step: no size and no launch depends on a value, nothing is read
+        back, and everything that outlasts the step is written in place.
+        """
+        state = self.state.part(slice(0, B))
+        page_BM = state.page_BM[:, :M]
+        column_B1 = (state.length_B // self.S)[:, None]
+        page_B = state.page_BM.gather(1, column_B1)[:, 0]
+        entry_B = page_B * self.S + state.length_B % self.S
+        entry_B = entry_B.masked_fill(state.done_B, -1)  # an empty slot writes nothing
+        seen_B = (state.length_B + 1).masked_fill(state.done_B, 0).int()  # and reads nothing
+        located = locate_keys(self.kv[0], page_BM, seen_B)
+
+        def attend(layer, q_BHK, k_BJK, v_BJK):
+            write_kv(self.kv[layer], k_BJK, v_BJK, entry_B)
+            return decode(q_BHK, self.kv[layer], page_BM, seen_B, located)
+
+        logits_BV = self.model(state.token_B, state.length_B, attend)
+        state.length_B.add_(~state.done_B)
+        self.draw(state, logits_BV)
+
+    def draw(self, state: State, logits_BV: Tensor) -> None:
+        """Draw and record a token for every slot, and mark the sequences that end with it."""
+        key_B = position_key(state.key_B, state.drawn_B)
+        token_B, logp_B = sample(logits_BV, self.temperature, key_B)
+        # A sequence that has ended goes on drawing. It records behind its own tokens, which is
+        # inside the row because a prompt has at least one token.
+        column_B1 = state.drawn_B[:, None]
+        state.id_BL.scatter_(1, column_B1, token_B[:, None])
+        state.logp_BL.scatter_(1, column_B1, logp_B[:, None])
+        state.token_B.copy_(token_B)
+        state.drawn_B.add_(~state.done_B)
+        state.done_B |= self.stop_V[token_B] | (state.drawn_B >= state.limit_B)
+
+    def read(self, B: int) -> tuple[list[int], list[int], list[int]]:
+        """(length, drawn, done) of the first B slots. Here the host waits for the device."""
+        state = self.state
+        number_3B = torch.stack((state.length_B, state.drawn_B, state.done_B.long()))
+        return number_3B[:, :B].tolist()
+
+    def collect(self, s: Sample, slot: int, drawn: int) -> None:
+        """Copy what a slot has drawn into its sample."""
+        s.ids = self.state.id_BL[slot, :drawn].tolist()
+        s.logp = self.state.logp_BL[slot, :drawn].tolist()
+
+    def compact(self, kept: list[int], B: int) -> None:
+        """Move the slots `kept`, of the first B, to the front; empty the slots behind them."""
+        kept_B = torch.tensor(kept, dtype=torch.int64, device=self.device)
+        for x in vars(self.state).values():
+            x[: len(kept)] = x[kept_B]
+        self.state.done_B[len(kept) : B] = True
+
+    def write_tables(self, requests: list[Request]) -> None:
+        """Copy the page lists of these requests to the device."""
+        if not requests:
+            return
+        width = max(len(request.pages) for request in requests)
+        rows = [request.pages + [0] * (width - len(request.pages)) for request in requests]
+        slot_B = torch.tensor([request.slot for request in requests], device=self.device)
+        page_BM = torch.tensor(rows, dtype=torch.int32, device=self.device)
+        self.state.page_BM[slot_B, :width] = page_BM
+
+
+class StepGraphs:
+    """Replays decode steps as CUDA graphs, because their launches would take longer than they do.
+
+    Sizes are rounded up to a few, each captured when it is first met. The rows beyond the running
+    sequences are empty slots. Without CUDA the step of the rounded size runs as it is.
+    """
+
+    def __init__(self, runner: Runner):
+        self.runner = runner
+        self.captured = {}  # (rows, pages): graph
+        self.cuda = runner.device.type == "cuda"
+        # Graphs run one at a time, so they can share their memory.
+        self.pool = torch.cuda.graph_pool_handle() if self.cuda else None
+
+    def decode(self, B: int, M: int) -> None:
+        B, M = self.rounded(B, M)
+        if graph := self.captured.get((B, M)):
+            graph.replay()
+            return
+        # The first step compiles kernels, and cuBLAS and NCCL allocate: a capture forbids both.
+        self.runner.decode(B, M)
+        if self.cuda:
+            graph = torch.cuda.CUDAGraph()
+            # thread_local: other threads may go on using the GPU.
+            with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+                self.runner.decode(B, M)
+            self.captured[B, M] = graph
+
+    def rounded(self, B: int, M: int) -> tuple[int, int]:
+        """Rows 1, 2, 4, .., 32, 64, 96, ..; pages for 256, 512, 1024, .. tokens."""
+        slots, pages = self.runner.state.page_BM.shape
+        rows = power_of_two(B) if B <= 32 else 32 * ceil_div(B, 32)
+        tokens = max(256, power_of_two(M * self.runner.S))
+        return min(rows, slots), min(tokens // self.runner.S, pages)
+
+
+def power_of_two(n: int) -> int:
+    """The smallest power of two that is at least n."""
+    return 1 << (n - 1).bit_length()
+
+
+# ---- The sampler --------------------------------------------------------------------------------
+
+
 class Sampler:
     """Draws completions from a model.
 
-    model: an unsharded Model on the device and in the dtype to sample in, or a rank's part of one (model.tensor_parallel), and
-    then all its ranks call generate with the same arguments and get the same samples; copy_weights keeps it up to date.
-    stop_ids: tokens that end a sequence. slots: sequences decoded together. max_len: longest prompt + completion.
-    kv_gb: memory for the cache in 1e9 bytes; no more is taken than `slots` sequences of max_len can use.
-    prefill_tokens: prompts are packed up to this many tokens. look_every: decode steps between two looks of the host.
-    graphs: whether decode steps have rounded sizes, and are CUDA graphs where there is CUDA (None: there, and only there).
+    model: an unsharded Model on the device and in the dtype to sample in, or this rank's part of
+    one (runtime.parallel.tensor_parallel). Then all ranks of the group call `generate` with the
+    same arguments, and get the same samples. copy_weights keeps the model up to date.
+    stop_ids: tokens that end a sequence. slots: sequences decoded together.
+    max_len: longest prompt + completion, in tokens.
+    kv_gb: memory for the cache in 1e9 bytes. No more is taken than `slots` sequences can use.
+    page_size: tokens of a page. prefill_tokens: most tokens of prompts prefilled together.
+    sync_every: decode steps between two synchronisations with the host (None: 8 on a GPU, else 1).
+    graphs: decode steps have rounded sizes, and are CUDA graphs on a GPU (None: on a GPU).
+    ValueError for a cache that cannot hold one sequence.
     """
 
-    def __init__(self, model: Model, stop_ids: Sequence[int], slots: int, max_len: int, kv_gb: float = 4.0, page: int = 16,
-                 prefill_tokens: int = 8192, look_every: int | None = None, graphs: bool | None = None):
-        c, weight = model.config, next(model.parameters())
-        self.model, self.device, self.S = fuse(model), weight.device, page
-        self.slots, self.max_len, self.prefill_tokens = slots, max_len, prefill_tokens
-        self.graphs, self.captured = weight.is_cuda if graphs is None else graphs, {}
-        self.pool = torch.cuda.graph_pool_handle() if weight.is_cuda else None  # graphs run one at a time: one memory for all
-        J = len(model.model["layers"][0].self_attn.k_proj.weight) // c.K  # those that this rank holds
-        # A look costs a wait for the GPU; steps that a finished sequence stays too long cost decoding for nothing.
-        self.look_every = look_every or (8 if weight.is_cuda else 1)
-        self.M = -(-(max_len + self.look_every) // page)
-        page_bytes = c.layers * 2 * page * J * c.K * weight.dtype.itemsize
-        # Beyond its own pages a sequence needs its prompt's last page while it starts, and one to grow into.
-        self.N = min(slots * (self.M + 1) + 2, int(kv_gb * 1e9 / page_bytes))
+    def __init__(
+        self,
+        model: Model,
+        stop_ids: Sequence[int],
+        slots: int,
+        max_len: int,
+        kv_gb: float = 4.0,
+        page_size: int = 16,
+        prefill_tokens: int = 8192,
+        sync_every: int | None = None,
+        graphs: bool | None = None,
+    ):
+        c = model.config
+        weight = model.head.weight
+        self.model = fuse(model)
+        self.device = weight.device
+        self.stop_ids = set(stop_ids)
+        self.slots = slots
+        self.max_len = max_len
+        self.prefill_tokens = prefill_tokens
+        # Synchronising waits for the GPU. A sequence that ends in between is decoded for nothing.
+        self.sync_every = sync_every or (8 if weight.is_cuda else 1)
+        self.M = ceil_div(max_len + self.sync_every, page_size)
+        # Under tensor parallelism a rank holds its share of the key-value heads.
+        J = len(model.model["layers"][0].self_attn.k_proj.weight) // c.K
+        page_bytes = 2 * c.layers * page_size * J * c.K * weight.dtype.itemsize
+        # Beyond its own pages a sequence uses its prompt's last page while it starts.
+        useful = slots * (self.M + 1) + 2
+        self.N = min(useful, int(kv_gb * 1e9 / page_bytes))
         if self.N < self.M + 2:
-            raise ValueError(f"a cache of {kv_gb:g} GB holds {self.N * page:,} tokens, but one sequence of {max_len:,} needs "
-                             f"{(self.M + 2) * page_bytes / 1e9:.2g} GB; raise --kv-gb, or lower --max-prompt or --max-new")
-        self.kv = torch.zeros(c.layers, 2, self.N, page, J, c.K, dtype=weight.dtype, device=self.device)
-        self.stop_ids, self.stop_V = set(stop_ids), torch.zeros(c.V, dtype=torch.int64, device=self.device)
-        self.stop_V[[i for i in self.stop_ids if i < c.V]] = 1
-        # Per slot: the token to feed, tokens in the cache, tokens drawn, most of them, what its noise is keyed by, done.
-        self.state = torch.zeros(6, slots, dtype=torch.int64, device=self.device)
-        self.table_SM = torch.zeros(slots, self.M, dtype=torch.int32, device=self.device)
-        # What was drawn; a sequence has a prompt, so there is a column behind its last token.
-        self.id_SL = torch.zeros(slots, max_len, dtype=torch.int64, device=self.device)
-        self.logp_SL = torch.zeros(slots, max_len, device=self.device)
-        self.scales = torch.zeros(2, device=self.device)
-        self.set_back = 0  # sequences set back for want of pages, over the sampler's life
+            raise ValueError(
+                f"a cache of {kv_gb:g} GB holds {self.N * page_size:,} tokens, but one sequence of "
+                f"{max_len:,} needs {(self.M + 2) * page_bytes / 1e9:.2g} GB; raise --kv-gb, or "
+                "lower --max-prompt or --max-new"
+            )
+        shape = (c.layers, 2, self.N, page_size, J, c.K)
+        kv = torch.zeros(shape, dtype=weight.dtype, device=self.device)
+        state = new_state(slots, self.M, max_len, self.device)
+        self.runner = Runner(self.model, kv, state, stop_ids)
+        with_graphs = weight.is_cuda if graphs is None else graphs
+        self.graphs = StepGraphs(self.runner) if with_graphs else None
+        self.preempted = 0  # sequences preempted because pages ran out, over the sampler's life
+
+    def close(self) -> None:
+        """Free the CUDA graphs: before the process group ends, whose collectives they may hold."""
+        if self.graphs:
+            self.graphs.captured.clear()
 
     @torch.inference_mode()
-    def generate(self, prompts: list[list[int]], G: int, max_new: int | list[int], temperature: float, seed: int, step: int = 0,
-                 problems: Sequence[int] | None = None, on_finish: Callable[[Sample], None] | None = None) -> list[Sample]:
-        """G completions of every prompt (token ids), of at most max_new tokens (one limit, or one for each prompt), in
-        the order of the prompts.
+    def generate(
+        self,
+        prompts: list[list[int]],
+        G: int,
+        max_new: int | list[int],
+        temperature: float,
+        seed: int,
+        step: int = 0,
+        problems: Sequence[int] | None = None,
+        on_finish: Callable[[Sample], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> list[Sample]:
+        """G completions of every prompt (token ids), in the order of the prompts.
 
-        problems: the number of each prompt that keys its noise (its place in the list if not given). temperature 0 is
-        greedy. on_finish is called with every sample as soon as it is complete. ValueError for a prompt that is empty
-        or too long for the cache.
+        max_new: most tokens to draw, one limit or one for each prompt. temperature 0 is greedy.
+        problems: a number for each prompt that keys its noise (None: its place in the list).
+        on_finish: called with every sample as soon as it is complete.
+        should_stop: asked at every synchronisation; once it is true, Interrupted is raised.
+        ValueError for a prompt that is empty or too long for the cache.
         """
         limits = [max_new] * len(prompts) if isinstance(max_new, int) else max_new
         for p, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
             if not prompt or limit < 1 or len(prompt) + limit > self.max_len:
-                raise ValueError(f"prompt {p} has {len(prompt):,} tokens and may draw {limit:,}: both must be at least 1, and "
-                                 f"together at most this sampler's {self.max_len:,}")
-        self.pages, self.running = Pages(self.N), []
-        self.state[-1] = 1  # an interrupted call may have left sequences there
-        self.scales.copy_(scales(temperature, self.device))
-        self.temperature = self.scales if self.graphs or self.device.type == "cuda" else temperature
-        self.seed, self.step, self.limits, self.longest = seed, step, limits, max(limits, default=0)
-        self.prompts, self.problems = prompts, problems if problems is not None else range(len(prompts))
-        samples = [[Sample(p, g) for g in range(G)] for p in range(len(prompts))]
-        self.waiting = deque(Group(prompts[p], deque(group)) for p, group in enumerate(samples))
+                raise ValueError(
+                    f"prompt {p} has {len(prompt):,} tokens and may draw {limit:,}: both must be "
+                    f"at least 1, and together at most this sampler's {self.max_len:,}"
+                )
+        problems = range(len(prompts)) if problems is None else problems
+        samples = []
+        groups = deque()
+        for p, prompt in enumerate(prompts):
+            group = Group(prompt, deque())
+            for g in range(G):
+                key = sequence_key(seed, step, problems[p], g)
+                group.requests.append(Request(Sample(p, g), prompt, limits[p], key))
+            samples += [request.sample for request in group.requests]
+            groups.append(group)
+        pages = Pages(self.N)
+        self.scheduler = Scheduler(
+            groups, pages, self.runner.S, self.slots, self.sync_every, self.prefill_tokens
+        )
+        self.runner.begin(temperature, on_device=self.graphs is not None)
         with packed(self.model):
-            while self.waiting or self.running:
-                self._look(on_finish)
-                # A prefill costs a forward pass, so slots are filled several at a time.
-                enough = max(1, min(self.slots // 8, len(self.waiting)))
-                if self.waiting and self.slots - len(self.running) >= enough and self._admit():
-                    continue  # look again: the new sequences need pages to grow into
-                for _ in range(self.look_every if self.running else 0):
-                    self._decode()
-        return [s for group in samples for s in group]
+            self._run(on_finish, should_stop)
+        return samples
 
-    def _look(self, on_finish) -> None:
-        """Takes finished sequences out, gives pages to the others or sets the youngest back, and closes the ranks."""
-        if not self.running:
-            return
-        B = len(self.running)
-        _, length_B, drawn_B, _, _, done_B = self.state[:, :B].tolist()
-        keep = []
-        for b, slot in enumerate(self.running):
-            slot.length = length_B[b]
-            if done_B[b]:
-                self._collect(slot.sample, b, drawn_B[b])
-                slot.sample.finished = slot.sample.ids[-1] in self.stop_ids
-                self.pages.release(slot.pages)
-                if on_finish:
-                    on_finish(slot.sample)
-            else:
-                keep.append(b)
-        grown = []
-        for i, b in enumerate(keep):  # oldest first
-            slot = self.running[b]
-            missing = -(-(slot.length + self.look_every) // self.S) - len(slot.pages)
-            while missing > len(self.pages.free) and len(keep) > i:
-                self._free_some(keep, drawn_B)
-            if len(keep) <= i:
-                break  # it was the youngest itself
-            if missing > 0:
-                slot.pages += self.pages.take(missing)
-                grown.append(i)
-        if len(keep) < B:
-            n, keep_B = len(keep), torch.tensor(keep, dtype=torch.int64, device=self.device)
-            for rows in (self.state.T, self.table_SM, self.id_SL[:, : self.longest], self.logp_SL[:, : self.longest]):
-                rows[:n] = rows[keep_B]
-            self.state[-1, n:B] = 1
-            self.running = [self.running[b] for b in keep]
-        self._write_tables(grown)
+    def _run(self, on_finish, should_stop) -> None:
+        """Synchronise, admit, decode, until nothing waits and nothing runs."""
+        scheduler = self.scheduler
+        stepper = self.graphs or self.runner
+        while scheduler.waiting or scheduler.running:
+            if should_stop and any_rank(should_stop(), self.model.group, self.device):
+                raise Interrupted
+            if scheduler.running:
+                self._synchronise(on_finish)
+            if self._admit():
+                continue  # new sequences need pages to grow into
+            if scheduler.running:
+                B = len(scheduler.running)
+                M = max(len(request.pages) for request in scheduler.running)
+                for _ in range(self.sync_every):
+                    stepper.decode(B, M)
 
-    def _free_some(self, keep: list[int], drawn_B: list[int]) -> None:
-        """Gives up the pages of a prefilled prompt that still waits, else of the youngest running sequence."""
-        for group in reversed(self.waiting):
-            if group.pages:
-                self.pages.release(group.pages)
-                group.pages, group.logits_V = [], None
-                return
-        b = keep.pop()
-        s = self.running[b].sample
-        self._collect(s, b, drawn_B[b])
-        self.pages.release(self.running[b].pages)
-        self.waiting.appendleft(Group(self.prompts[s.prompt] + s.ids, deque([s])))
-        self.set_back += 1
-
-    def _collect(self, s: Sample, b: int, drawn: int) -> None:
-        s.ids = self.id_SL[b, :drawn].tolist()
-        s.logp = self.logp_SL[b, :drawn].tolist()
+    def _synchronise(self, on_finish) -> None:
+        """Remove finished sequences, allocate pages (preempting if needed), compact the slots."""
+        scheduler = self.scheduler
+        B = len(scheduler.running)
+        length_B, drawn_B, done_B = self.runner.read(B)
+        finished = scheduler.update(length_B, done_B)
+        grown, preempted = scheduler.grow()
+        for request in finished + preempted:
+            self.runner.collect(request.sample, request.slot, drawn_B[request.slot])
+        scheduler.requeue(preempted)
+        self.preempted += len(preempted)
+        if len(scheduler.running) < B:
+            self.runner.compact(scheduler.compact(), B)
+        self.runner.write_tables(grown)
+        for request in finished:
+            s = request.sample
+            s.finished = s.ids[-1] in self.stop_ids
+            if on_finish:
+                on_finish(s)
 
     def _admit(self) -> bool:
-        """Prefills waiting groups up to the token budget and starts as many sequences as slots and pages allow; any at all?"""
-        fresh, tokens, started = [], 0, []
-        if not self.running:  # then only prompts that were prefilled but not started hold pages: they can begin anew
-            for group in self.waiting:
-                self.pages.release(group.pages)
-                group.pages = []
-        for group in self.waiting:
-            need = -(-len(group.prefix) // self.S)
-            room = self.slots - len(self.running) - len(started)
-            # Each sequence to start needs a page of its own, and one to grow into; with less, running ones go on first.
-            if room <= 0 or len(self.pages.free) < (0 if group.pages else need) + 2:
-                break
-            if not group.pages:
-                if fresh and tokens + len(group.prefix) > self.prefill_tokens:
-                    break
-                group.pages = self.pages.take(need)
-                fresh.append(group)
-                tokens += len(group.prefix)
-            n = min(room, len(group.waiting), len(self.pages.free) - 1)
-            started += [(group, group.waiting.popleft(), self.pages.take(1)[0]) for _ in range(n)]
+        """Start the sequences for which there are slots and pages; False if there are none."""
+        fresh, started = self.scheduler.admit()
         if fresh:
-            for group, logits_V in zip(fresh, self._prefill(fresh), strict=True):
+            logits_RV = self.runner.prefill(fresh)
+            for group, logits_V in zip(fresh, logits_RV, strict=True):
                 group.logits_V = logits_V
         if started:
-            self._start(started)
-        while self.waiting and not self.waiting[0].waiting:
-            self.pages.release(self.waiting.popleft().pages)
+            self.runner.start(started)
         return bool(started)
 
-    def _prefill(self, groups: list[Group]) -> Tensor:
-        """Runs the prefixes packed, stores their keys and values; returns the logits after each, (groups, V)."""
-        length_B = [len(g.prefix) for g in groups]
-        token_T = torch.tensor([t for g in groups for t in g.prefix], device=self.device)
-        position_T = torch.cat([torch.arange(n) for n in length_B]).to(self.device)
-        slot_T = torch.cat([(torch.tensor(g.pages)[:, None] * self.S + torch.arange(self.S)).flatten()[: len(g.prefix)]
-                            for g in groups]).to(self.device)
-        causal = packed_attention(length_B, self.device)
-
-        def attend(layer, q_THK, k_TJK, v_TJK):
-            write_kv(self.kv[layer], k_TJK, v_TJK, slot_T)
-            return causal(layer, q_THK, k_TJK, v_TJK)
-
-        last_R = torch.tensor(length_B, device=self.device).cumsum(0) - 1
-        return self.model(token_T, position_T, attend, last_R)
-
-    def _start(self, started: list[tuple[Group, Sample, int]]) -> None:
-        """Gives every (group, sample, own page) a slot, and draws its first token from its group's logits."""
-        first, rows = len(self.running), []
-        source, target = [], []
-        for group, s, page in started:
-            shared = group.pages[: len(group.prefix) // self.S]
-            if len(group.prefix) % self.S:  # its tokens will go into the last page: a page of its own
-                source.append(group.pages[-1])
-                target.append(page)
-            self.pages.share(shared)
-            self.running.append(Slot(s, [*shared, page], len(group.prefix)))
-            noise = sequence_key(self.seed, self.step, self.problems[s.prompt], s.sample)
-            rows.append([0, len(group.prefix), len(s.ids), self.limits[s.prompt], noise, 0])
-        if source:
-            self.kv[:, :, target] = self.kv[:, :, source]
-        b = slice(first, len(self.running))
-        self.state[:, b] = torch.tensor(rows, device=self.device).T
-        self._write_tables(range(first, len(self.running)))
-        for i, (_, s, _) in enumerate(started, first):
-            if s.ids:  # set back earlier: its tokens stay
-                self.id_SL[i, : len(s.ids)] = torch.tensor(s.ids, device=self.device)
-                self.logp_SL[i, : len(s.ids)] = torch.tensor(s.logp, device=self.device)
-        self._draw(b, torch.stack([group.logits_V for group, _, _ in started]))
-
-    def _decode(self) -> None:
-        """One token for every running sequence."""
-        B, M = len(self.running), max(len(slot.pages) for slot in self.running)
-        if not self.graphs:
-            return self._step(B, M)
-        B, M = self._rounded(B, M)
-        if graph := self.captured.get((B, M)):
-            return graph.replay()
-        # This step does what a capture must not: it compiles kernels, lets cuBLAS take its memory and NCCL open its channels.
-        self._step(B, M)
-        if self.device.type == "cuda":
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):  # other threads may use the GPU
-                self._step(B, M)
-            self.captured[B, M] = graph
-
-    def _rounded(self, B: int, M: int) -> tuple[int, int]:
-        """The next larger size for which there is a graph: rows 1, 2, 4, .. 32, 64, 96, ..; keys a power of two from 256 on."""
-        rows = 1 << (B - 1).bit_length() if B <= 32 else -(-B // 32) * 32
-        keys = max(256, 1 << (M * self.S - 1).bit_length())
-        return min(rows, self.slots), min(keys // self.S, self.M)
-
-    def _step(self, B: int, M: int) -> None:
-        """One token for the live among the first B slots, of up to M pages. What a graph holds: no size and no launch depends
-        on a value, nothing is read back, and all that outlasts the step is written in place."""
-        token_B, length_B, _, _, _, done_B = self.state[:, :B]
-        dead_B = done_B != 0
-        page_B = self.table_SM[:B].gather(1, (length_B // self.S)[:, None]).squeeze(1)
-        slot_B = (page_B * self.S + length_B % self.S).masked_fill(dead_B, -1)
-        pages_BM, seen_B = self.table_SM[:B, :M], (length_B + 1).masked_fill(dead_B, 0).int()
-        found = find(self.kv[0], pages_BM, seen_B)
-
-        def attend(layer, q_BHK, k_BJK, v_BJK):
-            write_kv(self.kv[layer], k_BJK, v_BJK, slot_B)
-            return decode(q_BHK, self.kv[layer], pages_BM, seen_B, found)
-
-        logits_BV = self.model(token_B, length_B, attend)
-        length_B += ~dead_B
-        self._draw(slice(0, B), logits_BV)
-
-    def _draw(self, b: slice, logits_BV: Tensor) -> None:
-        """Draws a token for every live row of the slots b, records it, and marks the rows that end with it."""
-        token_B, _, drawn_B, limit_B, noise_B, done_B = self.state[:, b]
-        drawn, logp_B = sample(logits_BV, self.temperature, position_key(noise_B, drawn_B))
-        # A row that is done goes on drawing, and records it behind its own tokens, where nobody reads.
-        self.id_SL[b].scatter_(1, drawn_B[:, None], drawn[:, None])
-        self.logp_SL[b].scatter_(1, drawn_B[:, None], logp_B[:, None])
-        token_B.copy_(drawn)
-        drawn_B += 1 - done_B
-        done_B |= self.stop_V[drawn] | (drawn_B >= limit_B)
-
-    def _write_tables(self, slots) -> None:
-        """Copies the page lists of the given slots to the device."""
-        if slots:
-            width = max(len(self.running[i].pages) for i in slots)
-            rows = [self.running[i].pages + [0] * (width - len(self.running[i].pages)) for i in slots]
-            self.table_SM[torch.tensor(list(slots), device=self.device), :width] = torch.tensor(
-                rows, dtype=torch.int32, device=self.device)
 
 
-def stop_tokens(directory, tokenizer) -> list[int]:
-    """The tokens that end a turn: generation_config.json's, config.json's and the tokenizer's end-of-text tokens."""
-    found = {tokenizer.eos_token_id}
+def stop_tokens(directory: str | Path, tokenizer, end_token: int | None = None) -> list[int]:
+    """Token ids that end a completion, sorted.
+
+    These are the end-of-text tokens of generation_config.json, config.json and the tokenizer, and
+    end_token, with which the chat template ends a turn (Renderer.end_token). Without end_token a
+    base model runs on and invents turns. ValueError if there is no such token at all.
+    """
+    found = {tokenizer.eos_token_id, end_token}
     for name in ("generation_config.json", "config.json"):
         path = Path(directory) / name
-        ids = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None
-        found |= set(ids if isinstance(ids, list) else [ids])
+        if path.is_file():
+            ids = json.loads(path.read_text()).get("eos_token_id")
+            found |= set(ids if isinstance(ids, list) else [ids])
     found -= {None}
     if not found:
-        raise ValueError(f"{directory}: neither its configuration nor its tokenizer names an end-of-text token (eos_token_id)")
+        raise ValueError(
+            f"{directory}: neither its configuration nor its tokenizer names an end-of-text token; "
+            "set eos_token_id in generation_config.json"
+        )
     return sorted(found)
+
+
+def any_rank(flag: bool, group, device: torch.device | str) -> bool:
+    """Whether the flag is true on any rank of the group (a collective). No group: the flag."""
+    if group is None:
+        return flag
+    flag_1 = torch.tensor([flag], dtype=torch.int32, device=device)
+    dist.all_reduce(flag_1, dist.ReduceOp.MAX, group=group)
+    return bool(flag_1)
+
+
+# ---- The sampler's copy of the weights ----------------------------------------------------------
 
 
 @torch.no_grad()
 def fuse(model: Model) -> Model:
-    """Lays the weights of q, k, v, and of gate, up, side by side in memory, for one product each; the parameters become views,
-    so that copying into them goes on working. The last thing to do to a model: .to() would part them again."""
+    """Lay the weights of q, k, v, and of gate, up, side by side in memory, for one product each.
 
-    def side_by_side(*maps: Linear) -> SimpleNamespace:
-        fused = SimpleNamespace()
-        for kind in ("weight", "bias") if maps[0].bias is not None else ("weight",):
-            parts = [getattr(f, kind) for f in maps]
-            setattr(fused, kind, torch.cat([p.data for p in parts]))
-            for p, view in zip(parts, getattr(fused, kind).split([len(p) for p in parts]), strict=True):
-                p.data = view
-        return fused
-
+    The parameters become views, so that copying into them goes on working. This is the last thing
+    to do to a model: .to() would separate the weights again.
+    """
     for layer in model.model["layers"]:
-        a, m = layer.self_attn, layer.mlp
-        a.fused, m.fused = side_by_side(a.q_proj, a.k_proj, a.v_proj), side_by_side(m.gate_proj, m.up_proj)
+        attention = layer.self_attn
+        mlp = layer.mlp
+        attention.fused = side_by_side(attention.q_proj, attention.k_proj, attention.v_proj)
+        mlp.fused = side_by_side(mlp.gate_proj, mlp.up_proj)
     return model
 
 
-PACKED_FROM = 2**18  # elements of a weight; below, such a call's own cost of 10 microseconds is more than it saves
+def side_by_side(*linears: Linear) -> SimpleNamespace:
+    """One weight (and bias, if any), of which the parameters of the linears become views."""
+    fused = SimpleNamespace()
+    for kind in ("weight", "bias"):
+        parts = [getattr(linear, kind) for linear in linears]
+        if parts[0] is None:
+            continue
+        whole = torch.cat([part.data for part in parts])
+        sizes = [len(part) for part in parts]
+        for part, view in zip(parts, whole.split(sizes), strict=True):
+            part.data = view
+        setattr(fused, kind, whole)
+    return fused
+
+
+# Elements of a weight. Calling a product with a packed weight costs 10 us more: too much below.
+PACKED_FROM = 2**18
 
 
 @contextmanager
 def packed(model: Model):
-    """Within it a fused float32 model on a CPU has its large weights a second time, as oneDNN lays them out: products with few
-    rows, which decoding is made of, are up to twice as fast as by F.linear. Packing costs a few readings of the weights, and
-    each time it is done anew, so the copies are never old. For any other model nothing is done."""
-    maps = [f for layer in model.model["layers"] for a, m in [(layer.self_attn, layer.mlp)]
-            for f in (a.fused, a.o_proj, m.fused, m.down_proj)] + [model.head]
+    """Keep copies of the large weights in oneDNN's layout, for a fused float32 model on a CPU.
+
+    Decoding consists of products with few rows, which such weights make up to twice as fast.
+    Packing costs a few readings of the weights. Each entry packs anew, so no copy is out of date.
+    """
     weight = model.head.weight
-    if weight.is_cuda or weight.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
-        maps = []
+    on_cpu = not weight.is_cuda and torch.backends.mkldnn.is_available()
+    linears = [model.head]
+    for layer in model.model["layers"]:
+        attention = layer.self_attn
+        mlp = layer.mlp
+        linears += [attention.fused, attention.o_proj, mlp.fused, mlp.down_proj]
+    if not on_cpu or weight.dtype != torch.float32:
+        linears = []
+    linears = [linear for linear in linears if linear.weight.numel() >= PACKED_FROM]
     try:
-        for f in maps:
-            if f.weight.numel() >= PACKED_FROM:
-                f.packed = torch.ops.mkldnn._reorder_linear_weight(f.weight.detach())
+        for linear in linears:
+            linear.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach())
         yield
     finally:
-        for f in maps:
-            f.packed = None
+        for linear in linears:
+            linear.packed = None
+
+
+# ---- A rollout: draw and grade ------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Completion:
-    """A graded sample: everything a rank needs to know of a sequence that another one drew."""
+    """A graded sample: all that a rank needs to know of a sequence that another rank drew."""
 
-    problem: int  # place in the list of problems
+    problem: int  # index in the list of problems
     sample: int
-    prompt: list[int]
+    prompt: list[int]  # token ids
     ids: list[int]
     logp: list[float]
     finished: bool
     text: str
     verdict: Verdict
 
+    def row(self, problem: Problem, source: str) -> dict:
+        """A line of samples.jsonl or of an evaluation's file."""
+        return {
+            "source": source,
+            "problem": problem.index,
+            "sample": self.sample,
+            "prompt": problem.prompt,
+            "text": self.text,
+            "answer": self.verdict.answer,
+            "truth": problem.answer,
+            "score": self.verdict.score,
+            "verdict": self.verdict.verdict,
+            "rule": self.verdict.rule,
+            "length": len(self.ids),
+            "finished": self.finished,
+        }
 
-def collect(sampler: Sampler, tokenizer, grader: Grader, problems: list[data.Problem], G: int, max_new: int,
-            temperature: float, seed: int, step: int, template: str = "auto",
-            keep: Callable[[Completion], None] | None = None) -> list[Completion]:
-    """G graded completions of every problem, in the order of the problems, known to every rank (a collective).
 
-    Each rank draws for its share of the problems, or the ranks that hold a sampler together for theirs, and then each grades
-    its share of what they draw; an answer goes to the grader as soon as its sequence ends, and `keep` is called with every
-    completion that this rank grades, once it is graded.
+class Rollout:
+    """Draws completions of problems and has them graded.
+
+    renderer: a data.Renderer. max_new: most tokens of a completion. seed: of the noise.
+    should_stop: asked while a rollout runs; once it is true on a rank, `draw` raises Interrupted
+    on all ranks.
     """
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    t = dist.get_world_size(sampler.model.group) if sampler.model.group else 1
-    mine = range(rank // t, len(problems), world // t)
-    prompts = [data.render(problems[i], tokenizer, template) for i in mine]
-    waiting, done = deque(), []
 
-    def settle(wait: bool) -> None:
-        while waiting and (wait or waiting[0][2].done()):
-            s, text, verdict = waiting.popleft()
-            done.append(Completion(mine[s.prompt], s.sample, prompts[s.prompt], s.ids, s.logp, s.finished, text,
-                                   verdict.result()))
-            if keep:
-                keep(done[-1])
+    def __init__(
+        self,
+        sampler: Sampler,
+        renderer,
+        grader: Grader,
+        max_new: int,
+        seed: int,
+        should_stop: Callable[[], bool] | None = None,
+    ):
+        self.sampler = sampler
+        self.renderer = renderer
+        self.grader = grader
+        self.max_new = max_new
+        self.seed = seed
+        self.should_stop = should_stop
 
-    def grade(s: Sample) -> None:
-        if (s.prompt * G + s.sample) % t != rank % t:
-            return  # another rank has it too
-        text = tokenizer.decode(s.ids, skip_special_tokens=True)
-        waiting.append((s, text, submit(grader, pool, problems[mine[s.prompt]], text)))
-        settle(wait=False)
+    def draw(
+        self,
+        problems: Sequence[Problem],
+        G: int,
+        temperature: float,
+        step: int,
+        on_graded: Callable[[Completion], None] | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[Completion]:
+        """G graded completions of every problem, sorted by problem and sample (a collective).
 
-    with ThreadPoolExecutor(max(1, (os.cpu_count() or 2) // (2 * world))) as pool:  # for programs, which have little time
-        sampler.generate(prompts, G, max_new, temperature, seed, step, [problems[i].index for i in mine], grade)
-        settle(wait=True)
-    if world > 1:
-        parts = [None] * world
-        dist.all_gather_object(parts, done)
-        done = [c for part in parts for c in part]
-    return sorted(done, key=lambda c: (c.problem, c.sample))
+        Each rank draws for its share of the problems, and every rank gets all completions. Ranks
+        that hold a model together draw together, and each grades its share.
+        on_graded: called with every completion that this rank grades, once it is graded.
+        progress: called with the number of sequences that this rank has finished.
+        """
+        grading = Grading(self, problems, G, on_graded, progress)
+        interrupted = False
+        try:
+            self.sampler.generate(
+                grading.prompts,
+                G,
+                self.max_new,
+                temperature,
+                self.seed,
+                step,
+                problems=[problem.index for problem in grading.problems],
+                on_finish=grading.submit,
+                should_stop=self.should_stop,
+            )
+            grading.settle()
+        except Interrupted:
+            interrupted = True
+        finally:
+            grading.close()
+        everyone = dist.group.WORLD if dist.is_initialized() else None
+        if any_rank(interrupted, everyone, self.sampler.device):
+            raise Interrupted
+        completions = gather(grading.graded)
+        return sorted(completions, key=lambda c: (c.problem, c.sample))
 
 
-def row(c: Completion, problem: data.Problem, source: str) -> dict:
-    """A line of an evaluation's file: the problem, the text, the answer found in it, and the verdict with its reason."""
-    return {"source": source, "problem": problem.index, "sample": c.sample, "prompt": problem.prompt, "text": c.text,
-            "answer": c.verdict.answer, "truth": problem.answer, "score": c.verdict.score, "verdict": c.verdict.verdict,
-            "rule": c.verdict.rule, "length": len(c.ids), "finished": c.finished}
+class Grading:
+    """The share of a rollout that this rank draws, and the verdicts on what it grades of that."""
+
+    def __init__(self, rollout: Rollout, problems: Sequence[Problem], G: int, on_graded, progress):
+        rank = dist.get_rank() if dist.is_initialized() else 0
+        world = dist.get_world_size() if dist.is_initialized() else 1
+        group = rollout.sampler.model.group
+        self.team = dist.get_world_size(group) if group else 1  # ranks that hold a model together
+        self.member = rank % self.team
+        self.places = range(rank // self.team, len(problems), world // self.team)
+        self.problems = [problems[i] for i in self.places]
+        self.prompts = rollout.renderer.render_all(self.problems)
+        self.rollout = rollout
+        self.G = G
+        self.on_graded = on_graded
+        self.progress = progress
+        self.finished = 0
+        self.pending: deque[tuple[Sample, str, Future[Verdict]]] = deque()
+        self.graded: list[Completion] = []
+        # Threads wait for the processes that run programs; these get half of the processors.
+        self.pool = ThreadPoolExecutor(max(1, (os.cpu_count() or 2) // (2 * world)))
+
+    def submit(self, s: Sample) -> None:
+        """Have a finished sample graded, unless another member of the team does that."""
+        self.finished += 1
+        if self.progress:
+            self.progress(self.finished)
+        if (s.prompt * self.G + s.sample) % self.team == self.member:
+            text = self.rollout.renderer.text(s.ids)
+            problem = self.problems[s.prompt]
+            verdict = submit(self.rollout.grader, self.pool, problem, text)
+            self.pending.append((s, text, verdict))
+        while self.pending and self.pending[0][2].done():
+            self._complete()
+
+    def settle(self) -> None:
+        """Wait for the verdicts that are missing. Interrupted if the run is asked to end."""
+        should_stop = self.rollout.should_stop
+        while self.pending:
+            _, _, verdict = self.pending[0]
+            wait([verdict], timeout=0.5)
+            if should_stop and should_stop():
+                raise Interrupted
+            if verdict.done():
+                self._complete()
+
+    def _complete(self) -> None:
+        s, text, verdict = self.pending.popleft()
+        completion = Completion(
+            self.places[s.prompt],
+            s.sample,
+            self.prompts[s.prompt],
+            s.ids,
+            s.logp,
+            s.finished,
+            text,
+            verdict.result(),
+        )
+        self.graded.append(completion)
+        if self.on_graded:
+            self.on_graded(completion)
+
+    def close(self) -> None:
+        """Start no more programs. Those that run end by their own limits."""
+        self.pool.shutdown(wait=False, cancel_futures=True)
+
+
+def gather(completions: list[Completion]) -> list[Completion]:
+    """The completions of all ranks (a collective)."""
+    if not dist.is_initialized():
+        return completions
+    parts = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, completions)
+    return [completion for part in parts for completion in part]
+
+
+# ---- Bridge: goes when grpo.py, evaluate.py, runtime/ and study/ draw by Rollout ----------------
+
+
+def collect(sampler, tokenizer, grader, problems, G, max_new, temperature, seed, step,
+            template="auto", keep=None):  # fmt: skip
+    import data
+
+    class Stand:
+        def render_all(self, problems):
+            return [data.render(problem, tokenizer, template) for problem in problems]
+
+        def text(self, ids):
+            return tokenizer.decode(ids, skip_special_tokens=True)
+
+    rollout = Rollout(sampler, Stand(), grader, max_new, seed)
+    return rollout.draw(problems, G, temperature, step, keep)
+
+
+def row(completion, problem, source):
+    return completion.row(problem, source)
+
+
+Sampler.set_back = property(lambda self: self.preempted)
+Sampler.captured = property(lambda self: self.graphs.captured if self.graphs else {})

@@ -51,7 +51,7 @@ def measure(shape: str, flags, dtype, ceilings: dict) -> dict:
         for new in (FIRST, FIRST + flags.steps):
             took = seconds(lambda new=new, seed=repeat: sampler.generate(prompts, 1, new, 1.0, seed), flags.device)
             best[new] = min(best.get(new, took), took) if repeat else float("inf")  # the first round is the warm-up
-    assert not sampler.set_back, "the cache was too small, so steps were done twice"
+    assert not sampler.preempted, "the cache was too small, so steps were done twice"
     step = (best[FIRST + flags.steps] - best[FIRST]) / flags.steps
     weight_bytes = (c.N_total - (0 if c.tied else c.V * c.D)) * dtype.itemsize
     cache_bytes = B * flags.context * token_bytes

@@ -1,0 +1,1 @@
+"""The study's other benchmarks: answers that are letters, tables and programs."""

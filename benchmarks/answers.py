@@ -1,10 +1,12 @@
-"""Grade the answers that are not mathematics: a letter, a table, a program. Mathematics is reward.py's.
+"""Grade answers that are not mathematics: a letter, a table, a program. reward.py does mathematics.
 
-A choice (SuperGPQA) is right by its letter. A table (zebra puzzles) is right when all its cells are; `cells` is the share of
-right ones, the column Position not counted: it numbers the rows, so it is known. A program (HumanEval) is right when it passes
-the tests, in sandbox.py; its text is put behind the code of the question, so a whole function and a continuation both count.
+choice (SuperGPQA)    right if it is the letter of the reference
+grid (zebra puzzles)  right if every cell is; `cells` is the share of right cells
+code (HumanEval)      right if the program passes the tests in sandbox.py
 """
 
+import ast
+import builtins
 import json
 import re
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,73 +15,180 @@ from benchmarks import sandbox
 from data import Problem
 from reward import Grader, Verdict, extract
 
-LETTER = re.compile(r"(?:(?:option|choice)\s+)?(?:\(([A-Z])\)|([A-Z])(?=[.:)]|$))(?!\s*(?:[,;&/]|and\b|or\b))"
-                    r"(?:[.:)]*|[.:)]+.*|\s.*)", re.I | re.S)
-BLOCK = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.S)
+
+def no_answer(what: str) -> Verdict:
+    return Verdict(0.0, "no_answer", None, what)
+
+
+# ---- Letters ----------------------------------------------------------------------------------
+
+MARKUP = re.compile(
+    r"\\(?:text|math)?(?:bf|rm|sf|it)?(?![a-z])"  # \text \textbf \mathrm \bf, not \texture
+    r"|[{}$*]"
+)
+LETTER = re.compile(
+    r"""
+    (?: (?:option|choice) \s+ )?
+    (?: \( ([A-Z]) \)                       # (C)
+      | ([A-Z]) (?= [.:)] | $ )             # C   C.   C:   C)
+    )
+    (?! \s* (?: [,;&/] | and\b | or\b ) )   # not the first of several: A, B   A or B
+    (?: [.:)]* | [.:)]+ .* | \s .* )        # then nothing, or the text of the choice: C: 12 m
+    """,
+    re.IGNORECASE | re.DOTALL | re.VERBOSE,
+)
 
 
 def grade_choice(text: str, truth: str) -> Verdict:
-    """By letter: "(C)", "C." and "C: 12 m" say C. What is no single letter is wrong; nothing is guessed."""
-    if (answer := extract(text)) is None:
-        return Verdict(0.0, "no_answer", None, "no final answer found")
-    match = LETTER.fullmatch(re.sub(r"\\(?:text|math)?(?:bf|rm|sf|it)?(?![a-z])|[{}$*]", "", answer).strip())
+    """By letter: "(C)", "C." and "C: 12 m" say C. An answer without one clear letter is wrong."""
+    answer = extract(text)
+    if answer is None:
+        return no_answer("no final answer found")
+    match = LETTER.fullmatch(MARKUP.sub("", answer).strip())
     if not match:
         return Verdict(0.0, "unparsed", answer, "not the letter of a choice")
     letter = (match[1] or match[2]).upper()
-    return Verdict(float(letter == truth), "right" if letter == truth else "wrong", letter, "choices by letter")
+    right = letter == truth
+    return Verdict(float(right), "right" if right else "wrong", letter, "choices by letter")
 
 
-def read_grid(text: str) -> dict[tuple[str, str], str] | None:
-    """A table in JSON (or with single quotes) as {(row's Position, column): value}, None if it is none."""
+# ---- Tables -----------------------------------------------------------------------------------
+
+Table = dict[tuple[str, str], str]  # (row, column) -> cell
+TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+
+
+def read_json(text: str):
+    """JSON, also with single quotes. None if it is neither."""
     for spelling in (text, text.replace("'", '"')):
         try:
-            table = json.loads(spelling)
-            header, rows = ([str(h).strip().lower() for h in table["header"]], list(map(list, table["rows"])))
-        except (ValueError, TypeError, KeyError, RecursionError):
+            return json.loads(spelling)
+        except (ValueError, RecursionError):
             continue
-        at = header.index("position") if "position" in header else None
-        named = [(str(i if at is None or at >= len(row) else row[at]).strip(), row) for i, row in enumerate(rows, 1)]
-        return {(place, h): str(x).strip().lower() for place, row in named for h, x in zip(header, row, strict=False)
-                if h != "position"}
     return None
 
 
+def plain(cell) -> str:
+    return str(cell).strip().lower()
+
+
+def read_grid(text: str) -> Table | None:
+    """The cells of {"header": [...], "rows": [[...], ...]}; None if the text is no such table.
+
+    A row is named by its cell in the column Position, else by its number. That column holds no
+    answer, so it gives no cells. A table that names a row or a column twice is none: it could say
+    two things about one cell.
+    """
+    table = read_json(text)
+    if not isinstance(table, dict):
+        return None
+    header, rows = table.get("header"), table.get("rows")
+    if not isinstance(header, list) or not isinstance(rows, list):
+        return None
+    columns = [plain(name) for name in header]
+    if len(set(columns)) < len(columns):
+        return None
+    cells: Table = {}
+    names = set()
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, list):
+            return None
+        named = {c: plain(cell) for c, cell in zip(columns, row, strict=False)}
+        name = named.pop("position", str(number))
+        if name in names:
+            return None
+        names.add(name)
+        cells |= {(name, column): cell for column, cell in named.items()}
+    return cells
+
+
 def cells(answer: str | None, truth: str) -> float:
-    """The share of the truth's cells that the answer has, 0 for an answer that is no table."""
-    grid, due = read_grid(answer or ""), read_grid(truth)
-    return sum(grid.get(cell) == value for cell, value in due.items()) / len(due) if grid else 0.0
+    """The share of the reference's cells that the answer has. 0 if either has no cells."""
+    found = read_grid(answer or "") or {}
+    expected = read_grid(truth) or {}
+    right = sum(found.get(place) == cell for place, cell in expected.items())
+    return right / max(1, len(expected))
 
 
 def grade_grid(text: str, truth: str) -> Verdict:
     """The table in the last <answer> </answer>, else in the last box: right if every cell is."""
-    tagged = re.findall(r"<answer>(.*?)</answer>", text, re.S)
-    if (answer := tagged[-1].strip() if tagged else extract(text)) is None:
-        return Verdict(0.0, "no_answer", None, "no final answer found")
+    tagged = TAGGED.findall(text)
+    answer = tagged[-1].strip() if tagged else extract(text)
+    if answer is None:
+        return no_answer("no final answer found")
     if read_grid(answer) is None:
-        return Verdict(0.0, "unparsed", answer, "not a table with header and rows")
+        return Verdict(0.0, "unparsed", answer, "not a table with a header and rows")
+    if not read_grid(truth):
+        return Verdict(0.0, "unparsed", answer, "the reference has no cells to compare")
     share = cells(answer, truth)
-    return Verdict(float(share == 1), "right" if share == 1 else "wrong", answer, f"{share:.1%} of the cells")
+    right = share == 1
+    return Verdict(float(right), "right" if right else "wrong", answer, f"{share:.1%} of the cells")
+
+
+# ---- Programs ---------------------------------------------------------------------------------
+
+BLOCK = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)  # ```python ... ```
+CHECK = re.compile(r"^check\((\w+)\)\s*\Z", re.MULTILINE)  # check(area), the last line of the tests
+
+
+def functions_under_test(tests: str) -> list[str]:
+    """The functions under test: NAME if the last line is check(NAME), else what is not defined."""
+    check = CHECK.search(tests)
+    if check:
+        return [check[1]]
+    try:
+        nodes = list(ast.walk(ast.parse(tests)))
+    except SyntaxError:
+        return []  # running the tests will say so
+    names = [node for node in nodes if isinstance(node, ast.Name)]
+    loaded = {name.id for name in names if isinstance(name.ctx, ast.Load)}
+    defined = {name.id for name in names if isinstance(name.ctx, ast.Store)}
+    defined |= {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    defined |= {node.arg for node in nodes if isinstance(node, ast.arg)}
+    for node in nodes:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            defined |= {alias.asname or alias.name.partition(".")[0] for alias in node.names}
+    return sorted(loaded - defined - set(dir(builtins)))
+
+
+def choose_block(text: str, names: list[str]) -> str:
+    """The last block of code that defines a tested function, else the last block, else the text."""
+    blocks = BLOCK.findall(text)
+    defines = re.compile(rf"\bdef\s+(?:{'|'.join(names)})\b")
+    defining = [block for block in blocks if names and defines.search(block)]
+    return (defining or blocks or [text])[-1]
 
 
 def grade_code(text: str, prompt: str, tests: str) -> Verdict:
-    """Runs the last block of code that defines the tested function (else the last block, else the whole text)."""
+    """Run the program in a completion against its tests.
+
+    The program is put behind the code of the question, so that a whole function and a continuation
+    both count. sandbox.Refused if nothing contains it.
+    """
     if not text.strip():
-        return Verdict(0.0, "no_answer", None, "no program")
-    name = re.search(r"check\((\w+)\)\s*$", tests)
-    blocks = BLOCK.findall(text)
-    defining = [b for b in blocks if name and re.search(rf"\bdef\s+{name[1]}\b", b)]
-    program = (defining or blocks or [text])[-1]
-    result = sandbox.run("\n".join([*BLOCK.findall(prompt)[:1], program, tests, ""]))
-    verdict = "right" if result.passed else "timeout" if result.reason.startswith("not done") else "wrong"
-    return Verdict(float(result.passed), verdict, program, result.reason or "passed the tests")
+        return no_answer("no program")
+    names = functions_under_test(tests)
+    question = "\n".join(BLOCK.findall(prompt)[:1])
+    program = choose_block(text, names)
+    result = sandbox.run(f"{question}\n{program}\n", tests, names, question)
+    if result.passed:
+        return Verdict(1.0, "right", program, "passed the tests")
+    verdict = "timeout" if result.late else "wrong"
+    return Verdict(0.0, verdict, program, result.reason)
 
 
-def submit(grader: Grader, pool: ThreadPoolExecutor, problem: Problem, text: str) -> "Future[Verdict]":
-    """The verdict on one completion of a problem of any kind, at once or when a worker has it."""
+# ---- Any kind ---------------------------------------------------------------------------------
+
+
+def submit(
+    grader: Grader, pool: ThreadPoolExecutor, problem: Problem, text: str
+) -> "Future[Verdict]":
+    """The verdict on a completion of a problem of any kind. The pool runs programs."""
     if problem.kind == "math":
         return grader.submit(text, problem.answer)
     if problem.kind == "code":
         return pool.submit(grade_code, text, problem.prompt, problem.answer)
+    grade = {"choice": grade_choice, "grid": grade_grid}[problem.kind]
     future = Future()
-    future.set_result({"choice": grade_choice, "grid": grade_grid}[problem.kind](text, problem.answer))
+    future.set_result(grade(text, problem.answer))
     return future

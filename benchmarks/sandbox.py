@@ -1,194 +1,317 @@
-"""Run a Python program that nobody has read: in namespaces of its own, under limits, or not at all.
+"""Run a program that nobody has read against its tests: contained, under limits, or not at all.
 
-    run("print(1 / 0)")  ->  Result(passed=False, reason="ZeroDivisionError: division by zero")
+    run("def double(x): return x + x", "assert double(3) == 6", ["double"])  ->  Result(True, "")
 
-What holds it: it sees a read-only interpreter and an empty /tmp in memory, and no other file, process, network, /proc or /dev;
-it has no capability, and limits (`Limits`); it ends with its first process. Three ways are tried: bubblewrap; as root, plain
-namespaces and a user of its own (root is exempt from the limit on processes); else a user namespace. A way is used only after
-`probe` has tried to break out of it, here and now, and could not. If none holds, nothing is run.
+The program and the tests run in two sandboxes that are joined by two pipes (inside.py says what
+crosses them). A sandbox is a Python interpreter
 
-What does not hold it: a hole in the kernel. On a machine where that matters, put the whole evaluation into a virtual one.
+- in namespaces of its own: it sees no other process, no network, no System V memory;
+- with a root of its own: a read-only Python, an empty /tmp in memory, no other file, no /proc;
+- without capabilities, under limits (`Limits`), and under a filter of system calls.
+
+It ends with its first process, which ends with this one. Two ways to make it are tried: as root,
+namespaces and a user of the sandbox's own; else a user namespace. `probe` tries to break out before
+a way is used. If no way holds, nothing is run.
+
+A hole in the kernel lets a program out. Where that matters, evaluate in a virtual machine.
 """
 
 import json
 import os
 import random
-import secrets
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import astuple, dataclass
 from functools import cache
 from pathlib import Path
 
+from benchmarks import inside
+
 
 class Refused(OSError):
-    """No way to contain a program works here; the message says what was tried, and what came of it."""
+    """Programs cannot be contained here. The message says what was tried, and how it failed."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    seconds: float = 10.0  # by the clock
-    memory_mb: int = 512  # address space of one process, so that all of them have at most processes * memory_mb
-    processes: int = 8  # threads count, and up to three processes that hold the program
-    file_mb: int = 16  # a file, the output, and all of /tmp
+    """Of each of the two sandboxes."""
+
+    seconds: float = 10.0  # wall clock, counted from when both sandboxes have started
+    memory_mb: int = 512  # address space of one process; together at most processes * memory_mb
+    processes: int = 8  # threads count, and up to two processes that hold the sandbox
+    file_mb: int = 16  # one file, and all of /tmp
 
 
 @dataclass(frozen=True)
 class Result:
-    passed: bool  # it ran to its last line
-    reason: str  # if not: the last line it wrote, or what ended it
-    output: str  # the last 64 kB that it wrote
+    passed: bool  # every test was run, and none failed
+    reason: str  # why not, in one line; "" if passed
+    late: bool = False  # the reason is that time was up
 
 
-# Process 1 of the namespace. It mounts over /dev, which every machine has and no interpreter lives in. From a chroot nobody
-# without capabilities comes back, and the kernel gives none: it lets nobody make a user namespace inside a chroot.
+SOURCE = Path(inside.__file__).read_text()
+ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "PYTHONHASHSEED": "0", "PYTHONUTF8": "1"}
+PATIENCE = (20, 60, 180)  # seconds for a sandbox to start; a busy machine gets three tries
+
+# The first process of a sandbox. $1 is the size of /tmp in MB, then come the directories to show,
+# then the command. The new root is mounted over /dev, since every machine has that directory and no
+# Python lives there. Leaving a chroot needs a capability, and the kernel gives none: it makes no
+# user namespace for a process in a chroot.
 SETUP = """
-set -e; umask 022
-mount -t tmpfs -o size=$1m,nr_inodes=1k,mode=755 tmpfs /dev; shift
-cd /dev; mkdir -m 1777 tmp
-while [ "$1" != -- ]; do mkdir -p ".$1"; mount --bind "$1" ".$1"; mount -o remount,bind,ro,nosuid,nodev ".$1"; shift; done
-shift; status=0; chroot . "$@" || status=$?
+set -e
+umask 022
+mount -t tmpfs -o size=$1m,nr_inodes=1k,mode=755 tmpfs /dev
+shift
+cd /dev
+mkdir -m 1777 tmp
+while [ "$1" != -- ]; do
+    mkdir -p ".$1"
+    mount --bind "$1" ".$1"
+    mount -o remount,bind,ro,nosuid,nodev ".$1"
+    shift
+done
+shift
+status=0
+chroot . "$@" || status=$?
 exit $status
 """
-ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "PYTHONHASHSEED": "0", "PYTHONUTF8": "1"}
+
+
+# ---- One sandbox ------------------------------------------------------------------------------
+
+
+def spare_user() -> int:
+    """A user id that no person and no service has, another one for each sandbox.
+
+    The kernel counts processes by user. systemd lists both ranges as unused (its UIDS-GIDS.md); the
+    small one is for a container that has only the first 65,536 ids.
+    """
+    lines = Path("/proc/self/uid_map").read_text().splitlines()
+    known = sum(int(line.split()[2]) for line in lines)
+    ids = range(0x7000_0000, 0x7FFD_0000)
+    if known <= ids[-1]:
+        ids = range(60_578, 61_184)
+    return random.SystemRandom().choice(ids)
 
 
 def command(way: str, limits: Limits) -> list[str]:
-    """The command that runs the program on its input: `way` is bubblewrap, root or user."""
-    python, home = os.path.realpath(sys._base_executable), os.path.realpath(sys.base_prefix)
-    seen = [d for d in ("/usr", "/lib", "/lib64", "/bin") if os.path.isdir(d)]
-    seen += [home] if not f"{home}/".startswith("/usr/") else []
-    uid = random.SystemRandom().randrange(20_000, 60_000)  # one for each run: the limit on processes counts by user
-    drop = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups"]
+    """The command that starts Python in a sandbox. way: root or user."""
+    python = os.path.realpath(sys._base_executable)
+    home = os.path.realpath(sys.base_prefix)
+    shown = [d for d in ("/usr", "/lib", "/lib64", "/bin") if os.path.isdir(d)]
+    if not home.startswith("/usr/"):
+        shown.append(home)
+    user = spare_user()
+    change_user = [f"--reuid={user}", f"--regid={user}", "--clear-groups"]
+    outer = ["setpriv", "--pdeathsig", "KILL"]
     inner = ["setpriv", "--no-new-privs", "--inh-caps=-all", "--bounding-set=-all"]
-    # `timeout` is for the case that this process dies before it can end the program.
-    inner = ["timeout", "-s", "KILL", f"{limits.seconds + 1:g}", *(drop if way == "root" else []), *inner,
-             "prlimit", f"--as={limits.memory_mb << 20}", f"--nproc={limits.processes}", f"--fsize={limits.file_mb << 20}",
-             f"--cpu={int(limits.seconds) + 1}", "--nofile=64", "--core=0", python, "-s", "-S", "-B", "-"]
-    drop = drop if os.geteuid() == 0 and way != "root" else []
-    if way == "bubblewrap":
-        binds = [part for d in seen for part in ("--ro-bind", d, d)]
-        return [*drop, "bwrap", "--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL", *binds,
-                "--size", str(limits.file_mb << 20), "--tmpfs", "/tmp", "--remount-ro", "/", "--chdir", "/tmp", *inner]
-    user = ["--user", "--map-root-user"] if way == "user" else []
-    return [*drop, "unshare", *user, "--net", "--pid", "--ipc", "--uts", "--mount", "--fork", "sh", "-c", SETUP, "sh",
-            str(limits.file_mb), *seen, "--", *inner]
+    unshare = ["unshare", "--net", "--pid", "--ipc", "--uts", "--mount", "--kill-child"]
+    if way == "root":
+        inner += change_user
+    else:
+        unshare += ["--user", "--map-root-user"]
+        outer += change_user if os.geteuid() == 0 else []
+    setup = ["sh", "-c", SETUP, "sh", str(limits.file_mb), *shown, "--"]
+    return [*outer, *unshare, *setup, *inner, python, "-I", "-S", "-B"]
 
 
-def execute(way: str, program: str, limits: Limits) -> tuple[bool, Result]:
-    """-> (whether the program was begun at all, its result)."""
-    begun, ended = secrets.token_hex(16), secrets.token_hex(16)
-    # Having ended well is not proof: sys.exit() does that before any test has run. The last line must have been reached.
-    text = (f"import os\nos.chdir('/tmp')\nprint({begun!r}, flush=True)\n"
-            f"exec(compile({program!r}, 'program', 'exec'), {{'__name__': '__main__'}})\n"
-            f"print('\\n' + {ended!r}, flush=True)\n")
-    # A file takes what it writes: the limit on files holds for it, and a pipe would have none.
-    with tempfile.TemporaryFile() as written:
-        process = subprocess.Popen(command(way, limits), stdin=subprocess.PIPE, stdout=written, stderr=subprocess.STDOUT,
-                                   env=ENVIRONMENT, cwd="/", start_new_session=True)
+class Sandbox(AbstractContextManager):
+    """One interpreter in a sandbox, in one role of inside.py. Leaving it ends all its processes.
+
+    pipes: file descriptors to inherit, (to read from, to write to).
+    """
+
+    def __init__(self, way: str, role: str, limits: Limits, pipes: tuple[int, ...] = ()):
+        arguments = ["-c", SOURCE, role, *map(str, astuple(limits))]
+        self.pipes = pipes
+        self.errors = tempfile.TemporaryFile()  # a file, since the limit on files holds for it
+        self.process = subprocess.Popen(
+            [*command(way, limits), *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            env=ENVIRONMENT,
+            cwd="/",
+            start_new_session=True,
+            pass_fds=pipes,
+        )
+
+    def wait_ready(self) -> None:
+        """ChildProcessError, with what it wrote, for a sandbox that does not start."""
+        if self.process.stdout.readline() != b"ready\n":
+            raise ChildProcessError(self.last_words())
+
+    def last_words(self) -> str:
+        """The end of what it wrote to standard error, in one line."""
+        self.errors.seek(0)
+        text = self.errors.read().decode("utf-8", "replace")
+        return " ".join(text.split())[-300:] or "the sandbox ended without a word"
+
+    def give(self, **job) -> None:
+        """Hand over the job: from here on untrusted text is run."""
         try:
-            process.communicate(text.encode("utf-8", "replace"), timeout=limits.seconds)
-            late = False
-        except subprocess.TimeoutExpired:
-            late = True
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)  # with process 1 of its namespace, everything in it
-                process.wait()
-        size = written.seek(0, os.SEEK_END)
-        written.seek(0)
-        started = written.read(len(begun)) == begun.encode()
-        written.seek(max(len(begun) * started, size - 65536))
-        output = written.read().decode("utf-8", "replace").strip()
-    passed = not late and process.returncode == 0 and output.endswith(ended)
-    output = output.removesuffix(ended).strip()
-    last = output.rpartition("\n")[2][:200]
-    reason = "" if passed else f"not done in {limits.seconds:g} s" if late else last or f"ended early, {process.returncode}"
-    return started, Result(passed, reason, output)
+            self.process.stdin.write(json.dumps(job).encode())
+            self.process.stdin.close()
+        except BrokenPipeError:
+            pass  # it has ended; whoever reads its report sees that
+
+    def report(self) -> list | None:
+        """What it reports, None if it ends without a whole report."""
+        try:
+            return inside.receive(self.process.stdout)
+        except (EOFError, ValueError):
+            return None
+
+    def kill(self) -> None:
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)  # the first process, and so all of them
+
+    def __exit__(self, *_) -> None:
+        self.kill()
+        self.process.wait()
+        self.process.stdout.close()
+        self.errors.close()
+        try:
+            self.process.stdin.close()
+        except BrokenPipeError:
+            pass  # what it never read
 
 
-PROBE = """
-import json, os, pathlib, socket, time
-leaks, memory, processes, size, port, outside = [], *{values}
-def attempt(name, action):
+@contextmanager
+def alarm(seconds: float, *sandboxes: Sandbox) -> Iterator[None]:
+    """Kill the sandboxes after so long, which ends every wait for them. TimeoutError if it did."""
+    rung = threading.Event()
+
+    def ring() -> None:
+        rung.set()
+        for sandbox in sandboxes:
+            sandbox.kill()
+
+    timer = threading.Timer(seconds, ring)
+    timer.start()
     try:
-        action()
-        leaks.append(name)
-    except (OSError, MemoryError):
-        pass
-def write(path):
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    open(path, "w").write("changed")
-def fork():
-    children = []
-    try:
-        for _ in range(processes + 1):
-            if not (child := os.fork()):
-                time.sleep(100)
-            children.append(child)
+        yield
     finally:
-        for child in children:
-            os.kill(child, 9)
-            os.waitpid(child, 0)
-attempt("read a file outside", lambda: open(outside))
-attempt("write into /usr", lambda: (write("/usr/grpo-ladder-probe"), os.remove("/usr/grpo-ladder-probe")))
-attempt("connect to this machine", lambda: socket.create_connection(("127.0.0.1", port), 1))
-attempt("send to the network", lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).connect(("192.0.2.1", 9)))
-attempt("allocate more memory", lambda: bytearray(memory + 1))
-attempt("write a larger file", lambda: pathlib.Path("large").write_bytes(bytes(size + 1)))
-attempt("start more processes", fork)
-try:
-    write(outside)  # into a directory of the same name at most: the outside is looked at from outside
-except OSError:
-    pass
-open("allowed", "w").write("a file in the current directory must work")
-attempt("become root", lambda: os.setuid(0) if os.getuid() else os.chroot("/tmp"))
-print(json.dumps(leaks))
-"""
+        timer.cancel()
+        if rung.is_set():
+            raise TimeoutError(f"not done in {seconds:g} s")
+
+
+# ---- Does a way hold? -------------------------------------------------------------------------
+
+
+def attempt(way: str, limits: Limits, patience: float) -> list[str]:
+    """What a program could do and should not. OSError if the sandbox does not start."""
+    with ExitStack() as stack:
+        directory = stack.enter_context(tempfile.TemporaryDirectory())
+        server = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        outside = Path(directory, "outside")
+        outside.write_text("unchanged")
+        os.chmod(directory, 0o755)  # only the sandbox may stand in the way
+        outside.chmod(0o666)
+        sandbox = stack.enter_context(Sandbox(way, "probe", limits))
+        with alarm(patience, sandbox):
+            sandbox.wait_ready()
+            sandbox.give(outside=str(outside), port=server.getsockname()[1], pid=os.getpid())
+            leaks = sandbox.report()
+        if leaks is None:
+            raise ChildProcessError(sandbox.last_words())
+        if outside.read_text() != "unchanged":
+            leaks.append("change a file outside")
+        return leaks
 
 
 def probe(way: str, limits: Limits) -> str:
-    """Tries to break out. -> "" if `way` holds, else what went wrong."""
-    with tempfile.TemporaryDirectory() as directory, socket.create_server(("127.0.0.1", 0)) as server:
-        outside = Path(directory) / "outside"
-        outside.write_text("unchanged")
-        values = limits.memory_mb << 20, limits.processes, limits.file_mb << 20, server.getsockname()[1], str(outside)
+    """"" if a way holds, else what is wrong with it."""
+    for patience in PATIENCE:
         try:
-            started, result = execute(way, PROBE.replace("{values}", repr(values)), limits)
-        except OSError as error:  # a command is missing
+            leaks = attempt(way, limits, patience)
+        except TimeoutError as error:
+            failed = str(error)
+            continue  # a busy machine is no reason to end a run
+        except OSError as error:
             return str(error)
-        if not started:
-            return " ".join(result.output.split())[:300] or result.reason
-        leaks = json.loads(result.output) if result.passed else [result.reason]
-        leaks += ["change a file outside"] if outside.read_text() != "unchanged" else []
-    return f"a program could: {', '.join(leaks)}" if leaks else ""
+        return f"a program could {', '.join(leaks)}" if leaks else ""
+    return f"the probe was {failed}, {len(PATIENCE)} times"
 
 
 @cache
 def holding(limits: Limits) -> str:
-    """The first way that holds a program here. Refused if there is none."""
+    """The first way that holds a program here: root or user. Refused if there is none."""
     if sys.platform != "linux":
-        raise Refused(f"programs of a model are not run: they are contained by namespaces of Linux, and this is {sys.platform}")
-    ways = ["bubblewrap"] if shutil.which("bwrap", path=ENVIRONMENT["PATH"]) else []
-    ways += ["root", "user"] if os.geteuid() == 0 else ["user"]
-    tried = {}
-    for way in ways:
-        if not (failed := probe(way, limits)):
+        raise Refused(
+            "programs of a model are not run: they are contained by namespaces of Linux, "
+            f"and this is {sys.platform}"
+        )
+    tried = []
+    for way in ("root", "user") if os.geteuid() == 0 else ("user",):
+        failed = probe(way, limits)
+        if not failed:
             return way
-        tried[way] = failed
-    raise Refused("programs of a model are not run, for nothing here contains them: "
-                  + "; ".join(f"{way}: {failed}" for way, failed in tried.items())
-                  + ". Install bubblewrap, allow user namespaces (a container may need --privileged), or leave programs out")
+        tried.append(f"{way}: {failed}")
+    raise Refused(
+        "programs of a model are not run, since nothing here contains them: "
+        + "; ".join(tried)
+        + ". Allow user namespaces (Ubuntu: sysctl kernel.apparmor_restrict_unprivileged_userns=0; "
+        "a container: --privileged), or leave programs out"
+    )
 
 
-def run(program: str, limits: Limits = Limits()) -> Result:
-    """Runs the text of a Python program, standard library only. Refused if it cannot be contained. Any thread may call it."""
+# ---- A program and its tests ------------------------------------------------------------------
+
+
+def execute(
+    way: str, program_job: dict, tests_job: dict, limits: Limits, patience: float = PATIENCE[0]
+) -> Result:
+    """Run a program and its tests once. The jobs: arguments of inside.serve_program and run_tests.
+
+    TimeoutError or ChildProcessError if the sandboxes do not start; then nothing was run.
+    """
+    requests = os.pipe()
+    answers = os.pipe()
+    with ExitStack() as stack:
+        try:
+            tests = Sandbox(way, "tests", limits, (answers[0], requests[1]))
+            stack.enter_context(tests)
+            program = Sandbox(way, "program", limits, (requests[0], answers[1]))
+            stack.enter_context(program)
+        finally:
+            for descriptor in (*requests, *answers):
+                os.close(descriptor)  # the sandboxes have their own copies
+        with alarm(patience, tests, program):
+            tests.wait_ready()
+            program.wait_ready()
+        try:
+            with alarm(limits.seconds, tests, program):
+                tests.give(pipes=tests.pipes, **tests_job)
+                program.give(pipes=program.pipes, **program_job)
+                passed, reason = tests.report() or (False, "the tests ended early")
+        except TimeoutError as error:
+            return Result(False, str(error), late=True)
+    printable = "".join(c if c.isprintable() else "?" for c in reason)
+    return Result(passed, printable)
+
+
+def run(
+    program: str, tests: str, names: list[str], question: str = "", limits: Limits = Limits()
+) -> Result:
+    """Run a program (Python, standard library only) against its tests. Any thread may call it.
+
+    names: the functions that the tests call and the program defines. question: code whose functions
+    the tests may call too. Refused if nothing contains the program.
+    """
     way = holding(limits)
-    started, result = execute(way, program, limits)
-    if not started and (failed := probe(way, limits)):  # a program can also hide that it was begun
-        raise Refused(f"programs could be contained ({way}), and no longer can: {failed}")
-    return result
+    program_job = {"program": program, "names": names}
+    tests_job = {"question": question, "tests": tests, "names": names}
+    for patience in PATIENCE:
+        try:
+            return execute(way, program_job, tests_job, limits, patience)
+        except (TimeoutError, ChildProcessError) as error:
+            failed = error
+    raise Refused(f"programs could be contained before ({way}), and no longer can: {failed}")

@@ -23,7 +23,7 @@ def write_kv_reference(kv_2NSJK, k_TJK, v_TJK, slot_T):
         cache_NSJK.view(N * S, J, K).index_copy_(0, slot_T.long(), new_TJK.to(cache_NSJK.dtype))
 
 
-def find(kv_2NSJK, pages_BM, length_B):
+def locate_keys(kv_2NSJK, pages_BM, length_B):
     """What `decode` works out of the tables and lengths on a CPU (None on a GPU): done once, it serves all layers of a step."""
     if kv_2NSJK.is_cuda:
         return None
@@ -35,11 +35,11 @@ def find(kv_2NSJK, pages_BM, length_B):
     return torch.cat((pages, pages + N)), mask_BL[:, None, None]
 
 
-def decode_reference(q_BHK, kv_2NSJK, pages_BM, length_B, found=None):
+def decode_reference(q_BHK, kv_2NSJK, pages_BM, length_B, located=None):
     """`decode` in torch: the pages are gathered once, query heads of one group are rows of one attention."""
     B, H, K = q_BHK.shape
     N, J = kv_2NSJK.shape[1], kv_2NSJK.shape[3]
-    place_BM2, mask_B11L = found or find(kv_2NSJK, pages_BM, length_B)
+    place_BM2, mask_B11L = located or locate_keys(kv_2NSJK, pages_BM, length_B)
     k_BJLK, v_BJLK = kv_2NSJK.view(2 * N, -1).index_select(0, place_BM2).view(2, B, -1, J, K).transpose(2, 3)
     q_BJRK = q_BHK.reshape(B, J, H // J, K)
     # torch's attention gives zeros, not NaN, for a row whose keys are all masked: a length of 0.
@@ -181,15 +181,15 @@ def write_kv(kv_2NSJK, k_TJK, v_TJK, slot_T):
     (write_kv_triton if kv_2NSJK.is_cuda else write_kv_reference)(kv_2NSJK, k_TJK, v_TJK, slot_T)
 
 
-def decode(q_BHK, kv_2NSJK, pages_BM, length_B, found=None):
+def decode(q_BHK, kv_2NSJK, pages_BM, length_B, located=None):
     """o_BHK: one query per sequence over its first length_B keys, found through pages_BM (both int32).
 
     Heads are grouped: H is a multiple of J, query head h reads key-value head h // (H / J). Softmax in float32, o in
     the dtype of q. A length of 0 gives zeros. Entries of pages_BM beyond a length do not matter (any value below N);
-    but a CPU gathers them: keep the table as narrow as the longest length allows. found: what `find` gave for these.
+    but a CPU gathers them: keep the table as narrow as the longest length allows. located: what `locate_keys` gave for these.
     """
     if q_BHK.shape[1] % kv_2NSJK.shape[3]:
         raise ValueError(f"{q_BHK.shape[1]} query heads on {kv_2NSJK.shape[3]} key-value heads: give a multiple")
     if kv_2NSJK.is_cuda:
         return decode_triton(q_BHK, kv_2NSJK, pages_BM, length_B)
-    return decode_reference(q_BHK, kv_2NSJK, pages_BM, length_B, found)
+    return decode_reference(q_BHK, kv_2NSJK, pages_BM, length_B, located)

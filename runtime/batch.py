@@ -1,116 +1,145 @@
-"""What a step trains on: groups drawn, dealt to ranks and micro-batches by tokens, laid end to end, sent through the model.
+"""How the completions of a step are shared out: dealt to ranks and micro-batches by tokens, and
+packed end to end.
 
-Nothing here knows the loss. What a loss needs of a sequence (advantage, weight) is one number, which Batch.spread repeats for
-each of its tokens; since that number holds the denominator of the whole update, the cut made here cannot change a gradient.
+Nothing here knows the loss. What the loss needs of a sequence (its advantage, its weight) is one
+number, which per_token repeats for each of its tokens. The weight holds the denominator of the
+whole update, so the shares cannot change a gradient.
+
+Letters: B sequences of a micro-batch, T packed tokens, R completion tokens among them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from data import Problem
+from kernels import ceil_div
 from model import Model, packed_attention
 from rollout import Completion
 
 
-def mixed(group: list[Completion]) -> bool:
-    """Whether the grades differ, before any penalty: a group of equal ones says nothing about which completion is better."""
-    return len({c.verdict.score for c in group}) > 1
+@dataclass
+class Batch:
+    """A micro-batch of B sequences. R indexes completion tokens, one sequence after the other.
 
-
-def draw(answer: Callable, problems: Sequence[Problem], start: int, f) -> tuple[list[Completion], list[Completion]]:
-    """-> (the P x G completions of a step, all that were drawn for it); answer(some problems) gives the G of each.
-
-    The curriculum goes on from place `start`. With resample, groups of equal grades give way to those of further prompts, drawn
-    in rounds of as many as are missing (DAPO, eq. 11); what is missing after the last round they fill, outside the loss.
+    The fields without a value here are filled in by grpo.train_step as they become known.
     """
-    good, equal, drawn = [], [], []
-    for _ in range(f.rounds if f.equal_groups == "resample" else 1):
-        first = start + len(drawn) // f.group
-        new = answer([problems[i % len(problems)] for i in range(first, first + f.prompts - len(good))])
-        drawn += new
-        for group in (new[i : i + f.group] for i in range(0, len(new), f.group)):
-            (good if f.equal_groups != "resample" or mixed(group) else equal).append(group)
-        if len(good) == f.prompts:
-            break
-    return [c for group in [*good, *equal][: f.prompts] for c in group], drawn
 
+    places: list[int]  # of the sequences, among all completions of the step
+    token_T: Tensor  # int64, prompts and completions end to end
+    position_T: Tensor  # int64, of each token in its own sequence
+    length_B: list[int]  # tokens of each sequence, prompt included
+    new_B: list[int]  # tokens of each completion
+    row_R: Tensor  # int64, index into T of the token that each completion token is predicted from
+    target_R: Tensor  # int64, the completion tokens
+    sampler_R: Tensor  # float32, log-probs under the sampler
+    old_R: Tensor | None = None  # log-probs under pi_old, by the trainer's own forward
+    ref_R: Tensor | None = None  # log-probs under the reference policy
+    adv_R: Tensor | None = None  # A_i
+    weight_R: Tensor | None = None  # w_i
 
-def pack(length_B: list[int], ranks: int, budget: int) -> list[list[list[int]]]:
-    """Deals sequences to ranks and micro-batches: indices as [rank][micro-batch][...], none with more than `budget` tokens.
+    def per_token(self, x_B: Tensor) -> Tensor:
+        """x_R: for every token the value of its sequence."""
+        new_B = torch.tensor(self.new_B, device=x_B.device)
+        return x_B.repeat_interleave(new_B, output_size=sum(self.new_B))
 
-    Every rank gets the same number of micro-batches, as few as the budget allows, and no empty one, since each is a
-    collective forward. Longest first into the emptiest bin, which leaves the bins within one sequence of each other.
-    """
-    if max(length_B) > budget or len(length_B) < ranks:
-        raise ValueError(f"{len(length_B)} sequences of up to {max(length_B)} tokens do not fit {ranks} ranks with "
-                         f"micro-batches of {budget} tokens")
-    n = -(-sum(length_B) // (ranks * budget))
-    while True:
-        bins, load = [[] for _ in range(ranks * n)], [0] * (ranks * n)
-        for i in sorted(range(len(length_B)), key=lambda i: (-length_B[i], i)):
-            b = load.index(min(load))
-            bins[b].append(i)
-            load[b] += length_B[i]
-        if max(load) <= budget:
-            return [bins[r::ranks] for r in range(ranks)]
-        n += 1
+    def sum_tokens(self, x_R: Tensor) -> Tensor:
+        """x_B: the sum over the tokens of every sequence."""
+        return torch.stack([x_t.sum() for x_t in x_R.split(self.new_B)])
+
+    def mean_tokens(self, x_R: Tensor) -> Tensor:
+        """x_B: the mean over the tokens of every sequence."""
+        return torch.stack([x_t.mean() for x_t in x_R.split(self.new_B)])
 
 
 @dataclass
-class Batch:
-    """A micro-batch of B sequences. R indexes completion tokens, one sequence after the other; row_R is where each is predicted
-    from. The fields without a value here are filled in by train_step as they become known."""
+class Share:
+    """What one update trains on: this rank's micro-batches, and what all ranks have together."""
 
-    places: list[int]  # of the sequences, among all of the step
-    token_T: Tensor
-    position_T: Tensor
-    length_B: list[int]  # prompts included
-    new_B: list[int]  # tokens of each completion
-    row_R: Tensor
-    target_R: Tensor
-    sampler_R: Tensor  # log-probs under the sampler
-    old_R: Tensor | None = None  # under the policy that drew them, by the trainer's own forward
-    ref_R: Tensor | None = None  # under the frozen start
-    adv_R: Tensor | None = None
-    weight_R: Tensor | None = None  # what a token's term counts in the loss
+    batches: list[Batch]
+    completion_tokens: int  # of all ranks
+    load: list[int]  # tokens of each rank
 
-    def spread(self, x_B: Tensor) -> Tensor:
-        """x_R: for every token the value of its sequence."""
-        return x_B.repeat_interleave(torch.tensor(self.new_B, device=x_B.device), output_size=sum(self.new_B))
-
-    def reduce(self, x_R: Tensor, how) -> Tensor:
-        """x_B: torch.sum or torch.mean, over the tokens of every sequence."""
-        return torch.stack([how(x_t) for x_t in x_R.split(self.new_B)])
+    @property
+    def imbalance(self) -> float:
+        """How much more than the mean the busiest rank has: 0.1 is 10%."""
+        return max(self.load) * len(self.load) / sum(self.load) - 1
 
 
-def make_batch(done: list[Completion], places: list[int], device) -> Batch:
+def pack(length_B: list[int], ranks: int, budget: int) -> list[list[list[int]]]:
+    """Deal sequences to ranks and micro-batches of at most `budget` tokens: indices as
+    [rank][micro-batch][...].
+
+    Every rank gets the same number of micro-batches, as few as the budget allows and none of them
+    empty, since each is a collective forward. The longest sequence goes first into the emptiest
+    bin, so the bins end within one sequence of each other. ValueError if a sequence exceeds the
+    budget or there are fewer sequences than ranks."""
+    if max(length_B) > budget or len(length_B) < ranks:
+        raise ValueError(
+            f"{len(length_B)} sequences of up to {max(length_B)} tokens do not fit {ranks} ranks "
+            "with micro-batches of "
+            f"{budget} tokens"
+        )
+    longest_first = sorted(range(len(length_B)), key=lambda i: -length_B[i])
+    per_rank = ceil_div(sum(length_B), ranks * budget)
+    while True:
+        bins = [[] for _ in range(ranks * per_rank)]
+        load = [0] * len(bins)
+        for i in longest_first:
+            emptiest = load.index(min(load))
+            bins[emptiest].append(i)
+            load[emptiest] += length_B[i]
+        if max(load) <= budget:
+            return [bins[rank::ranks] for rank in range(ranks)]
+        per_rank += 1
+
+
+def make_batch(completions: list[Completion], places: list[int], device) -> Batch:
     """The micro-batch of the completions at these places."""
-    token, position, row, target, logp = [], [], [], [], []
-    for c in (done[i] for i in places):
-        start = len(token) + len(c.prompt) - 1
+    token, position, row, target, sampler = [], [], [], [], []
+    length_B, new_B = [], []
+    for place in places:
+        c = completions[place]
+        length = len(c.prompt) + len(c.ids)
+        first_row = (
+            len(token) + len(c.prompt) - 1
+        )  # the last prompt token predicts the first completion token
         token += c.prompt + c.ids
-        position += range(len(c.prompt) + len(c.ids))
-        row += range(start, start + len(c.ids))
+        position += range(length)
+        row += range(first_row, first_row + len(c.ids))
         target += c.ids
-        logp += c.logp
-    token_T, position_T, row_R, target_R = (torch.tensor(x, device=device) for x in (token, position, row, target))
-    length_B, new_B = [len(done[i].prompt) + len(done[i].ids) for i in places], [len(done[i].ids) for i in places]
-    return Batch(places, token_T, position_T, length_B, new_B, row_R, target_R, torch.tensor(logp, device=device))
+        sampler += c.logp
+        length_B.append(length)
+        new_B.append(len(c.ids))
+    return Batch(
+        places=places,
+        token_T=torch.tensor(token, device=device),
+        position_T=torch.tensor(position, device=device),
+        length_B=length_B,
+        new_B=new_B,
+        row_R=torch.tensor(row, device=device),
+        target_R=torch.tensor(target, device=device),
+        sampler_R=torch.tensor(sampler, device=device),
+    )
 
 
-def deal(done: list[Completion], part: Sequence[int], budget: int, device) -> tuple[list[Batch], list[int]]:
-    """-> (this rank's micro-batches of the completions at the places in `part`, the tokens that each rank gets of them)."""
-    length_B = [len(done[i].prompt) + len(done[i].ids) for i in part]
+def deal(completions: list[Completion], part: Sequence[int], budget: int, device) -> Share:
+    """This rank's share of the completions at the places in `part`, which one update trains on."""
+    length_B = [len(completions[place].prompt) + len(completions[place].ids) for place in part]
     dealt = pack(length_B, dist.get_world_size(), budget)
-    mine = [make_batch(done, [part[i] for i in micro], device) for micro in dealt[dist.get_rank()]]
-    return mine, [sum(length_B[i] for micro in micros for i in micro) for micros in dealt]
+    load = []
+    for micro_batches in dealt:
+        load.append(sum(length_B[i] for micro_batch in micro_batches for i in micro_batch))
+    mine = []
+    for micro_batch in dealt[dist.get_rank()]:
+        mine.append(make_batch(completions, [part[i] for i in micro_batch], device))
+    return Share(mine, sum(len(completions[place].ids) for place in part), load)
 
 
 def log_probs(model: Model, b: Batch, temperature: float) -> tuple[Tensor, Tensor]:
-    """(logp_R, entropy_R), float32, of the batch's completion tokens under the model at the sampling temperature."""
+    """(logp_R, entropy_R), float32, of the completion tokens under the model at the sampling
+    temperature."""
     attend = packed_attention(b.length_B, b.token_T.device)
     return model(b.token_T, b.position_T, attend, b.row_R, b.target_R, temperature)

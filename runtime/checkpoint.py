@@ -1,90 +1,238 @@
-"""A run on disk: its directory, the checkpoints in it, and the way back from them into a run or into Hugging Face files.
+"""A run on disk: its directory, the checkpoints in it, and the way back from a checkpoint to a run
+or to Hugging Face files.
 
     RUN/flags.json, metrics.jsonl, samples.jsonl, lock
-    RUN/checkpoints/step-000010/    torch.distributed.checkpoint files of every rank, and state.json: step, ledger, flags,
-                                    the lengths of the two .jsonl files
-    RUN/final/                      the trained model in Hugging Face layout, written when the run ends
+    RUN/checkpoints/step-000010/    torch.distributed.checkpoint files of every rank; state.json:
+                                    progress, flags, digest of the data, lengths of the .jsonl files
+    RUN/final/                      the trained model in Hugging Face layout, when the run has ended
 
-A checkpoint is written by torch's `async_save`: the shards are copied to CPU memory while the run waits, and go to disk while
-it runs on. It grows in a directory called step-000010.partial and gets its name in one rename, after the last byte of the
-last rank: a directory with the right name is whole, whatever happened before. Everything random in a run is keyed by the step
-(rollout.py), so weights, optimiser, counters and two file lengths are the whole state of it, for any number of ranks.
+torch's async_save writes a checkpoint: the run waits while the shards are copied to CPU memory, and
+goes on while they go to disk. The files grow in a directory called step-000010.partial, which is
+renamed after the last byte of the last rank. So a directory with the right name is whole, whatever
+happened. Everything random in a run is keyed by the step (rollout.py), so weights, optimiser,
+counters and two file lengths are the whole state, for any number of ranks.
 
-    python -m runtime.checkpoint RUN_OR_CHECKPOINT OUT_DIR      # any checkpoint as Hugging Face safetensors
+A checkpoint may come from somebody else, so nothing in it is executed: its metadata is read by a
+list of allowed classes, and links among the files of a run are refused.
+
+    python -m runtime.checkpoint RUN_OR_CHECKPOINT OUT_DIR      # writes Hugging Face safetensors
 """
 
-import argparse
 import fcntl
 import json
 import os
+import pickle
 import shutil
 import socket
+import sys
 import threading
 import warnings
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+import tyro
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from model import Config, Model
-from runtime.ledger import Ledger
+from runtime.flags import flag_name, parse
+from runtime.ledger import Ledger, Progress
 from runtime.parallel import locate, make_mesh, save, shard
 
-LINES = ("metrics.jsonl", "samples.jsonl")  # what a run appends to, and a resumed one cuts back to its checkpoint
+LINES = (
+    "metrics.jsonl",
+    "samples.jsonl",
+)  # a run appends to these, and a resumed run truncates them to its checkpoint
+
+
+# ---- Reading what may come from somebody else ----------------------------------------------------
+
+# Everything that torch writes into the .metadata of a checkpoint of tensors and numbers.
+ALLOWED = {
+    ("torch.distributed.checkpoint.metadata", "Metadata"),
+    ("torch.distributed.checkpoint.metadata", "TensorStorageMetadata"),
+    ("torch.distributed.checkpoint.metadata", "BytesStorageMetadata"),
+    ("torch.distributed.checkpoint.metadata", "ChunkStorageMetadata"),
+    ("torch.distributed.checkpoint.metadata", "TensorProperties"),
+    ("torch.distributed.checkpoint.metadata", "MetadataIndex"),
+    ("torch.distributed.checkpoint.metadata", "StorageMeta"),
+    ("torch.distributed.checkpoint.metadata", "_MEM_FORMAT_ENCODING"),
+    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+    ("torch.distributed.checkpoint.filesystem", "_StoragePrefix"),
+    ("torch.serialization", "_get_layout"),
+    ("torch", "Size"),
+    ("torch", "float32"),
+    ("torch", "bfloat16"),
+    ("torch", "float16"),
+    ("torch", "int64"),
+    ("collections", "OrderedDict"),
+    ("pathlib", "PosixPath"),
+    ("pathlib._local", "PosixPath"),
+}
+
+
+class MetadataUnpickler(pickle.Unpickler):
+    """Unpickles the classes of ALLOWED and nothing else; they hold data and run no code of the
+    file's choice."""
+
+    def find_class(self, module: str, name: str):
+        if (module, name) not in ALLOWED:
+            raise ValueError(
+                f"the checkpoint's .metadata asks for {module}.{name}, which no checkpoint of a "
+                "run needs: the "
+                "file may have been made to run code; take a checkpoint from a source that you "
+                "trust"
+            )
+        return super().find_class(module, name)
+
+
+class SafeReader(dcp.FileSystemReader):
+    """Reads a checkpoint without executing anything in it."""
+
+    def read_metadata(self, *_, **__):
+        path = Path(self.path) / ".metadata"
+        with open(path, "rb") as file:
+            try:
+                metadata = MetadataUnpickler(file).load()
+            except (pickle.UnpicklingError, EOFError, AttributeError, IndexError) as error:
+                raise ValueError(f"{path}: not the metadata of a checkpoint: {error}") from error
+        if getattr(metadata, "storage_meta", None) is None:
+            metadata.storage_meta = dcp.metadata.StorageMeta()
+        metadata.storage_meta.load_id = self.load_id
+        for info in metadata.storage_data.values():
+            if Path(info.relative_path).name != info.relative_path:
+                raise ValueError(
+                    f"{path}: names {info.relative_path}, which lies outside the checkpoint"
+                )
+        return metadata
+
+
+class SafePlanner(dcp.DefaultLoadPlanner):
+    """Reads entries that are no tensors, such as a learning rate, as tensors and numbers only."""
+
+    def load_bytes(self, read_item, value) -> None:
+        torch.load(value, weights_only=True)  # raises for anything else
+        value.seek(0)
+        super().load_bytes(read_item, value)
+
+
+def load_tensors(tensors: dict, checkpoint: Path, alone: bool = False) -> None:
+    """Fill the tensors from a checkpoint, in place (a collective, unless `alone`)."""
+    refuse_links(checkpoint, *checkpoint.iterdir())
+    SafeReader(checkpoint).read_metadata()  # torch would wrap its errors
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", "torch.distributed is disabled"
+        )  # one process without a group is meant
+        try:
+            dcp.load(
+                tensors, storage_reader=SafeReader(checkpoint), planner=SafePlanner(), no_dist=alone
+            )
+        except CheckpointException as error:
+            cause = next(iter(error.failures.values()))[0]
+            raise ValueError(f"{checkpoint} could not be read: {cause}") from error
+
+
+def refuse_links(*paths: Path) -> None:
+    """ValueError if one of the files of a run is a symbolic link, through which files elsewhere
+    could be overwritten."""
+    for path in paths:
+        if path.is_symlink():
+            raise ValueError(
+                f"{path} is a symbolic link, and a run writes only to files of its own; remove the "
+                "link"
+            )
+
+
+def read_json(path: Path) -> dict:
+    """The object in a JSON file; ValueError that names the file if there is none."""
+    try:
+        return json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path} is not JSON: {error}; restore the file, or take another run or checkpoint"
+        ) from error
 
 
 def read_state(checkpoint: Path) -> dict:
-    return json.loads((checkpoint / "state.json").read_text())
+    """state.json of a checkpoint: progress, bytes, flags, world, dtype, scheduler, data."""
+    return read_json(checkpoint / "state.json")
 
 
 def read_flags(run: str | Path) -> dict:
+    """flags.json of a run."""
     path = Path(run) / "flags.json"
     if not path.is_file():
-        raise FileNotFoundError(f"--resume {run}: no run there, for want of {path}; give a run's directory, or auto")
-    return json.loads(path.read_text())
+        raise FileNotFoundError(
+            f"--resume {run}: there is no run, since {path} does not exist; give the directory of "
+            "a run, or "
+            "auto"
+        )
+    return read_json(path)
 
 
-def whole(run: Path) -> list[Path]:
+# ---- Writing checkpoints -------------------------------------------------------------------------
+
+
+def whole_checkpoints(run: Path) -> list[Path]:
     """The whole checkpoints of a run, oldest first."""
-    return sorted(p for p in (run / "checkpoints").glob("step-*") if p.suffix != ".partial")
+    found = (run / "checkpoints").glob("step-[0-9]*[0-9]")
+    return sorted(path for path in found if (path / "state.json").is_file())
 
 
 class Checkpoints:
-    """Writes the checkpoints of a run: one at a time, the last `keep` of them kept, and that of the best pass@1."""
+    """Writes the checkpoints of a run, one at a time. The `keep` most recent ones stay, and the one
+    of the best pass@1."""
 
-    def __init__(self, run: Path, keep: int, ledger: Ledger):
-        self.run, self.keep, self.ledger, self.thread = run, keep, ledger, None
-        # A group of its own: the writing thread must not mix its collectives with those of the loop.
+    def __init__(self, run: Path, keep: int, ledger: Ledger, data: str = ""):
+        self.run = run
+        self.keep = keep
+        self.ledger = ledger
+        self.data = data  # a digest of the problems, which a resumed run must have too
+        self.saved_step = ledger.progress.step  # of the newest checkpoint, whole or being written
+        self.thread = None
+        # The writing thread needs a group of its own, so that its collectives do not mix with those
+        # of the loop.
         self.group = dist.new_group(backend="gloo")
 
     def save(self, model: Model, optimizer: torch.optim.Optimizer, scheduler) -> None:
-        """Begins a checkpoint of the ledger's step, unless there is one (a collective).
+        """Begin a checkpoint of the last whole step, unless there is one already (a collective).
 
-        Returns when everything may change again; a failure is found in ledger.error.
+        Returns as soon as weights may change again. A failure to write is found in ledger.error.
         """
-        if self.ledger.saved == self.ledger.step:
+        step = self.ledger.progress.step
+        if self.saved_step == step:
             return
         with self.ledger.phase("checkpoint"):
-            self._wait()
-            self.ledger.saved = self.ledger.step
-            target = self.run / "checkpoints" / f"step-{self.ledger.step:06d}"
+            self.wait()
+            self.saved_step = step
+            target = self.run / "checkpoints" / f"step-{step:06d}"
             partial = target.with_suffix(".partial")
             weights, moments = get_state_dict(model, optimizer)
             tensors = {"model": weights, "optimizer": moments}
             written = dcp.async_save(tensors, checkpoint_id=partial, process_group=self.group)
-            state = self.ledger.state() | {"scheduler": scheduler.state_dict()}
-            self.thread = threading.Thread(target=self._finish, args=(written, state, partial, target))
+            state = self.ledger.state() | {"scheduler": scheduler.state_dict(), "data": self.data}
+            self.thread = threading.Thread(
+                target=self._finish, args=(written, state, partial, target)
+            )
             self.thread.start()
 
     def close(self, model: Model, optimizer: torch.optim.Optimizer, scheduler) -> None:
-        """Saves what is not saved yet, if that can be done, and waits for it (a collective)."""
-        if self.ledger.step and self.ledger.stop != "checkpoint":
+        """Save the last whole step, unless the disk is full, and wait until it is written (a
+        collective)."""
+        if self.ledger.stop != "disk":
             self.save(model, optimizer, scheduler)
         with self.ledger.phase("checkpoint"):
-            self._wait()
+            self.wait()
+
+    def wait(self) -> None:
+        if self.thread is not None:
+            self.thread.join()
 
     def _finish(self, written, state: dict, partial: Path, target: Path) -> None:
         try:
@@ -92,34 +240,40 @@ class Checkpoints:
             if dist.get_rank() == 0:
                 (partial / "state.json").write_text(json.dumps(state))
                 for path in (partial / "state.json", *(self.run / name for name in LINES), partial):
-                    sync(path)
+                    synchronise(path)
                 partial.rename(target)
-                sync(target.parent)
+                synchronise(target.parent)
                 self._prune()
-        except (CheckpointException, Exception) as error:  # the former is none of the latter
-            causes = [e for e, _ in error.failures.values()] if isinstance(error, CheckpointException) else [error]
-            # Of a full disk torch's writer says only that it stands at an unexpected position.
-            short = "a write was cut short, as by a full disk or a quota: " if "unexpected pos" in str(causes[0]) else ""
+        except (
+            CheckpointException,
+            Exception,
+        ) as error:  # CheckpointException is not a subclass of Exception
+            causes = [error]
+            if isinstance(error, CheckpointException):
+                causes = [cause for cause, _ in error.failures.values()]
+            full = "unexpected pos" in str(causes[0])  # all that torch's writer says of a full disk
+            reason = "the disk or a quota is full: " if full else ""
             free = shutil.disk_usage(self.run).free / 1e9
-            self.ledger.error = f"{target} could not be written ({free:.1f} GB are free there): {short}{causes[0]}"
+            self.ledger.error = (
+                f"{target} could not be written ({free:.1f} GB are free there): {reason}{causes[0]}"
+            )
 
     def _prune(self) -> None:
-        kept = whole(self.run)
-        states = {p: read_state(p) for p in kept}
-        scores = {p: s["pass1"] for p, s in states.items() if s["measured"] == s["step"]}
-        best = max(scores, key=lambda p: (scores[p], p), default=None)
-        for p in kept[: -self.keep]:
-            if p != best:
-                # A directory half deleted must not look whole.
-                shutil.rmtree(p.rename(p.with_suffix(".partial")))
+        kept = whole_checkpoints(self.run)
+        scores = {}
+        for path in kept:
+            progress = read_state(path)["progress"]
+            if progress["evaluated_step"] == progress["step"]:
+                scores[path] = progress["pass1"]
+        best = max(scores, key=lambda path: (scores[path], path), default=None)
+        for path in kept[: -self.keep]:
+            if path != best:
+                half_deleted = path.rename(path.with_suffix(".partial"))  # must not look whole
+                shutil.rmtree(half_deleted)
 
-    def _wait(self) -> None:
-        if self.thread is not None:
-            self.thread.join()
 
-
-def sync(path: Path) -> None:
-    """Makes a file or directory survive a loss of power."""
+def synchronise(path: Path) -> None:
+    """Make a file or directory survive a loss of power."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -127,131 +281,269 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def restore(checkpoint: Path, model: Model, optimizer: torch.optim.Optimizer, scheduler, ledger: Ledger) -> None:
-    """Fills all of them from a checkpoint; its number of ranks and this one's may differ (a collective)."""
+def restore(
+    checkpoint: Path, model: Model, optimizer: torch.optim.Optimizer, scheduler, ledger: Ledger
+) -> None:
+    """Fill all of them from a checkpoint, which may be of another number of ranks (a
+    collective)."""
     weights, moments = get_state_dict(model, optimizer)
-    dcp.load({"model": weights, "optimizer": moments}, checkpoint_id=checkpoint)
+    load_tensors({"model": weights, "optimizer": moments}, checkpoint)
     set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=moments)
     state = read_state(checkpoint)
     scheduler.load_state_dict(state["scheduler"])
-    ledger.restore(state)
+    ledger.progress = Progress(**state["progress"])
 
 
-def open_run(flags: dict, free: set[str], fresh: Path) -> tuple[Path, Path | None, object]:
-    """-> (the run's directory, the checkpoint to go on from or None, a handle that holds its lock) (a collective).
+# ---- Opening a run -------------------------------------------------------------------------------
 
-    flags: the run's, among them `out` and `resume`. free: names of those that may differ from the run's that is resumed.
-    fresh: the directory of a new run. A worker that torchrun has started again resumes, whatever the flag says.
-    All ranks raise what rank 0 raises: FileExistsError, FileNotFoundError, BlockingIOError (locked), ValueError.
-    """
-    found, lock = [None], None
+
+@dataclass
+class Opened:
+    """A run's directory, ready to be written to."""
+
+    run: Path
+    checkpoint: Path | None  # to go on from
+    notes: list[str]  # what was done to get there, for people
+    fresh: bool  # whether the directory was made just now
+    lock: object = None  # holds the run's lock as long as it lives (rank 0)
+
+
+@contextmanager
+def discarded_on_error(opened: Opened):
+    """Remove the directory that was made for a run which then cannot start, so that the corrected
+    command finds its place free."""
+    try:
+        yield
+    except Exception:
+        if opened.fresh and dist.get_rank() == 0:
+            shutil.rmtree(opened.run, ignore_errors=True)
+        raise
+
+
+def open_run(flags: dict, free: set[str], fresh: Path, data: str = "", file: str = "") -> Opened:
+    """The directory of a run: a new one, or one as it was at its newest checkpoint (a collective).
+
+    flags: the run's, among them `out` and `resume`. free: names of flags that may differ from those
+    of the resumed run.
+    fresh: the directory of a new run. data: a digest of the problems, file: where they come from. A
+    worker that torchrun has started again resumes, whatever the flag says. All ranks raise what
+    rank 0 raises: FileExistsError, FileNotFoundError, BlockingIOError (locked), ValueError."""
+    found = [None]
+    lock = None
     if dist.get_rank() == 0:
         try:
-            resume = flags["resume"] or ("auto" if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) else "")
+            restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+            resume = flags["resume"] or ("auto" if restarted else "")
             run = find_run(flags, free, fresh, resume)
-            if run.exists() and not (resume and (run / "flags.json").exists()):
-                way = f"to go on with it: --resume {run}; else " if (run / "flags.json").exists() else ""
-                raise FileExistsError(f"{run} exists already and is not overwritten; {way}give another --out, or remove it")
+            is_run = (run / "flags.json").exists()
+            if run.exists() and not (resume and is_run):
+                way = f"to go on with it: --resume {run}; else " if is_run else ""
+                raise FileExistsError(
+                    f"{run} exists already and is not overwritten; {way}give another --out, or "
+                    "remove it"
+                )
+            names = (
+                "",
+                "checkpoints",
+                "lock",
+                "flags.json",
+                "flags.new",
+                "final",
+                "curve.png",
+                *LINES,
+            )
+            refuse_links(*(run / name for name in names))
             run.mkdir(parents=True, exist_ok=True)
             lock = take_lock(run)
-            found = [(run, prepare(run, flags, free))]
+            checkpoint, notes = prepare(run, flags, free, data, file)
+            found = [Opened(run, checkpoint, notes, fresh=not is_run)]
         except (OSError, ValueError) as error:
             found = [error]
     dist.broadcast_object_list(found)
     if isinstance(found[0], Exception):
         raise found[0]
-    return *found[0], lock
+    found[0].lock = lock
+    return found[0]
 
 
 def differing(flags: dict, run: Path, free: set[str]) -> dict:
     """name: (here, there) of the flags that are not those of the run in the directory."""
     there = read_flags(run)
-    return {k: (v, there.get(k)) for k, v in flags.items() if k not in free and v != there.get(k)}
+    changed = {}
+    for name, here in flags.items():
+        if name not in free and here != there.get(name):
+            changed[name] = (here, there.get(name))
+    return changed
+
+
+def say_differing(changed: dict) -> str:
+    return ", ".join(
+        f"{flag_name(name)} {here} (there {there})" for name, (here, there) in changed.items()
+    )
 
 
 def find_run(flags: dict, free: set[str], fresh: Path, resume: str) -> Path:
+    """The directory that --resume and --out mean: auto without --out finds the newest unfinished
+    run with the same flags."""
     if resume not in ("", "auto"):
         return Path(resume)
     if flags["out"]:
         return Path(flags["out"])
-    # A run is determined by its flags, so an unfinished one with the same flags is this one.
-    same = [p.parent for p in sorted(fresh.parent.glob("*/flags.json"), key=lambda p: p.stat().st_mtime)
-            if not differing(flags, p.parent, free - {"steps"}) and not (p.parent / "final").exists()]
-    return same[-1] if resume and same else fresh
+    if not resume:
+        return fresh
+    candidates = sorted(
+        fresh.parent.glob("*/flags.json"), key=lambda path: path.stat().st_mtime, reverse=True
+    )
+    for path in candidates:
+        unfinished = not (path.parent / "final").exists()
+        if unfinished and not differing(flags, path.parent, free - {"steps"}):
+            return path.parent
+    return fresh
 
 
 def take_lock(run: Path):
-    """Holds RUN/lock until this process ends, however it ends: the kernel takes it back."""
+    """Hold RUN/lock until this process ends, however it ends: the kernel releases it."""
     lock = open(run / "lock", "a+")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         lock.seek(0)
-        raise BlockingIOError(f"{run} is in use by {lock.read().strip()}; wait for it, or give another --out") from error
+        owner = lock.read().strip()
+        raise BlockingIOError(
+            f"{run} is in use by {owner}; wait for it, or give another --out"
+        ) from error
     lock.truncate(0)
     lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     lock.flush()
     return lock
 
 
-def prepare(run: Path, flags: dict, free: set[str]) -> Path | None:
-    """Makes a directory new, or as it was at its newest checkpoint, which is returned."""
-    if (run / "flags.json").exists() and (changed := differing(flags, run, free)):
-        said = ", ".join(f"--{k.replace('_', '-')} {here} (there {there})" for k, (here, there) in changed.items())
-        raise ValueError(f"{run} was made with other flags: {said}; a resumed run keeps them. Repeat them, or begin a new run")
-    for partial in (run / "checkpoints").glob("*.partial"):
+def prepare(
+    run: Path, flags: dict, free: set[str], data: str, file: str
+) -> tuple[Path | None, list[str]]:
+    """Make a directory new, or as it was at its newest readable checkpoint -> (the checkpoint, what
+    was done)."""
+    resumed = (run / "flags.json").exists()
+    if resumed and (changed := differing(flags, run, free)):
+        raise ValueError(
+            f"{run} was made with other flags: {say_differing(changed)}; a resumed run keeps its "
+            "flags. Repeat "
+            "them, or begin a new run"
+        )
+    for partial in (run / "checkpoints").glob("step-*.partial"):
         shutil.rmtree(partial)
-    newest = (whole(run) or [None])[-1]
-    position = read_state(newest)["bytes"] if newest else dict.fromkeys(LINES, 0)
+    newest, state, notes = newest_readable(run)
+    if state and state.get("data", data) != data:
+        raise ValueError(
+            f"{file} has changed since {newest} was written: its problems or the held-out ones are "
+            "others. Put "
+            "the file back, or begin a new run with another --out"
+        )
+    positions = state["bytes"] if state else dict.fromkeys(LINES, 0)
+    dropped = 0
     for name in LINES:
-        with open(run / name, "a") as lines:
-            if lines.tell() < position[name]:
-                raise ValueError(f"{run / name} holds {lines.tell()} bytes, but held {position[name]} when {newest} was "
-                                 "written; put the whole file back")
-            lines.truncate(position[name])
-    (run / "flags.new").write_text(json.dumps(flags | {"world": dist.get_world_size()}, indent=2) + "\n")
+        with open(run / name, "a+b") as lines:
+            size = lines.seek(0, os.SEEK_END)
+            if size < positions[name]:
+                raise ValueError(
+                    f"{run / name} holds {size} bytes, but held {positions[name]} when {newest} "
+                    "was written; "
+                    "put the whole file back"
+                )
+            lines.seek(positions[name])
+            if name == "metrics.jsonl":
+                dropped = lines.read().count(b'"kind": "train"')
+            lines.truncate(positions[name])
+    if resumed and newest is None:
+        notes.append("no whole checkpoint, so the run begins again at step 0")
+    if dropped:
+        notes.append(f"{dropped} steps after the checkpoint are done again")
+    (run / "flags.new").write_text(
+        json.dumps(flags | {"world": dist.get_world_size()}, indent=2) + "\n"
+    )
     (run / "flags.new").replace(run / "flags.json")
-    return newest
+    return newest, notes
+
+
+def newest_readable(run: Path) -> tuple[Path | None, dict | None, list[str]]:
+    """-> (the newest checkpoint that can be read, its state, why newer ones were passed over and
+    what else lies there)."""
+    notes = []
+    known = whole_checkpoints(run)
+    for path in sorted((run / "checkpoints").glob("*")):
+        if path not in known:
+            notes.append(f"{path} is not a checkpoint and is ignored")
+    for checkpoint in reversed(known):
+        try:
+            state = read_state(checkpoint)
+            metadata = SafeReader(checkpoint).read_metadata()
+            for name in {info.relative_path for info in metadata.storage_data.values()}:
+                ends = [
+                    i.offset + i.length
+                    for i in metadata.storage_data.values()
+                    if i.relative_path == name
+                ]
+                if (checkpoint / name).stat().st_size < max(ends):
+                    raise ValueError(f"{name} is shorter than it was")
+            return checkpoint, state, notes
+        except (OSError, ValueError, KeyError) as error:
+            notes.append(f"{checkpoint.name} is damaged ({error}), so an older checkpoint is taken")
+    return None, None, notes
+
+
+# ---- Export --------------------------------------------------------------------------------------
 
 
 def export(path: Path, target: Path, dtype: torch.dtype | None = None) -> Path:
-    """Writes a checkpoint, or the newest of a run, in Hugging Face layout; returns the checkpoint.
+    """Write a checkpoint, or the newest of a run, in Hugging Face layout; returns the checkpoint.
 
-    dtype None: that in which the run computed. Under torchrun each process holds its share of the model only.
-    FileNotFoundError if there is no whole checkpoint, FileExistsError if there is a target.
-    """
+    dtype None: the one in which the run computed. Under torchrun each process holds only its share
+    of the model. FileNotFoundError if there is no whole checkpoint, FileExistsError if the target
+    exists."""
     if not (path / "state.json").exists():
-        if not whole(path):
-            raise FileNotFoundError(f"{path}: neither a checkpoint nor a run with a whole one in it")
-        path = whole(path)[-1]
+        known = whole_checkpoints(path)
+        if not known:
+            raise FileNotFoundError(
+                f"{path}: neither a checkpoint nor a run with a whole one in it"
+            )
+        path = known[-1]
     if target.exists():
-        raise FileExistsError(f"{target} exists already and is not overwritten; give another directory")
+        raise FileExistsError(
+            f"{target} exists already and is not overwritten; give another directory"
+        )
     state = read_state(path)
     dtype = dtype or getattr(torch, state["dtype"])
     source = locate(state["flags"]["model"])
     with torch.device("meta"):
         model = Model(Config.read(source)).to(dtype)
-    if alone := not dist.is_initialized():
-        model = model.to_empty(device="cpu")
-    else:
-        model = shard(model, make_mesh("cpu"), dtype).to_empty(device="cpu")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process without a group is meant
-        dcp.load({"model": {n: p.data for n, p in model.named_parameters()}}, checkpoint_id=path, no_dist=alone)
+    alone = not dist.is_initialized()
+    if not alone:
+        model = shard(model, make_mesh("cpu"), dtype)
+    model = model.to_empty(device="cpu")
+    load_tensors({"model": {name: p.data for name, p in model.named_parameters()}}, path, alone)
     save(model, source, target, dtype)
     return path
 
 
+@dataclass
+class Export:
+    source: tyro.conf.Positional[
+        Path
+    ]  # a run, of which the newest checkpoint is taken, or one of its checkpoints
+    target: tyro.conf.Positional[Path]  # the new directory
+    dtype: Literal["", "float32", "bfloat16", "float16"] = (
+        ""  # of the weights; the one in which the run computed if not given
+    )
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Turn a checkpoint of a run into Hugging Face safetensors.")
-    parser.add_argument("source", type=Path, help="a run, of which the newest checkpoint is taken, or one of its checkpoints")
-    parser.add_argument("target", type=Path, help="the new directory")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="that of the run's compute if not given")
-    flags = parser.parse_args()
+    flags = parse(Export, sys.argv[1:], "Turn a checkpoint of a run into Hugging Face safetensors.")
     if "RANK" in os.environ:
         dist.init_process_group("gloo")
     try:
-        path = export(flags.source, flags.target, getattr(torch, flags.dtype) if flags.dtype else None)
+        path = export(
+            flags.source, flags.target, getattr(torch, flags.dtype) if flags.dtype else None
+        )
     except (OSError, ValueError) as error:
         raise SystemExit(f"runtime.checkpoint: {error}") from error
     if not dist.is_initialized() or dist.get_rank() == 0:

@@ -1,17 +1,21 @@
 """checkpoint.py: what is written is what was there, on any number of ranks, or is not taken for a checkpoint at all."""
 
 import json
+import pickle
 import resource
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import ranks
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 
 from model import Config, Model
 from runtime import checkpoint
-from runtime.checkpoint import Checkpoints, export, open_run, restore, whole
+from runtime.checkpoint import Checkpoints, export, open_run, restore, whole_checkpoints
+from runtime.ledger import Progress
 from runtime.parallel import full, load, make_mesh, shard
 
 FLAGS = {"out": "", "resume": "", "lr": 0.1, "slots": 8, "steps": 5}
@@ -21,18 +25,15 @@ class FakeLedger:
     """As much of a Ledger as a checkpoint needs."""
 
     def __init__(self, source, step=0):
-        self.step, self.measured, self.pass1, self.error, self.stop, self.saved = step, -1, None, "", "", 0
+        self.progress, self.error, self.stop = Progress(step), "", ""
         self.source = str(source)
 
     def phase(self, name):
         return torch.no_grad()  # any context that does nothing here
 
     def state(self):
-        return {"step": self.step, "measured": self.measured, "pass1": self.pass1, "bytes": dict.fromkeys(checkpoint.LINES, 0),
+        return {"progress": asdict(self.progress), "bytes": dict.fromkeys(checkpoint.LINES, 0),
                 "flags": {"model": self.source}, "dtype": "float32"}
-
-    def restore(self, state):
-        self.step = state["step"]
 
 
 def trained(source, replicas=1, offload=False, steps=2):
@@ -70,8 +71,9 @@ def write(run, source, replicas, offload):
     for name in checkpoint.LINES:
         (run / name).touch()
     before = tensors(model, optimizer)
-    ledger = FakeLedger(source, step=2)
+    ledger = FakeLedger(source)
     checkpoints = Checkpoints(run, 1, ledger)
+    ledger.progress.step = 2
     checkpoints.save(model, optimizer, scheduler)
     with torch.no_grad():
         for p in model.parameters():
@@ -86,11 +88,11 @@ def write(run, source, replicas, offload):
 def read(run, source, replicas, offload):
     model, optimizer, scheduler = trained(source, replicas, offload, steps=0)
     ledger = FakeLedger(source)
-    restore(whole(run)[-1], model, optimizer, scheduler, ledger)
+    restore(whole_checkpoints(run)[-1], model, optimizer, scheduler, ledger)
     first = tensors(model, optimizer)
     update(model, optimizer, scheduler)
     steps = {optimizer.state[p]["step"].item() for p in model.parameters()}
-    return first, tensors(model, optimizer), ledger.step, scheduler.get_last_lr(), steps
+    return first, tensors(model, optimizer), ledger.progress.step, scheduler.get_last_lr(), steps
 
 
 @pytest.mark.parametrize("tied,writers,readers", [(True, (4, 2, False), [(1, 1, False), (2, 1, True)]),
@@ -117,22 +119,22 @@ def keep_some(run, source):
     ledger = FakeLedger(source)
     checkpoints = Checkpoints(run, 2, ledger)
     for step, pass1 in [(1, 0.5), (2, 0.9), (3, None), (4, 0.8), (5, 0.7), (6, None), (7, 0.8)]:
-        ledger.step = step
+        ledger.progress.step = step
         if pass1 is not None:
-            ledger.measured, ledger.pass1 = step, pass1
+            ledger.progress.evaluated_step, ledger.progress.pass1 = step, pass1
         checkpoints.save(model, optimizer, scheduler)
-        checkpoints._wait()
+        checkpoints.wait()
         assert not ledger.error
-    kept = [p.name for p in whole(run)]
+    kept = [p.name for p in whole_checkpoints(run)]
     # The disk is full: no file may grow beyond 1000 bytes.
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-    ledger.step = 8
+    ledger.progress.step = 8
     checkpoints.save(model, optimizer, scheduler)
-    checkpoints._wait()
+    checkpoints.wait()
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    restore(whole(run)[-1], model, optimizer, scheduler, ledger)
-    return kept, ledger.error, [p.name for p in whole(run)], ledger.step
+    restore(whole_checkpoints(run)[-1], model, optimizer, scheduler, ledger)
+    return kept, ledger.error, [p.name for p in whole_checkpoints(run)], ledger.progress.step
 
 
 def test_the_last_and_the_best_are_kept_and_a_full_disk_costs_none_of_them(checkpoint, tmp_path):
@@ -140,7 +142,7 @@ def test_the_last_and_the_best_are_kept_and_a_full_disk_costs_none_of_them(check
     # that nobody hears of, a partial checkpoint taken for a whole one.
     (kept, error, after, step), other = ranks.run(2, keep_some, tmp_path, checkpoint()[0])
     assert kept == ["step-000002", "step-000006", "step-000007"] == after and step == 7
-    assert "step-000008 could not be written (" in error and "cut short, as by a full disk" in error and other[1] == error
+    assert "step-000008 could not be written (" in error and "the disk or a quota is full" in error and other[1] == error
 
 
 def test_export_is_read_by_transformers(checkpoint, tmp_path):
@@ -160,12 +162,18 @@ def test_export_is_read_by_transformers(checkpoint, tmp_path):
         export(tmp_path / "hf", tmp_path / "x")
 
 
+def write_metadata(checkpoint: Path):
+    metadata = dcp.metadata.Metadata(state_dict_metadata={}, storage_data={})
+    (checkpoint / ".metadata").write_bytes(pickle.dumps(metadata))
+
+
 def make_run(run: Path, **changes):
     """A run's directory with a checkpoint after 10 bytes of metrics, one that was not finished, and newer lines."""
     (run / "checkpoints" / "step-000002").mkdir(parents=True)
     (run / "checkpoints" / "step-000004.partial").mkdir()
-    state = {"step": 2, "bytes": {"metrics.jsonl": 10, "samples.jsonl": 0}}
+    state = {"progress": {"step": 2}, "bytes": {"metrics.jsonl": 10, "samples.jsonl": 0}, "data": "digest"}
     (run / "checkpoints" / "step-000002" / "state.json").write_text(json.dumps(state))
+    write_metadata(run / "checkpoints" / "step-000002")
     (run / "flags.json").write_text(json.dumps(FLAGS | changes | {"world": 4}))
     (run / "metrics.jsonl").write_text("123456789\nabc")
     return run
@@ -176,9 +184,9 @@ def opened(flags, fresh="fresh", times=1):
     answers, locks = [], []
     for _ in range(times):
         try:
-            out, newest, lock = open_run(FLAGS | flags, {"out", "resume", "slots"}, Path(fresh))
-            answers.append((out, newest))
-            locks.append(lock)
+            found = open_run(FLAGS | flags, {"out", "resume", "slots"}, Path(fresh), "digest", "file")
+            answers.append((found.run, found.checkpoint, found.notes))
+            locks.append(found.lock)
         except (OSError, ValueError) as error:
             answers.append(f"{type(error).__name__}: {error}")
     return answers
@@ -188,7 +196,7 @@ def test_a_run_is_cut_back_to_its_checkpoint_and_locked(tmp_path):
     # Caught: lines of lost steps left in, the unfinished checkpoint taken, a lock that a second process gets too.
     run = make_run(tmp_path / "runs" / "a")
     ((first, second),) = ranks.run(1, opened, {"out": str(run), "resume": "auto", "slots": 9}, "", 2)
-    assert first == (run, run / "checkpoints" / "step-000002")
+    assert first == (run, run / "checkpoints" / "step-000002", [])
     assert second.startswith(f"BlockingIOError: {run} is in use by process ")
     assert (run / "metrics.jsonl").read_text() == "123456789\n" and not list(run.glob("checkpoints/*.partial"))
     assert json.loads((run / "flags.json").read_text())["slots"] == 9
@@ -212,8 +220,8 @@ def test_runs_are_found_refused_or_begun(tmp_path):
     assert "FileExistsError" in answer(out=str(run)) and f"--resume {run}" in answer(out=str(run))
     assert "notes exists already and is not overwritten; give another" in answer(out=str(tmp_path / "notes"), resume="auto")
     assert "made with other flags: --lr 0.2 (there 0.1)" in answer(out=str(run), resume="auto", lr=0.2)
-    assert answer(resume="auto", lr=0.3) == (Path(fresh), None)
-    assert answer(out=str(tmp_path / "later"), resume="auto") == (tmp_path / "later", None)
+    assert answer(resume="auto", lr=0.3) == (Path(fresh), None, [])
+    assert answer(out=str(tmp_path / "later"), resume="auto") == (tmp_path / "later", None, [])
 
 
 def test_a_worker_started_again_by_torchrun_resumes(tmp_path, monkeypatch):
@@ -223,4 +231,91 @@ def test_a_worker_started_again_by_torchrun_resumes(tmp_path, monkeypatch):
     monkeypatch.setattr(dist, "get_world_size", lambda: 1)
     monkeypatch.setattr(dist, "broadcast_object_list", lambda found: None)
     run = make_run(tmp_path / "a")
-    assert open_run(FLAGS | {"out": str(run)}, {"out"}, Path("new"))[1] == run / "checkpoints" / "step-000002"
+    assert open_run(FLAGS | {"out": str(run)}, {"out"}, Path("new"), "digest").checkpoint == run / "checkpoints" / "step-000002"
+
+
+# ---- What a resumed run says, and what it refuses ---------------------------------------------------------------------
+
+
+def resumed(run, **flags):
+    return ranks.run(1, opened, {"out": str(run), "resume": "auto"} | flags)[0][0]
+
+
+def test_a_resumed_run_says_what_it_does(tmp_path):
+    # Caught: a start from step 0, a damaged checkpoint or lost steps without a word.
+    run = make_run(tmp_path / "a")
+    with open(run / "metrics.jsonl", "w") as lines:
+        lines.write("123456789\n" + 3 * '{"kind": "train"}\n')
+    (run / "checkpoints" / "step-000002.old").mkdir()
+    (run / "checkpoints" / "notes").write_text("mine")
+    _, checkpoint, notes = resumed(run)
+    assert checkpoint.name == "step-000002" and "3 steps after the checkpoint are done again" in notes
+    assert sum("is not a checkpoint and is ignored" in note for note in notes) == 2
+    (run / "checkpoints" / "step-000004").mkdir()
+    (run / "checkpoints" / "step-000004" / "state.json").write_text("{")
+    _, checkpoint, notes = resumed(run)
+    assert checkpoint.name == "step-000002" and any("step-000004 is damaged (" in note for note in notes)
+    (run / "checkpoints" / "step-000002" / "state.json").unlink()
+    _, checkpoint, notes = resumed(run)
+    assert checkpoint is None and "no whole checkpoint, so the run begins again at step 0" in notes
+
+
+def test_data_that_changed_is_refused(tmp_path):
+    run = make_run(tmp_path / "a")
+    state = json.loads((run / "checkpoints" / "step-000002" / "state.json").read_text())
+    (run / "checkpoints" / "step-000002" / "state.json").write_text(json.dumps(state | {"data": "other"}))
+    assert "file has changed since" in resumed(run)
+
+
+def test_links_among_the_files_of_a_run_are_refused(tmp_path):
+    # Caught: a run from somebody else whose metrics.jsonl points at a file of the user's, which resuming truncates.
+    mine = tmp_path / "mine"
+    mine.write_text("precious")
+    for name in ("metrics.jsonl", "samples.jsonl", "lock", "flags.new", "checkpoints"):
+        run = make_run(tmp_path / f"run-{name}")
+        if name == "checkpoints":
+            (run / name).rename(tmp_path / "elsewhere")
+            (run / name).symlink_to(tmp_path / "elsewhere")
+        else:
+            (run / name).unlink(missing_ok=True)
+            (run / name).symlink_to(mine)
+        assert "is a symbolic link" in resumed(run), name
+    assert mine.read_text() == "precious" and (tmp_path / "elsewhere" / "step-000004.partial").is_dir()
+
+
+class Evil:
+    def __reduce__(self):
+        return eval, ("open('executed', 'w')",)
+
+
+def test_a_checkpoint_from_somebody_else_runs_no_code(checkpoint, tmp_path):
+    # Caught: .metadata or an entry of the optimiser unpickled, which is as good as running a program.
+    source = checkpoint("qwen2", True)[0]
+    ranks.run(1, write, tmp_path, source, 1, False)
+    step = tmp_path / "checkpoints" / "step-000002"
+    good = (step / ".metadata").read_bytes()
+    (step / ".metadata").write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(ValueError, match=r"asks for builtins\.eval"):
+        export(tmp_path, tmp_path / "hf")
+    (step / ".metadata").write_bytes(good)
+    metadata = pickle.loads(good)
+    entry = next(index for index, kind in metadata.state_dict_metadata.items()
+                 if isinstance(kind, dcp.metadata.BytesStorageMetadata))
+    info = next(info for index, info in metadata.storage_data.items() if index.fqn == entry)
+    data = bytearray((step / info.relative_path).read_bytes())
+    poison = pickle.dumps(Evil())
+    assert len(poison) <= info.length
+    data[info.offset : info.offset + info.length] = poison.ljust(info.length, b"\0")
+    (step / info.relative_path).write_bytes(data)
+    with pytest.raises(AssertionError, match=r"could not be read: .*[Ww]eights"):
+        ranks.run(1, read, tmp_path, source, 1, False)
+    assert not Path("executed").exists() and not (Path(__file__).parent.parent / "executed").exists()
+
+
+def test_a_path_in_the_metadata_stays_inside_the_checkpoint(checkpoint, tmp_path):
+    source = checkpoint("qwen2", True)[0]
+    ranks.run(1, write, tmp_path, source, 1, False)
+    path = tmp_path / "checkpoints" / "step-000002" / ".metadata"
+    path.write_bytes(path.read_bytes().replace(b"__0_0.distcp", b"../../secret"))
+    with pytest.raises(ValueError, match="lies outside the checkpoint"):
+        export(tmp_path, tmp_path / "hf")

@@ -1,4 +1,4 @@
-"""evaluate.py, measures.py, kinds.py: estimators against brute force, grading of every kind, files that survive a kill."""
+"""evaluate.py: estimators against brute force, files that survive a kill, the command."""
 
 import itertools
 import json
@@ -13,30 +13,43 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch.distributed as dist
 
 import data
 from benchmarks import sandbox
-from benchmarks.answers import cells, grade_choice, grade_code, grade_grid
 from evaluate import (
-    Source,
+    EvaluationSet,
+    Flags,
+    agreement,
     append,
-    check_source,
     compare,
     difficulty_bins,
+    load_problems,
     main,
     maj_at_k,
     mean_se,
+    parse_sets,
     pass_at_k,
     read_rows,
     report,
     resume,
-    same,
     summarise,
+    wilson,
 )
-from reward import judge
+from reward import equal
+from runtime.flags import parse
 
 ROOT = Path(__file__).parent.parent
-SCALING_DATA = os.environ.get("SCALING_DATA")
+
+
+class HereGrader:
+    """Compares answers in this process."""
+
+    def equal(self, pairs):
+        return [equal(a, b) for a, b in pairs]
+
+
+same = agreement(HereGrader())
 
 
 # ---- Estimators ---------------------------------------------------------------------------------------------------
@@ -61,12 +74,12 @@ def test_pass_at_k_is_stable_for_large_n():
 
 def test_majority_votes_by_the_rules():
     # Caught: votes for None; the last of two equal groups; one block only; 0.5 and 1/2 as two answers.
-    assert maj_at_k(["1", "2", "2"], [1, 0, 0], 3) == 0
-    assert maj_at_k(["1", "2"], [1, 0], 2) == 1 and maj_at_k(["2", "1"], [0, 1], 2) == 0  # the first of a tie
-    assert maj_at_k([None, None, "1"], [0, 0, 1], 3) == 1 and maj_at_k([None], [0], 1) == 0
-    assert maj_at_k(["2", "0.5", "\\frac{1}{2}"], [0, 1, 1], 3) == 1
-    assert maj_at_k(["1", "1", "2", "2", "1"], [1, 1, 0, 0, 1], 2) == 0.5  # two blocks; the fifth belongs to none
-    assert maj_at_k(["1", "2", "1"], [1, 0, 1], 1) == pytest.approx(2 / 3)
+    assert maj_at_k(["1", "2", "2"], [1, 0, 0], 3, same) == 0
+    assert maj_at_k(["1", "2"], [1, 0], 2, same) == 1 and maj_at_k(["2", "1"], [0, 1], 2, same) == 0  # the first of a tie
+    assert maj_at_k([None, None, "1"], [0, 0, 1], 3, same) == 1 and maj_at_k([None], [0], 1, same) == 0
+    assert maj_at_k(["2", "0.5", "\\frac{1}{2}"], [0, 1, 1], 3, same) == 1
+    assert maj_at_k(["1", "1", "2", "2", "1"], [1, 1, 0, 0, 1], 2, same) == 0.5  # two blocks; the fifth belongs to none
+    assert maj_at_k(["1", "2", "1"], [1, 0, 1], 1, same) == pytest.approx(2 / 3)
     assert same("1.41", "\\sqrt{2}") is same("\\sqrt{2}", "1.41")  # equal() holds in one direction only
 
 
@@ -81,7 +94,7 @@ def test_majority_is_unbiased_and_agrees_with_a_simulation():
     values = []
     for _ in range(3000):
         draws = rng.choice(list(p), p=list(p.values()), size=7).tolist()
-        values.append(maj_at_k(draws, [float(d == "1") for d in draws], 3))
+        values.append(maj_at_k(draws, [float(d == "1") for d in draws], 3, same))
     mean, se = mean_se(values)
     assert abs(mean - exact) < 4 * se and se < 0.01
 
@@ -97,17 +110,27 @@ def test_summary_by_hand():
     # Caught: a standard error over completions, or the biased one; bins that mix; a loss that is not 1 - pass@1.
     problems = [data.Problem(i, "?", "1", float(1 + i % 2), "s") for i in range(4)]
     scores = [[1.0, 1.0], [0.0, 0.0], [1.0, 0.0], [0.0, 0.0]]
-    result = summarise(problems, graded(problems, scores, [["1", "1"], ["2", "3"], ["1", "2"], [None, None]]), 2)
-    assert (result["pass1"], result["loss"]) == (0.375, 0.625)
+    result = summarise(problems, graded(problems, scores, [["1", "1"], ["2", "3"], ["1", "2"], [None, None]]), 2, HereGrader())
+    assert (result["pass1"], result["test_loss"]) == (0.375, 0.625)
     assert result["pass1_se"] == pytest.approx(np.std([1, 0, 0.5, 0], ddof=1) / 2)
     assert result["pass_at_k"]["2"][0] == 0.5 and result["maj_at_k"]["2"][0] == 0.5 and result["maj_at_k"]["1"][0] == 0.375
     assert result["truncated"] == 0.625 and result["length"] == 10.5 and result["verdicts"] == {"right": 3, "wrong": 5}
     assert {b: (x["problems"], x["pass1"][0]) for b, x in result["difficulty"].items()} == {"level 1": (2, 0.75),
                                                                                            "level 2": (2, 0.0)}
     hard = [data.Problem(i, "?", "1", float(d)) for i, d in enumerate((10, 9, 1))]
-    assert list(summarise(hard, graded(hard, [[1.0]] * 3), 1)["difficulty"]) == ["level 1", "level 9", "level 10"]
+    assert list(summarise(hard, graded(hard, [[1.0]] * 3), 1, HereGrader())["difficulty"]) == ["level 1", "level 9", "level 10"]
     text = report({"source": "s", "n": 2, "temperature": 0.7} | result)
     assert "pass@1 0.3750 ± 0.2394" in text and "maj@2  0.5000" in text and "level 2, 2 problems" in text
+
+
+def test_nothing_right_has_an_interval():
+    # Against the published value for 0 of 20. Caught: 0 +- 0, and an interval that leaves 0..1.
+    assert wilson(0.0, 20) == pytest.approx((0, 0.1611), abs=1e-4)
+    assert wilson(1.0, 20) == pytest.approx((0.8389, 1), abs=1e-4)
+    problems = [data.Problem(i, "?", "1") for i in range(20)]
+    result = summarise(problems, graded(problems, [[0.0]] * 20), 1, HereGrader())
+    text = report({"source": "s", "n": 1, "temperature": 0.7} | result)
+    assert "pass@1 0.0000, 95% interval [0.000, 0.161]" in text and "±" not in text
 
 
 def test_bins_of_pass_rates_are_cut_where_the_study_cuts():
@@ -117,160 +140,47 @@ def test_bins_of_pass_rates_are_cut_where_the_study_cuts():
         "pass rate below 0.3", "pass rate below 0.3", "unknown"]
 
 
-# ---- Kinds --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("box, letter", [("C", "C"), ("(C)", "C"), ("c", "C"), ("C.", "C"), ("C: 12 m", "C"), ("(C): 12", "C"),
-                                         ("\\text{C}", "C"), ("\\textbf{(C)} 12", "C"), ("Option C", "C"), ("I", "I")])
-def test_choices_by_letter(box, letter):
-    assert grade_choice(f"so \\boxed{{{box}}}.", letter).verdict == "right"
-    assert grade_choice(f"so \\boxed{{{box}}}.", "J").verdict == "wrong"
-
-
-@pytest.mark.parametrize("box", ["A, B", "A and B", "(A), (B)", "(A)(B)", "A/B", "A or B", "AB", "I think so", "0.5", "?"])
-def test_what_is_no_single_letter_is_wrong_and_not_guessed(box):
-    # Caught: taking the first letter found, or drawing one.
-    assert [grade_choice(f"\\boxed{{{box}}}", t).verdict for t in "ABI"] == ["unparsed"] * 3
-    assert grade_choice("It is A.", "A").verdict == "no_answer"
-
-
-def test_tables_by_cells():
-    # Caught: counting Position, which is known; rows or columns matched by place although they are named.
-    truth = json.dumps({"header": ["Position", "Job", "Pet"], "rows": [["1", "cook", "cat"], ["2", "pilot", "dog"]]})
-    swapped = {"header": ["Pet", "Position", "job"], "rows": [["dog", 2, "Pilot "], ["cat", 1, "cook"]]}
-    assert grade_grid(f"<answer>{{}}</answer> no: <answer>{json.dumps(swapped)}</answer>", truth).verdict == "right"
-    assert grade_grid("\\boxed{" + truth.replace('"', "'") + "}", truth).score == 1
-    half = truth.replace("cook", "COOK").replace("pilot", "cook").replace("dog", "fish")
-    assert cells(half, truth) == 0.5 and grade_grid(f"<answer>{half}</answer>", truth).score == 0
-    assert cells(json.dumps({"header": ["Job", "Pet"], "rows": [["cook", "cat"]]}), truth) == 0.5  # rows count from 1
-    assert cells(json.dumps({"header": ["Position"], "rows": [["1"], ["2"]]}), truth) == 0
-    for bad in ("[]", "7", "{}", '{"header": 1, "rows": 2}', '{"header": ["a"], "rows": [1]}', "[" * 100_000, "print(1)"):
-        assert grade_grid(f"<answer>{bad}</answer>", truth).verdict == "unparsed", bad[:40]
-    assert grade_grid("I do not know", truth).verdict == "no_answer"
-
-
-PROMPT = "Write it.\n\n```python\nfrom math import prod\n\n\ndef area(a, b):\n    \"\"\" The area.\n    \"\"\"\n```"
-TESTS = "def check(candidate):\n    assert candidate(2, 3) == 6\n\n\ncheck(area)"
-PROGRAMS = [("right", "Here:\n```python\ndef area(a, b):\n    return a * b\n```\nUse:\n```python\nprint(area(1, 2))\n```"),
-            ("right", "```\ndef area(a, b):\n    return prod((a, b))"),  # cut, and with an import of the question
-            ("right", "    return a * b\n"),  # a continuation
-            ("wrong", "```python\ndef area(a, b):\n    return a + b\n```"), ("wrong", "I do not know."),
-            ("wrong", "```python\ndef area(a, b):\n    return a * b\nimport sys; sys.exit(0)\n```"), ("no_answer", " ")]
-
-
-@pytest.fixture(scope="module")
-def contained():
-    try:
-        sandbox.holding(sandbox.Limits())
-    except sandbox.Refused as error:
-        pytest.skip(str(error))
-
-
-@pytest.mark.parametrize("verdict, text", PROGRAMS)
-def test_programs_by_their_tests(contained, verdict, text):
-    # Caught: the last block instead of the one that defines the function; the question's imports left out.
-    assert grade_code(text, PROMPT, TESTS).verdict == verdict
-
-
-@pytest.mark.skipif(not SCALING_DATA, reason="SCALING_DATA names no folder of problem sets")
-@pytest.mark.parametrize("name, kind, size", [("aime2024", "math", 30), ("amc2023", "math", 40), ("gsm8k", "math", 1319),
-                                              ("math__math_500", "math", 500), ("stem__supergpqa_200", "choice", 200),
-                                              ("logic__zebra_puzzle_dataset_200", "grid", 200)])
-def test_references_score_one_and_others_zero(name, kind, size):
-    problems = data.load(f"{SCALING_DATA}/data/eval/{name}.parquet")
-    assert len(problems) == size and {p.kind for p in problems} == {kind}
-    grade = {"math": judge, "choice": grade_choice, "grid": grade_grid}[kind]
-    other = {"math": "-123456.789", "choice": "Z", "grid": '{"header": ["Position", "Job"], "rows": [["1", "none"]]}'}[kind]
-    for p in problems:
-        assert grade(f"So \\boxed{{{p.answer}}}.", p.answer).score == 1, p
-        assert grade(f"So \\boxed{{{other}}}.", p.answer).score == 0, p
-
-
-SOLUTIONS = {  # by their number in the file
-    0: """def has_close_elements(numbers, threshold):
-    s = sorted(numbers)
-    return any(b - a < threshold for a, b in zip(s, s[1:]))""",
-    3: """def below_zero(operations):
-    from itertools import accumulate
-    return any(x < 0 for x in accumulate(operations))""",
-    32: """def find_zero(xs):
-    low, high = -1.0, 1.0
-    while poly(xs, low) * poly(xs, high) > 0:
-        low, high = 2 * low, 2 * high
-    for _ in range(200):
-        mid = (low + high) / 2
-        low, high = (mid, high) if poly(xs, low) * poly(xs, mid) > 0 else (low, mid)
-    return low""",  # uses a function of the question
-    50: "def decode_shift(s): return ''.join(chr((ord(c) - 5 - 97) % 26 + 97) for c in s)",
-}
-
-
-@pytest.mark.skipif(not SCALING_DATA, reason="SCALING_DATA names no folder of problem sets")
-def test_humaneval_runs(contained):
-    problems = data.load(f"{SCALING_DATA}/data/eval/codegen__humaneval_164.parquet")
-    assert len(problems) == 164 and {p.kind for p in problems} == {"code"}
-    assert all("```python\n" in p.prompt and "check(" in p.answer for p in problems)
-    for i, solution in SOLUTIONS.items():
-        assert grade_code(f"```python\n{solution}\n```", problems[i].prompt, problems[i].answer).verdict == "right", i
-    for p in problems[::16]:
-        name = p.answer.rpartition("check(")[2].rstrip(")")
-        assert grade_code(f"```python\ndef {name}(*a):\n    return 'no'\n```", p.prompt, p.answer).verdict == "wrong", p.index
-
-
-def test_kinds_are_read_from_rows():
-    # Caught: a table or tests read as mathematics; a prompt that is a printed list asked as it stands.
-    def rows(prompt, truth, source):
-        return [{"prompt": prompt, "reward_model": {"ground_truth": truth}, "data_source": source}]
-
-    table = {"header": ["Position", "Job"], "rows": [["1", "cook"]]}
-    turns = [{"role": "user", "content": "Q"}]
-    (grid,) = data.to_problems(rows(turns, table, "logic__zebra"), "file")
-    (code,) = data.to_problems(rows([{"role": "user", "content": str([{"content": "Q", "role": "user"}])}],
-                                    json.dumps({"functional": f"\n{TESTS}\n"}), "codegen__humaneval"), "file")
-    (choice,) = data.to_problems(rows(turns, "C", "stem__supergpqa"), "file")
-    (math,) = data.to_problems(rows(turns, "C", "math__math"), "file")
-    assert [p.kind for p in (grid, code, choice, math)] == ["grid", "code", "choice", "math"]
-    assert {p.prompt for p in (grid, code, choice, math)} == {"Q"}
-    assert json.loads(grid.answer) == table and code.answer == TESTS and choice.answer == math.answer == "C"
-
-
 # ---- Sources, files, comparison -----------------------------------------------------------------------------------
 
 
-def test_sources_are_read_from_the_right():
-    assert Source.read("arithmetic:test:8:0.5") == Source("arithmetic:test", 8, 0.5)
-    assert Source.read("openai/gsm8k:test") == Source("openai/gsm8k:test", 1, 0.7)
-    assert Source.read("a.parquet:4") == Source("a.parquet", 4, 0.7) and Source.read(":1:1") == Source("", 1, 1.0)
+def test_evaluation_sets_are_read_from_the_right():
+    parse_set = EvaluationSet.parse
+    assert parse_set("arithmetic:test:8:0.5") == EvaluationSet("arithmetic:test", 8, 0.5)
+    assert parse_set("openai/gsm8k:test") == EvaluationSet("openai/gsm8k:test", 1, 0.7)
+    assert parse_set("a.parquet:4") == EvaluationSet("a.parquet", 4, 0.7) and parse_set(":1:1") == EvaluationSet("", 1, 1.0)
     for text, message in [("a:0", "at least one completion"), ("a:4:0", "at temperature 0 all 4 completions are the same")]:
         with pytest.raises(ValueError, match=message):
-            Source.read(text)
+            parse_set(text)
     with pytest.raises(ValueError, match=r"--k 2 8 .*pass@k needs k from 1 to n.*write a:8"):
-        check_source(Source("a", 4), [data.Problem(0, "", "")], [2, 8])
+        EvaluationSet("a", 4, problems=[data.Problem(0, "", "")]).check([2, 8])
     with pytest.raises(ValueError, match="no problems"):
-        check_source(Source("a", 4), [])
+        EvaluationSet("a", 4).check()
+    with pytest.raises(ValueError, match="--eval names a set twice"):
+        parse_sets(["a", "a:4"])
 
 
 def test_programs_are_refused_where_nothing_contains_them(monkeypatch):
-    sandbox.holding.cache_clear()
-    monkeypatch.setattr(sandbox, "command", lambda way, limits: ["false"])
+    def refuse(limits):
+        raise sandbox.Refused("nothing here contains them")
+
+    monkeypatch.setattr(sandbox, "holding", refuse)
     with pytest.raises(sandbox.Refused, match="nothing here contains them"):
-        check_source(Source("a"), [data.Problem(0, "", "", kind="code")])
-    sandbox.holding.cache_clear()
+        EvaluationSet("a", problems=[data.Problem(0, "", "", kind="code")]).check()
 
 
-def test_a_run_evaluates_every_source_it_is_given(tmp_path):
-    # Caught: the default kept beside what was given; problems of a held-out part trained on.
-    from grpo import Flags, held_out, parse_flags
+def test_a_run_evaluates_every_set_it_is_given(tmp_path):
+    # Caught: the default kept beside what was given; problems of a held-out part trained on, or the same text in both.
+    from grpo import parse_flags
 
-    assert parse_flags([]).eval == [":1:1"] and parse_flags(["--eval", "a", "--eval", "b:2"]).eval == ["a", "b:2"]
+    assert parse_flags([]).eval == [] and parse_flags(["--eval", "a", "--eval", "b:2"]).eval == ["a", "b:2"]
     path = tmp_path / "sums.jsonl"
-    path.write_text("".join(json.dumps({"question": f"{i} + 1?", "answer": i + 1}) + "\n" for i in range(20)))
-    f = Flags(data=str(path), eval=["arithmetic:test:2:0.5", ":4:1"], eval_problems=3)
-    problems, ((first, test), (second, part)) = held_out(f)
-    assert (first, second) == (Source("arithmetic:test", 2, 0.5), Source("", 4, 1.0)) and len(test) == len(part) == 3
-    assert len(problems) == 17 and not {p.index for p in problems} & {p.index for p in part}
-    with pytest.raises(ValueError, match="--eval names a source twice"):
-        held_out(Flags(data=str(path), eval=[str(path), f"{path}:4"]))
+    rows = [{"question": f"{i} + 1?", "answer": i + 1} for i in range(20)] * 2  # every row twice
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    problems, (first, second), notes = load_problems(str(path), ["arithmetic:test:2:0.5", ":4:1"], 3, 0, data.PROMPT)
+    assert (first.name, first.n, second.name, second.n) == ("arithmetic:test", 2, "", 4)
+    assert len(first.problems) == len(second.problems) == 3 and len(problems) == 17
+    assert not {p.prompt for p in problems} & {p.prompt for p in second.problems}
+    assert any("20" in note and "repeat" in note for note in notes), notes
 
 
 def line(problem, sample, score, source="s"):
@@ -328,11 +238,12 @@ def evaluate(*arguments):
     return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, timeout=120, **OPTIONS)
 
 
-def refused(monkeypatch, *arguments) -> str:
+def refused(*arguments) -> str:
     """The message with which the command ends, run in this process."""
-    monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        main()
+    with pytest.raises((ValueError, OSError)) as ended:
+        main(parse(Flags, [*map(str, arguments)], ""))
+    if dist.is_initialized():
+        dist.destroy_process_group()
     return str(ended.value)
 
 
@@ -369,13 +280,13 @@ def test_two_processes_write_the_file_of_one(torchrun, tmp_path):
     assert all(r["prompt"] and r["text"] and r["truth"] and r["verdict"] for r in one.values())
 
 
-def test_bad_input_ends_with_a_message(monkeypatch, tmp_path):
+def test_bad_input_ends_with_a_message(tmp_path):
     (tmp_path / "unanswered.jsonl").write_text('{"problem": "1 + 1?", "answer": ""}\n{"problem": "2?", "answer": "2"}\n')
     for flags, message in [
         (["--eval", "arithmetic:test:2", "--k", "4"], "pass@k needs k from 1 to n"),
-        (["--eval", "arithmetic:test", "--eval", "arithmetic:test:2"], "names a source twice"),
+        (["--eval", "arithmetic:test", "--eval", "arithmetic:test:2"], "names a set twice"),
         (["--eval", "nowhere.parquet"], "no file nowhere.parquet"),
         (["--compare", "nowhere.jsonl", "nowhere.jsonl"], "No such file"),
-        (["--eval", tmp_path / "unanswered.jsonl"], "1 of 2 rows have no answer"),
+        (["--eval", tmp_path / "unanswered.jsonl"], "unanswered"),
     ]:
-        assert message in refused(monkeypatch, *flags), flags
+        assert message in refused(*flags), flags

@@ -3,17 +3,18 @@
 import contextlib
 import dataclasses
 import json
+import re
 import types
 from pathlib import Path
 
 import pytest
 import torch
 
-from grpo import Flags, main, parse_flags
+from grpo import Flags, main, parse_flags, plan_job
 from model import Config, Model
 from rollout import Completion
 from runtime import plan
-from runtime.ledger import sampling_flops, sequence_flops
+from runtime.plan import rollout_flops, sequence_flops
 
 PAPER = "@" + str(Path(__file__).parent.parent / "recipes" / "paper.args")
 SEVEN = Config("qwen2", 28, 3584, 18944, 28, 4, 128, 152064, False, 1e-6, 1e6, None, 32768)  # Qwen2.5-7B
@@ -64,39 +65,39 @@ def test_activations_are_those_that_autograd_keeps(recompute, monkeypatch):
                 x_TD = torch.utils.checkpoint.checkpoint(layer, *arguments, use_reentrant=False)
             else:
                 x_TD = layer(*arguments)
-    one, together = plan.activations(config, recompute)
     counted = sum(x.untyped_storage().nbytes() for x in kept.values())
-    assert counted == T * (together - one if recompute else together)
+    one_layer = plan.activations(dataclasses.replace(config, layers=1), False)
+    assert counted == T * (plan.activations(config, recompute) - (one_layer if recompute else 0))
 
 
 def test_static_memory_is_what_the_tensors_take(ours):
     # Parameters and AdamW's state of a real optimizer. Caught: moments in bf16, a shard that replicas cut once more.
     model = ours()
-    c, f = model.config, Flags()
+    c, f = model.config, plan_job(Flags())
     optimizer = torch.optim.AdamW(model.parameters())
     sum(p.sum() for p in model.parameters()).backward()
     optimizer.step()
     state = sum(t.nbytes for s in optimizer.state.values() for t in s.values() if t.dim())
     weights = sum(p.nbytes for p in model.parameters())
-    stays, _ = plan.memory(f, c, 1)
-    sizes = [stays[part] * 1e9 for part in ("parameters", "gradients", "optimiser")]
+    stays = plan.lasting_memory(f, c, 1)
+    sizes = [stays[part] for part in ("parameters", "gradients", "optimiser")]
     assert sizes == pytest.approx([weights, weights, state])
-    assert stays["reference"] == 0 and plan.memory(Flags(kl=0.1), c, 1)[0]["reference"] == pytest.approx(weights / 2e9)
-    eight, hybrid = plan.memory(f, c, 8)[0], plan.memory(Flags(replicas=2), c, 8)[0]
-    assert eight["optimiser"] == pytest.approx(state / 8e9) and hybrid["optimiser"] == pytest.approx(state / 4e9)
-    assert eight["sampler's copy"] == hybrid["sampler's copy"] == stays["sampler's copy"] == pytest.approx(weights / 2e9)
-    assert plan.memory(Flags(offload=True), c, 8)[0]["parameters"] == 0
+    assert stays["reference"] == 0 and plan.lasting_memory(plan_job(Flags(kl=0.1)), c, 1)["reference"] == pytest.approx(weights / 2)
+    eight, hybrid = plan.lasting_memory(f, c, 8), plan.lasting_memory(plan_job(Flags(replicas=2)), c, 8)
+    assert eight["optimiser"] == pytest.approx(state / 8) and hybrid["optimiser"] == pytest.approx(state / 4)
+    assert eight["sampler's copy"] == hybrid["sampler's copy"] == stays["sampler's copy"] == pytest.approx(weights / 2)
+    assert plan.lasting_memory(plan_job(Flags(offload=True)), c, 8)["parameters"] == 0
 
 
 def test_pages_are_those_that_the_sampler_takes(ours):
     from rollout import Sampler
 
     f, model = Flags(slots=5, max_prompt=40, max_new=24), ours()
-    pages = Sampler(model, [0], f.slots, f.max_prompt + f.max_new, f.kv_gb, look_every=8).kv  # as on a GPU
-    assert plan.memory(f, model.config, 1)[0]["pages"] == pytest.approx(pages.numel() * 2 / 1e9)
+    pages = Sampler(model, [0], f.slots, f.max_prompt + f.max_new, f.kv_gb, sync_every=8).runner.kv  # as on a GPU
+    assert plan.lasting_memory(plan_job(f), model.config, 1)["pages"] == pytest.approx(pages.numel() * 2)
     f.kv_gb = 1e-4
-    pages = Sampler(model.to(torch.bfloat16), [0], f.slots, f.max_prompt + f.max_new, f.kv_gb).kv
-    assert plan.memory(f, model.config, 1)[0]["pages"] == pytest.approx(pages.numel() * 2 / 1e9)
+    pages = Sampler(model.to(torch.bfloat16), [0], f.slots, f.max_prompt + f.max_new, f.kv_gb).runner.kv
+    assert plan.lasting_memory(plan_job(f), model.config, 1)["pages"] == pytest.approx(pages.numel() * 2)
 
 
 def test_flops_are_those_that_the_ledger_counts():
@@ -105,44 +106,46 @@ def test_flops_are_those_that_the_ledger_counts():
     done = [Completion(p, g, [1] * 70, [2] * 50, [0.0] * 50, True, "", None) for p in range(4) for g in range(3)]
     test = [Completion(p, g, [1] * 70, [2] * 50, [0.0] * 50, True, "", None) for p in range(6) for g in range(2)]
     forward = sequence_flops(SEVEN, done)
-    planned = plan.step_flops(f, SEVEN, 70, 50)
+    planned = plan.step_flops(plan_job(f), SEVEN, 70, 50)
     assert (planned["old"], planned["reference"], planned["train"]) == (forward, forward, 4 * forward)
-    assert planned["generation"] == pytest.approx(sampling_flops(SEVEN, done), rel=0.02)
-    assert planned["evaluation"] == pytest.approx(sampling_flops(SEVEN, test) / 5, rel=0.02)
+    assert planned["generation"] == pytest.approx(rollout_flops(SEVEN, done), rel=0.02)
+    assert planned["evaluation"] == pytest.approx(rollout_flops(SEVEN, test) / 5, rel=0.02)
 
 
-def planned(c, *flags):
+def planned(c, gpus, *flags):
     f = parse_flags([PAPER, *flags])
-    world, name, gpu = plan.read_gpus(f.gpus, f.peak_tflops)
-    return plan.table(f, c, world, name, gpu)
+    world, name, gpu = plan.read_gpus(gpus)
+    return plan.table(f.model, plan_job(f), c, world, name, gpu, None)
 
 
-def test_a_plan_says_what_does_not_fit_and_the_flag_that_helps(capsys):
-    # Each remedy is tried: with it the plan must say that it fits. Caught: one that names a flag which is set already.
-    fits = planned(SEVEN, "--gpus", "8xH100", "--kv-gb", "20")
-    assert ": fits" in fits and "does not" not in fits
-    for flags in (["--gpus", "8xH100", "--micro-tokens", "32768"], ["--gpus", "4xA100"],
-                  ["--gpus", "16x48GB", "--peak-tflops", "300", "--kv-gb", "4", "--micro-tokens", "32768"],
-                  ["--gpus", "8xH100", "--replicas", "8", "--kv-gb", "4"], ["--gpus", "32xH100"]):
-        c = SEVENTY if "32xH100" in flags else SEVEN  # of which no GPU holds a whole copy: the remedy is --sampler-tp
-        text = planned(c, *flags)
-        assert "does not fit; it would with --" in text, text
-        remedy = text.split("it would with ")[1].splitlines()[0].split()
-        assert ": fits" in planned(c, *flags, *remedy), remedy
-        assert "--sampler-tp" in remedy or c is SEVEN
-    for gpus, message in (("8xZ9", "one of B200"), ("H100", "a number, x"), ("0xH100", "a number, x"),
-                          ("8x48GB", "needs --peak-tflops")):
+def test_a_plan_says_what_does_not_fit_and_what_each_flag_would_change():
+    # A flag in the table is tried: with it the plan must give the table's number. Caught: a flag that is set already.
+    fits = planned(SEVEN, "8xH100", "--kv-gb", "20")
+    assert ": fits" in fits and "does not" not in fits and "with this flag alone" not in fits
+    for gpus, *flags in (("8xH100", "--micro-tokens", "32768"), ("4xA100",), ("32xH100",),
+                         ("16x48GB@300TF", "--kv-gb", "4", "--micro-tokens", "32768")):
+        c = SEVENTY if gpus == "32xH100" else SEVEN
+        text = planned(c, gpus, *flags)
+        assert ": does not fit" in text, text
+        table = text.split("with this flag alone")[1].split("  disk:")[0].splitlines()[1:]
+        for line in table[:-1]:
+            flag, size = re.fullmatch(r"  (--.*?)\s+([\d.]+)(?:   fits)?", line).groups()
+            alone = planned(c, gpus, *flags, *flag.split())
+            together = re.search(r"  together +([\d.]+)", alone)[1]
+            assert together == size and (": fits" in alone) == line.endswith("fits"), line
+        assert table[-1].startswith("  all of them")
+    for gpus, message in (("8xZ9", "one of B200"), ("H100", "a number, x"), ("0xH100", "a number, x"), ("8x48GB", "150TF")):
         with pytest.raises(ValueError, match=message):
-            planned(SEVEN, "--gpus", gpus)
+            planned(SEVEN, gpus)
     for changes in ({"replicas": 3}, {"sampler_tp": 3}):
         with pytest.raises(ValueError, match=r"--(replicas|sampler-tp) 3 does not divide 8 GPUs"):
-            plan.show(Flags(**changes, gpus="8xH100"))
+            main(Flags(**changes, plan="8xH100"))
     with pytest.raises(ValueError, match="2 ranks cannot share a model with 3 query heads, 3 key-value heads and 128 features"):
-        plan.show(Flags(sampler_tp=2, gpus="8xH100"))
+        main(Flags(sampler_tp=2, plan="8xH100"))
 
 
 def test_the_command_prints_a_plan_and_makes_nothing(tmp_path, capsys):
-    main(parse_flags(["--plan", "--gpus", "2xH100", "--out", str(tmp_path / "run")]))
+    main(parse_flags(["--plan", "2xH100", "--out", str(tmp_path / "run")]))
     printed = capsys.readouterr().out
     assert "models/tiny: 83,712 parameters" in printed and ": fits" in printed and "rates assumed: 989 TFLOP/s" in printed
     assert not (tmp_path / "run").exists()
@@ -155,10 +158,11 @@ def test_time_comes_from_a_run_where_there_is_one(tmp_path):
              for g in (99.0, 3.0)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "flags.json").write_text(json.dumps(dataclasses.asdict(Flags(prompts=8, group=4, eval_every=4))))
-    assert plan.measured(str(tmp_path)) == ({"generation": 3.0, "train": 1.0, "evaluation": 2.0}, 20, 30)
+    seen = plan.measured(str(tmp_path))
+    assert seen == plan.Measured({"generation": 3.0, "train": 1.0, "evaluation": 2.0}, 20, 30)
     f = parse_flags(["--resume", str(tmp_path), "--steps", "600"])
-    text = plan.table(f, SEVEN, 2, "H100", plan.GPUS["H100"])
-    assert "of 20 + 30 tokens, as measured in" in text and "600 steps: 1 hours, 2 GPU-hours" in text and "assumed:" not in text
+    text = plan.table(f.model, plan_job(f), SEVEN, 2, "H100", plan.GPUS["H100"], seen)
+    assert "of 20 + 30 tokens, as measured" in text and "600 steps: 1 hours, 2 GPU-hours" in text and "assumed:" not in text
 
 
 def test_peak_rates_are_found_by_the_devices_name(monkeypatch):

@@ -24,7 +24,7 @@ END = 3  # drawn often enough by the random models that some sequences end and o
 
 
 def draw(model, prompts=PROMPTS, G=4, max_new=24, temperature=1.0, seed=0, problems=None, **options):
-    options = {"slots": 32, "max_len": 64, "page": 8, "look_every": 1} | options
+    options = {"slots": 32, "max_len": 64, "page_size": 8, "sync_every": 1} | options
     sampler = Sampler(model, [END], **options)
     return sampler.generate(prompts, G, max_new, temperature, seed, problems=problems), sampler
 
@@ -63,7 +63,7 @@ def test_samples_depend_on_nothing_but_their_key(ours):
     # Caught: noise from the slot's number instead of the problem's, a shared last page, a slot's table not moved with it.
     model = ours()
     expected, _ = draw(model)
-    for options in ({"slots": 1}, {"slots": 3}, {"page": 4}, {"page": 64}, {"look_every": 5}, {"prefill_tokens": 1}):
+    for options in ({"slots": 1}, {"slots": 3}, {"page_size": 4}, {"page_size": 64}, {"sync_every": 5}, {"prefill_tokens": 1}):
         assert texts(draw(model, **options)[0]) == texts(expected), options
     order = [4, 2, 0, 1, 3]
     shuffled, _ = draw(model, [PROMPTS[p] for p in order], problems=order)
@@ -76,7 +76,7 @@ def test_steps_of_rounded_sizes_draw_the_same(ours):
     # Seven slots are rounded up from five running ones, 256 keys from 64. Caught: slots that others moved up from, or
     # that were set back, left alive; dead ones that write into pages of others; a temperature or seed of the call before.
     model, few = ours(), 20 * 2 * 2 * 8 * 2 * 8 * 4 / 1e9  # 20 pages
-    for options in ({}, {"slots": 7}, {"slots": 7, "kv_gb": few, "max_len": 48}, {"slots": 7, "look_every": 5}):
+    for options in ({}, {"slots": 7}, {"slots": 7, "kv_gb": few, "max_len": 48}, {"slots": 7, "sync_every": 5}):
         rounded, sampler = draw(model, graphs=True, **options)
         expected, _ = draw(model, **options)
         assert texts(rounded) == texts(expected), options
@@ -85,9 +85,9 @@ def test_steps_of_rounded_sizes_draw_the_same(ours):
     for temperature, seed in ((0.0, 0), (0.7, 3), (1.0, 0)):
         again = sampler.generate(PROMPTS, 4, 24, temperature, seed)
         assert texts(again) == texts(draw(model, temperature=temperature, seed=seed)[0])
-    assert [sampler._rounded(B, 1)[0] for B in (1, 2, 3, 5, 7)] == [1, 2, 4, 7, 7]
-    big = Sampler(model, [END], 80, 4000, page=16, look_every=1)
-    assert [big._rounded(B, M) for B, M in ((9, 1), (32, 16), (33, 17), (65, 40), (80, 200))] == [
+    assert [sampler.graphs.rounded(B, 1)[0] for B in (1, 2, 3, 5, 7)] == [1, 2, 4, 7, 7]
+    big = Sampler(model, [END], 80, 4000, page_size=16, sync_every=1, graphs=True)
+    assert [big.graphs.rounded(B, M) for B, M in ((9, 1), (32, 16), (33, 17), (65, 40), (80, 200))] == [
         (16, 16), (32, 16), (64, 32), (80, 64), (80, 251)]
 
 
@@ -100,16 +100,20 @@ def test_a_step_waits_for_nothing_and_depends_on_no_value(ours, monkeypatch):
             seen.append((function.overloadpacket.__name__, *(x.shape for x in args if isinstance(x, torch.Tensor))))
             return result
 
-    monkeypatch.setattr(rollout, "find", lambda *_: None)
+    monkeypatch.setattr(rollout, "locate_keys", lambda *_: None)
+    monkeypatch.setattr(rollout, "decode", lambda q_BHK, *_: q_BHK + 0)
     monkeypatch.setattr(rollout, "write_kv", lambda *_: None)
     monkeypatch.setattr(rollout, "sample", lambda logits_BV, scales, key_B: (key_B % 97, logits_BV.sum(1) * scales[0]))
-    sampler = Sampler(ours(), range(90), slots=8, max_len=64, page=8, graphs=True)
-    sampler.attend = lambda q_BHK, *_: q_BHK + 0
-    sampler.temperature, steps = sampler.scales, []
-    for done in (0, 1):
-        sampler.state[1], sampler.state[-1], seen = 9 * done, done, []
+    sampler = Sampler(ours(), range(90), slots=8, max_len=64, page_size=8, graphs=True)
+    runner = sampler.runner
+    runner.begin(1.0, on_device=True)
+    steps = []
+    for done in (False, True):
+        runner.slots.length_B.fill_(9 * done)
+        runner.slots.done_B.fill_(done)
+        seen = []
         with torch.no_grad(), Watch():
-            sampler._step(8, 4)
+            runner.decode(8, 4)
         steps.append(seen)
     assert len(steps[0]) > 50 and steps[0] == steps[1]
     waits = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "equal", "is_nonzero"}
@@ -132,21 +136,21 @@ def shared_draw(tied, graphs):
     source, config = shard(source, make_mesh("cpu"), torch.float32), source.config
     with torch.device("meta"):
         model = tensor_parallel(Model(config), dist.new_subgroups(2)[0])
-    samples, sampler = [], Sampler(model.to_empty(device="cpu"), [END], slots=32, max_len=64, page=8, graphs=graphs)
+    samples, sampler = [], Sampler(model.to_empty(device="cpu"), [END], slots=32, max_len=64, page_size=8, graphs=graphs)
     addresses = [p.data_ptr() for p in model.parameters()]
     copy_weights(source, model)
     assert addresses == [p.data_ptr() for p in model.parameters()]
     for temperature in (0.0, 1.0):
         samples += sampler.generate(PROMPTS, 2, 24, temperature, 0)
     drawn = [(s.prompt, s.sample, s.ids, s.logp) for s in samples]
-    return drawn, sampler.kv.shape[4], sum(p.numel() for p in model.parameters())
+    return drawn, sampler.runner.kv.shape[4], sum(p.numel() for p in model.parameters())
 
 
 @pytest.mark.parametrize("tied,graphs", [(False, True), (True, False)])
 def test_ranks_that_share_a_model_draw_what_one_draws(tied, graphs):
     # Caught: rows of o instead of columns, its sum over ranks left out, logits gathered in the wrong order, a bias cut twice.
     model = random_model(tied)
-    sampler = Sampler(copy.deepcopy(model), [END], slots=32, max_len=64, page=8)
+    sampler = Sampler(copy.deepcopy(model), [END], slots=32, max_len=64, page_size=8)
     expected = [s for temperature in (0.0, 1.0) for s in sampler.generate(PROMPTS, 2, 24, temperature, 0)]
     V, D = 96, 32
     norms = sum(p.numel() for name, p in model.named_parameters() if "norm" in name)
@@ -224,22 +228,22 @@ def test_a_model_that_cannot_be_shared_is_refused():
         check(Flags(sampler_tp=2, prompts=4), world=6)
 
 
-def test_sequences_set_back_for_want_of_pages_lose_nothing(ours):
+def test_sequences_preempted_for_want_of_pages_lose_nothing(ours):
     # 10 pages of 8 for sequences of up to 48 tokens. Caught: tokens drawn before being set back forgotten or drawn twice.
     model = ours()
     page_bytes = 2 * 2 * 8 * 2 * 8 * 4
     samples, sampler = draw(model, kv_gb=10 * page_bytes / 1e9, max_len=48)
-    assert sampler.N == 10 and sampler.set_back > 0
+    assert sampler.N == 10 and sampler.preempted > 0
     expected, roomy = draw(model, max_len=48)
-    assert roomy.set_back == 0 and texts(samples) == texts(expected)
+    assert roomy.preempted == 0 and texts(samples) == texts(expected)
     for s, e in zip(samples, expected, strict=True):
         torch.testing.assert_close(torch.tensor(s.logp), torch.tensor(e.logp), atol=3e-5, rtol=0)
-    assert sorted(sampler.pages.free) == list(range(10))  # every page came back
+    assert sorted(sampler.scheduler.pages.free) == list(range(10))  # every page came back
 
 
 def test_finished_samples_are_handed_out_once_and_complete(ours):
     handed = []
-    sampler = Sampler(ours(), [END], slots=2, max_len=64, page=8)
+    sampler = Sampler(ours(), [END], slots=2, max_len=64, page_size=8)
     samples = sampler.generate(PROMPTS, 3, 24, 1.0, 0, on_finish=lambda s: handed.append(
         (s.prompt, s.sample, len(s.ids), s.finished)))
     assert sorted(handed) == [(s.prompt, s.sample, len(s.ids), s.finished) for s in samples]
@@ -288,7 +292,7 @@ def test_weights_are_packed_while_a_cpu_samples(ours, family, tied, monkeypatch)
     packs = lambda: [getattr(f, "packed", None) is not None for f in maps]  # noqa: E731
     drawn = rollout.sample
     monkeypatch.setattr(rollout, "sample", lambda *args: held.append(packs()) or drawn(*args))
-    sampler = Sampler(model, [END], slots=32, max_len=64, page=8)
+    sampler = Sampler(model, [END], slots=32, max_len=64, page_size=8)
     maps += [part.fused for layer in model.model["layers"] for part in (layer.self_attn, layer.mlp)]
     for scale in (1.0, 1.1):
         for p in (*model.parameters(), *plain.parameters()):
@@ -316,7 +320,7 @@ def test_cuda_graphs_draw_what_steps_draw(ours):
     # Caught: a graph that holds a value of its capture (temperature, seed, weights, tables), a dead row that writes, a graph of
     # one size replayed for another.
     model = ours("qwen3").cuda()
-    graphs, steps = (Sampler(model, [END], 24, 64, page=16, graphs=on) for on in (True, False))
+    graphs, steps = (Sampler(model, [END], 24, 64, page_size=16, graphs=on) for on in (True, False))
     for scale, temperature, seed in ((1.0, 1.0, 0), (1.0, 0.7, 1), (1.1, 1.0, 2), (1.0, 0.0, 0)):
         for p in model.parameters():
             p.data.mul_(scale)
@@ -325,7 +329,7 @@ def test_cuda_graphs_draw_what_steps_draw(ours):
         assert texts(replayed) == texts(expected), (scale, temperature, seed)
         for s, e in zip(replayed, expected, strict=True):
             torch.testing.assert_close(torch.tensor(s.logp), torch.tensor(e.logp), atol=1e-4, rtol=0)
-    assert len(graphs.captured) > 2 and not steps.captured
+    assert len(graphs.graphs.captured) > 2 and steps.graphs is None
 
 
 def test_what_cannot_fit_is_refused_with_the_sizes(ours, tmp_path):

@@ -1,0 +1,149 @@
+"""What people see of a run: the table on the terminal, the progress inside long steps, some
+completions, the curve."""
+
+import json
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import ClassVar
+
+from rollout import Completion
+
+
+class Table:
+    """Training lines as rows of a table of 80 columns, with the head before the first row."""
+
+    WIDTH: ClassVar = {
+        "step": 9,
+        "reward": 8,
+        "pass@1": 8,
+        "length": 8,
+        "loss": 10,
+        "gap": 9,
+        "equal": 7,
+        "tokens/s": 10,
+        "seconds": 9,
+    }
+
+    def __init__(self, steps: int):
+        self.steps = steps
+        self.begun = False
+
+    def cells(self, line: dict, pass1: float | None) -> dict[str, str]:
+        seconds = sum(line["seconds"].values())
+        return {
+            "step": f"{line['step']}/{self.steps}",
+            "reward": f"{line['reward']:.3f}",
+            "pass@1": "-" if pass1 is None else f"{pass1:.3f}",
+            "length": f"{line['length']:.1f}",
+            "loss": f"{line['loss']:.1e}",
+            "gap": f"{line['sampler_gap']:.1e}",
+            "equal": f"{line['equal_groups']:.0%}",
+            "tokens/s": f"{line['tokens'] / seconds:,.0f}",
+            "seconds": f"{seconds:.1f}",
+        }
+
+    def row(self, line: dict, pass1: float | None) -> str:
+        cells = self.cells(line, pass1)
+        text = "".join(f"{cell:>{self.WIDTH[name]}}" for name, cell in cells.items())
+        if self.begun:
+            return text
+        self.begun = True
+        head = "".join(f"{name:>{width}}" for name, width in self.WIDTH.items())
+        return f"{head}\n{text}"
+
+
+class StepProgress:
+    """Says how far a step is once it takes longer than ten seconds: on the bar, or as a line at
+    most every 30 seconds."""
+
+    def __init__(self, bar, say):
+        self.bar = bar
+        self.say = say
+        self.begin()
+
+    def begin(self) -> None:
+        self.start = time.monotonic()
+        self.last = 0.0
+
+    def show(self, what: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self.start < 10 or now - self.last < (1 if not self.bar.disable else 30):
+            return
+        self.last = now
+        text = f"{what} {done} of {total}"
+        if self.bar.disable:
+            self.say(f"  step {self.bar.n + 1}, {now - self.start:.0f} s: {text}")
+        else:
+            self.bar.set_postfix_str(text)
+
+
+def show(completions: list[Completion], tokenizer) -> str:
+    """A few completions for people: prompt, text, and whether the answer was right."""
+    lines = []
+    for c in completions:
+        prompt = " ".join(tokenizer.decode(c.prompt, skip_special_tokens=True).split())
+        if len(prompt) > 300:
+            prompt = f"{prompt[:200]} ... {prompt[-90:]}"
+        mark = "✓" if c.verdict.score else "✗"
+        ending = "" if c.finished else " [truncated]"
+        lines.append(f"  {mark} {printable(prompt)}\n      {printable(c.text.strip())}{ending}")
+    return "\n".join(lines)
+
+
+def printable(text: str) -> str:
+    """The text without control characters, which could move the cursor or hide what was printed."""
+    return "".join(
+        ch if ch.isprintable() or ch == "\n" else "\N{REPLACEMENT CHARACTER}" for ch in text
+    )
+
+
+def draw_curve(run: Path) -> Path:
+    """Draw RUN/curve.png from RUN/metrics.jsonl: pass@1 and accuracy against steps, completion
+    length below."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    train = [row for row in rows if row["kind"] == "train"]
+    by_source = defaultdict(list)
+    for row in rows:
+        if row["kind"] == "eval":
+            by_source[row["source"]].append(row)
+    orange = "#D55E00"  # the colours of Okabe and Ito, which the colour-blind can tell apart
+    colours = ["#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"]
+    figure, (top, bottom) = plt.subplots(
+        2, 1, figsize=(7, 6), sharex=True, height_ratios=[2, 1], layout="constrained"
+    )
+    steps = [row["step"] for row in train]
+    top.plot(
+        steps,
+        [row["accuracy"] for row in train],
+        color=orange,
+        lw=1,
+        alpha=0.7,
+        label="accuracy, training batch",
+    )
+    bottom.plot(steps, [row["length"] for row in train], color=orange, lw=1, alpha=0.7)
+    for i, (source, evaluations) in enumerate(by_source.items()):
+        colour = colours[i % len(colours)]
+        step = [row["step"] for row in evaluations]
+        pass1 = np.array([row["pass1"] for row in evaluations])
+        low, high = np.array([row["pass1_ci"] for row in evaluations]).T
+        label = f"pass@1, {Path(source).stem}, {evaluations[0]['problems']} problems, 95% interval"
+        top.plot(step, pass1, color=colour, lw=2, marker="o", ms=3, label=label)
+        top.fill_between(step, low, high, color=colour, alpha=0.2, lw=0)
+        bottom.plot(step, [row["length"] for row in evaluations], color=colour, lw=2)
+    top.set(ylabel="share of right answers", ylim=(0, 1.02), title=run.name)
+    top.legend(loc="best", frameon=False)
+    bottom.set(ylabel="completion length, tokens", xlabel="step", ylim=(0, None))
+    for axis in (top, bottom):
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.25)
+    path = run / "curve.png"
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+    return path

@@ -1,0 +1,69 @@
+"""Flags from a dataclass by tyro: the comment behind a field is its help text. @FILE on the command
+line stands for its flags."""
+
+import math
+import os
+import shlex
+from dataclasses import fields
+from pathlib import Path
+
+import tyro
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def parse(flags_class: type, argv: list[str], description: str, default=None):
+    """Flags of the class from the arguments.
+
+    default: an instance that gives the values of flags that are not named, such as those of a run
+    that is resumed. A wrong flag ends the process with code 2 and a message, which only one process
+    of a machine prints."""
+    argv = expand_files(argv)
+    speaks = int(os.environ.get("LOCAL_RANK", 0)) == 0
+    return tyro.cli(
+        flags_class,
+        args=argv,
+        default=default,
+        description=description,
+        console_outputs=speaks,
+        config=(tyro.conf.UseAppendAction,),
+    )
+
+
+def expand_files(argv: list[str]) -> list[str]:
+    """The arguments, with every @FILE replaced by the flags in the file; # begins a comment
+    there."""
+    expanded = []
+    for argument in argv:
+        if not argument.startswith("@"):
+            expanded.append(argument)
+            continue
+        path = Path(argument[1:])
+        if not path.is_file():
+            recipes = sorted(os.path.relpath(known) for known in ROOT.glob("recipes/*.args"))
+            known = ", ".join(f"@{recipe}" for recipe in recipes)
+            raise ValueError(f"{argument}: no such file; the recipes are {known}")
+        expanded += expand_files(shlex.split(path.read_text(), comments=True))
+    return expanded
+
+
+def flag_name(field: str) -> str:
+    """max_new -> --max-new"""
+    return "--" + field.replace("_", "-")
+
+
+def check_numbers(flags, ranges: dict[str, tuple[float, float]]) -> None:
+    """ValueError for a number outside its range, or one that is nan or infinite. ranges: name ->
+    (lowest, highest), both included.
+
+    Every number of the flags must have a range, so that none is forgotten.
+    """
+    for field in fields(flags):
+        value = getattr(flags, field.name)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        low, high = ranges[field.name]
+        if math.isfinite(value) and low <= value <= high:
+            continue
+        wanted = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+        raise ValueError(f"{flag_name(field.name)} {value:g}: must be a finite number, {wanted}")
