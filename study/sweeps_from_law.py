@@ -120,7 +120,7 @@ def sweep_panel(axis, rows, by):
     places = palette(r["at"] for r in rows)
     for i, (at, colour) in enumerate(places.items()):
         line = [r for r in rows if r["at"] == at]
-        shift = 0.06 * (i - 1)  # bars beside each other; levels evenly spaced, so 20 and 25 both fit
+        shift = 0.06 * (i - 1)  # bars stand beside each other
         x = [levels.index(r[by]) + shift for r in line]
         L = [r["L"] for r in line]
         half = [r["L_ci"][1] - r["L"] for r in line]
