@@ -9,7 +9,7 @@ import pytest
 
 import data
 from benchmarks import answers, sandbox
-from benchmarks.answers import cells, grade_choice, grade_code, grade_grid, functions_under_test
+from benchmarks.answers import cells, functions_under_test, grade_choice, grade_code, grade_grid
 from reward import Grader
 
 SCALING_DATA = os.environ.get("SCALING_DATA")

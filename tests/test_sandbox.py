@@ -284,7 +284,7 @@ def test_without_isolation_nothing_is_run(monkeypatch, tmp_path, forget):
     ran = tmp_path / "ran"
     program = f"open({str(ran)!r}, 'w')\ndef f(): pass"
     for words, message in [
-        (["false"], "ended without a word.*Allow user namespaces"),
+        (["false"], "ended without a message.*Allow user namespaces"),
         (["/no/such/command"], "nothing here contains them: .*No such file"),
     ]:
         monkeypatch.setattr(sandbox, "command", lambda way, limits, words=words: words)
