@@ -52,7 +52,13 @@ from rollout import Completion, Rollout, Sampler, stop_tokens
 from runtime.display import show
 from runtime.flags import check_numbers, parse
 from runtime.ledger import explain
-from runtime.parallel import connect, read_model, read_tokenizer
+from runtime.parallel import (
+    check_tokenizer,
+    connect,
+    find_weights,
+    read_model,
+    read_tokenizer,
+)
 
 EVALUATION = -1  # the `step` that keys the noise of an evaluation
 
@@ -527,6 +533,8 @@ def main(flags: Flags) -> None:
     device, directory, config = connect(flags.model)
     rank, world = dist.get_rank(), dist.get_world_size()
     tokenizer = read_tokenizer(directory)
+    check_tokenizer(tokenizer, config)
+    find_weights(directory, config)
     renderer = data.Renderer(tokenizer, flags.template, flags.template_args)
     for test in sets:
         problems, notes = data.load(test.name, split="test", prompt=flags.prompt)
