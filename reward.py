@@ -161,8 +161,8 @@ def extract(text: str) -> str | None:
 # matrix, ¶ ends its rows.
 SIGNS = r"""
     - − – — ‐ ‑ ‒ ―   * × · ∙ ⋅ \cdot \times \ast   / ÷ ⁄ ∕ \div   ^ **   ± \pm +/-   ∓ \mp
-    = == ∈ \in ≡ \equiv   < \lt   > \gt   ≤ ⩽ <= \le \leq \leqslant   ≥ ⩾ >= \ge \geq \geqslant
-    ≠ != \ne \neq   ≈ \approx \simeq   ∪ \cup   ∩ \cap   ∖ \setminus \backslash   : \colon
+    = == ∈ \in ≡ \equiv ≈ \approx \simeq   < \lt   > \gt   ≤ ⩽ <= \le \leq \leqslant   ≥ ⩾ >= \ge \geq \geqslant
+    ≠ != \ne \neq   ∪ \cup   ∩ \cap   ∖ \setminus \backslash   : \colon
     | \| \vert \lvert \rvert \Vert   ∣ \mid   ⦃ \{ \lbrace   ⦄ \} \rbrace   [ \lbrack   ] \rbrack
     ( \lparen \langle   ) \rparen \rangle   ⌊ \lfloor   ⌋ \rfloor   ⌈ \lceil   ⌉ \rceil   ¶ \\
     and \land \wedge ∧   or \lor \vee ∨   ' ′ ’ \prime   % \% \percent   … ... \ldots \cdots \dots
@@ -237,9 +237,10 @@ CLEAN = (
     (rf"(?:\\\\)? ?\\end ?\{{{NAME}\}}", "⟧"),
     (r"(?<!\\)\\[()\[\]]|(?<!\\)(?<!US)\$|\"", " "),  # \( \) \[ \] $
     (r"(?<=\d) ?(?:\{,\}|,\\!|\\!,|\{,\\!\}|\\,) ?(?=\d{3})", ""),  # 1{,}000, 3,\!250, 1\,000
-    (r"(?<!\\)\\[!,;:> ]|~|\\(?:thin|med|thick)space|\\q?quad(?=x_)?", " "),
+    (r"(?<!\\)\\[!,;:> ]|~|\\(?:thin|med|thick)space", " "),
     (r"\\[hv]space\*? ?\{[^{}]*\}|\\phantom ?\{[^{}]*\}", " "),
     (r"(?<![\d.,])\d{1,3}(?: \d{3})+(?![\d/])", unspaced),  # 1 000
+    (r"\\q?quad", " "),
     (r"\\(?:[dtcs]frac|nicefrac)(?![a-zA-Z])", r"\\frac "),
     (r"\\[dt]binom", r"\\binom "),
     (r"\\var(?=[a-mo-z])", r"\\"),  # \varphi
@@ -248,9 +249,13 @@ CLEAN = (
     (r"\\mathbf ?\{(\w)\} ?(?:\\times)? ?\\mathbf ?\{(\w)\}", r"V_{\1\2}"),  # AB is not BA
     (rf"\\(?:{LETTERS}) ?\{{([^{{}}]*)\}}", r" \1 "),
     (rf"\\(?:{WORDS}) ?\{{((?:[^{{}}]|\{{[^{{}}]*\}})*)\}}", r'"\1"'),  # \text{ cm} as " cm"
-    (r'"([ ,]*)(and|or|except)([ ,]*)"', r"\1 \2 \3"),
+    (r'"[ ,]*(?i:and)[ ,]*"', " and "),
+    (r'"[ ,]*(?i:or)[ ,]*"', " or "),
+    (rf'" ?({"|".join(FUNCTIONS)}) ?"', r"\\\1 "),  # \text{cis}
+    (r"([\])}]) ?U ?(?=[\[(\\])", r"\1\\cup "),  # (0,1)U(2,3)
+    (r'& ?"? ?(?:if|for|when)\b ?"?', "& "),  # x & \text{if } x > 0
     (r'" ?([a-z]{2,20}),? (and|or) ?"', r'"\1" \2 '),  # 9 \text{ hens and } 10 \text{ cocks}
-    (r'\( ?(?:\\[bp]?mod\b|"? ?mod\b"?)([^()]*)\)|\\[pb]?mod\b|" ?mod ?"', r" mod \1"),  # (mod 4)
+    (r'\( ?(?:\\[bp]?mod\b|"? ?mod\b ?"?)([^()]*)\)|\\[pb]?mod(?![a-z])|" ?mod ?"', r" mod \1"),  # (mod 4)
     (r"\^ ?\\circ(?![a-zA-Z])|\^ ?\{ ?\\circ ?\}", "°"),
     (r"\^ ?\\prime|\^ ?\{ ?\\prime ?\}", "'"),
     (r'° ?"? ?([CF])\b ?"?', r' "degree\1"'),  # 77° F
@@ -273,6 +278,9 @@ CLEAN = (
     (r'\\R ?"? ?(?:except|without) ?"? ?([^"\\]+)$', r"\\R \\setminus\\{\1\\}"),  # except 3
     (r'(?i)^"? ?(?:there (?:is|are) )?no (?:real )?(?:solutions?|roots?) ?"?$', r"\\emptyset"),
     (r"(\d+) ?° ?(\d+) ?'", r"(\1+\2/60)°"),  # 30°30'
+    (r"^\| ?(\w) ?\| ?(<|\\leq?|≤) ?([\d./]+)$", r"-\3 \2 \1 \2 \3"),  # |x| < 2
+    (r'"? ?\b(hours?|h|feet|ft) ?"?,? ?(?:and )? ?(?=\d)', r" \1 "),  # 2 hours and 13 minutes
+    (r"([\d}]|\\pi) ?(?:≈|\\approx).*$", r"\1"),  # \frac13 \approx 0.33
     (r"(?i)\b([ap])\. ?m\b\.?", r"\1m"),  # 6:30 p.m.
     (r"\b(?:square|sq\.?) (\w{1,20})", r"\1^2"),
     (r"\bcubic (\w{1,20})", r"\1^3"),
@@ -312,14 +320,15 @@ def clean(text: str) -> str:
 class Form(NamedTuple):
     """What an answer says; `parts` are Forms, but for the first three kinds.
 
-    value     one sympy expression; sign is the text, whose decimals count in rule 4
-    words     a word or a date
-    time      minutes after 12; sign is a, p or nothing
-    unit      the bare value, and the number that it is with the unit; sign is the unit
-    seq       a tuple, vector or interval; sign is its brackets
-    list      sign is what joins the items: , or and or ±
-    relation  sides; sign is "=", or one sign for each pair of sides
-    set, reals, ratio, mod, ∪, ∩, ∖"""
+    value  one sympy expression; sign is the text of a decimal, whose places count in rule 4
+    words  a word or a date
+    time   minutes after 12; sign is a, p or nothing
+    unit   the bare value, and the number that it is with the unit; sign is the unit
+    seq    a tuple, vector or interval; sign is its brackets
+    list   sign is what joins the items: , or and or ±
+    =      the sides of an equation; sign is the name, if the first side is one
+    <      the sides of inequalities; sign has one sign for each pair of sides
+    set, reals, :, mod, &, ∪, ∩, ∖"""
 
     kind: str
     parts: tuple
@@ -327,14 +336,13 @@ class Form(NamedTuple):
 
 
 OPENING, CLOSING = "([{⦃⌊⌈⟦", ")]}⦄⌋⌉⟧"
-JOINERS = r"[,;¶]|\b(?:and|or)\b"
-SIGNED = str.maketrans("±∓", "+-"), str.maketrans("±∓", "-+")
+SIGNED = str.maketrans("±∓⨦", "+-±"), str.maketrans("±∓⨦", "-+±")  # ⨦ is a second, independent ±
 BUILDER = re.compile(r"\w(?: ?= ?ℝ)? ?[|∣:](?!=)(.*)")  # in {x | x > 3}, which is read as x > 3
-CLOCK = re.compile(r'(\d{1,2})(?::([0-5]\d))?(?:[ "]{0,3}([ap])m ?"?)?', re.I)  # 5:25, 3 pm
-CALLED = re.compile(rf"[a-z]?(?:{'|'.join(FUNCTIONS)})[a-z]?")  # sinx, xlnx
-DECIMAL = re.compile(r"-?(\d*)\.(\d+)")
+CLOCK = re.compile(r'"?(\d{1,2})(?::([0-5]\d))?(?:[ "]{0,3}([ap])m ?"?)?', re.I)  # 5:25, 3 pm
 DATE = re.compile(r"\d{1,2}/\d{1,2}/\d{2,4}")  # 2/4/2000
-WORD = re.compile(r"[A-Za-z][A-Za-z .'-]*")
+DECIMAL = re.compile(r"-?\d*\.\d+")
+WORD = re.compile(r"[A-Za-z][A-Za-z .'-]+")
+NO_WORD = re.compile(rf"[a-z]?(?:{'|'.join(FUNCTIONS)})[a-z]?")  # sinx, xlnx
 
 
 @lru_cache(64)
@@ -350,12 +358,12 @@ def split(text: str, separators: str) -> tuple[list[str], list[str]]:
         depth += (found[0] in OPENING) - (found[0] in CLOSING)
         if depth < 0:
             fail("a bracket that was not opened")
+        if depth > MAX_DEPTH or len(parts) > MAX_ITEMS:
+            fail("too many brackets or items", "too_large")
         if found[1] and not depth:
             parts.append(text[start : found.start()].strip())
             signs.append(found[1])
             start = found.end()
-    if len(parts) > MAX_ITEMS:
-        fail(f"a list of more than {MAX_ITEMS}", "too_large")
     return [*parts, text[start:].strip()], signs
 
 
@@ -363,19 +371,18 @@ def split(text: str, separators: str) -> tuple[list[str], list[str]]:
 def read(text: str) -> Form:
     """The Form of a cleaned text: split at what binds least, down to expressions. Raises Refused."""
     text = text.strip(" ,;¶").rstrip(" .")
-    if found := moment(text) or compound(text):
+    if found := moment(text):
         return found
     for separators, build in LEVELS:
         parts, signs = split(text, separators)
         if signs:
             return build(parts, signs)
-    if "±" in text or "∓" in text:
-        both = [read(text.translate(pair).replace("⨦", "±")) for pair in SIGNED]
-        return Form("list", flat(both), "±")
+    if ("±" in text or "∓" in text) and text[:1] not in ("{", "⦃"):
+        return Form("list", flat(read(text.translate(pair)) for pair in SIGNED), "±")
     return bracketed(text) or unit(text) or word(text) or form_of(Parser(text).whole(), text)
 
 
-def flat(forms: list[Form], signs: str = "±") -> tuple:
+def flat(forms, signs: str = "±") -> tuple:
     """The forms, with the items of a list that is joined by one of `signs` in place of the list."""
     items = []
     for form in forms:
@@ -386,61 +393,62 @@ def flat(forms: list[Form], signs: str = "±") -> tuple:
 def listed(parts: list[str], signs: list[str]) -> Form:
     """a, b or c. Rows of several items are tuples: 1,2;3,4 is (1,2), (3,4)."""
     items = [read(part) for part in parts if part]
-    if len(items) == 1:
-        return items[0]
     if signs[0] != "," and all(item.kind == "list" and item.sign == "," for item in items):
         items = [Form("seq", item.parts, "()") for item in items]
-    return Form("list", flat(items, "±,"), signs[0] if signs[0] in ("and", "or") else ",")
+    joiner = signs[0] if signs[0] in ("and", "or") else ","
+    return Form("list", flat(items, "±,"), joiner) if len(items) > 1 else items[0]
 
 
-def case(parts: list[str], signs: list[str]) -> Form:
-    """x & if x > 0: a line of a case distinction."""
-    return Form("seq", tuple(read(re.sub(r'^"? ?(if|for) ?"?', "", part)) for part in parts), "()")
+def joined(parts: list[str], signs: list[str]) -> Form:
+    """A ∪ B ∪ C, 1:2:3, or a line x & x > 0 of a case distinction."""
+    return Form(signs[0], tuple(map(read, parts)))
 
 
 def congruence(parts: list[str], signs: list[str]) -> Form:
     """p = 5 mod 4, which is p = 1 mod 4."""
-    number, modulus = parts
+    number, modulus = (part.strip("{} ") for part in parts)
     if modulus.isdigit() and int(modulus):
         number = re.sub(r"\d{1,30}$", lambda found: str(int(found[0]) % int(modulus)), number)
     return Form("mod", (read(number), read(modulus)))
-
-
-def approximate(parts: list[str], signs: list[str]) -> Form:
-    r"""\sqrt2 ≈ 1.41 is \sqrt2, but x ≈ 2 is x = 2."""
-    first = read(parts[0] or parts[1])
-    return Form("relation", (first, read(parts[1])), "=") if named(first) else first
 
 
 def related(parts: list[str], signs: list[str]) -> Form:
     """a = b = c, or a < b ≤ c with the smaller side first; "= 5" is 5."""
     if not parts[0]:
         parts, signs = parts[1:], signs[1:]
-    if not {*signs} - {*">≥"}:
-        parts, signs = parts[::-1], ["<" if sign == ">" else "≤" for sign in signs[::-1]]
     sides = tuple(map(read, parts))
-    return Form("relation", sides, "".join(signs if {*signs} - {"="} else "=")) if signs else sides[0]
+    if {*signs} & {">", "≥"}:
+        flipped = ["<" if sign == ">" else "≤" if sign == "≥" else fail(f"< and >") for sign in signs]
+        return Form("<", sides[::-1], "".join(flipped[::-1]))
+    if {*signs} != {"="}:
+        return Form("<", sides, "".join(signs)) if signs else sides[0]
+    if len(sides) == 2 and named(sides[1]) and not letters(sides[0]):
+        sides, parts = sides[::-1], parts[::-1]  # 3 = x
+    simple = sides[0].kind != "value" or not isinstance(sides[0].parts[0], Add | Mul | Pow)
+    name = named(sides[0]) and (simple or not letters(sides[-1]))  # ab = 6, but not ab = cd
+    return Form("=", sides, re.sub(r'[{}" ]', "", parts[0]) if name else "")
 
 
-def operation(parts: list[str], signs: list[str]) -> Form:
-    """A ∪ B ∪ C, or A ∪ B ∖ C, which is read from the left."""
-    sets = list(map(read, parts))
-    if len({*signs}) == 1:
-        return Form(signs[0], tuple(sets))
-    result = sets[0]
-    for sign, other in zip(signs, sets[1:], strict=True):
-        result = Form(sign, (result, other))
-    return result
+@lru_cache(8192)
+def letters(form) -> frozenset:
+    """The letters of a form or an expression, as sympy symbols."""
+    if isinstance(form, Form):
+        return frozenset().union(*map(letters, form.parts))
+    return form.free_symbols if isinstance(form, sympy.Basic) else frozenset()
 
 
-def ratio(parts: list[str], signs: list[str]) -> Form:
-    return Form("ratio", tuple(map(read, parts)))
+def named(form: Form) -> bool:
+    """Whether a form is a name, not a value: x, AB, f(2), |AB|, AB/CD, (x, y), sin A, length."""
+    if form.kind != "value":
+        return form.kind == "words" or form.kind in ("seq", ":") and all(map(named, form.parts))
+    expr = form.parts[0]
+    return expr.is_Symbol or bool(letters(form)) and expr.atoms(sympy.Number) <= {MINUS}
 
 
 LEVELS = (
-    ("[;¶]", listed), (r"\bor\b", listed), (r"\band\b", listed), (",", listed), ("&", case),
-    (r"\bmod\b", congruence), ("≈", approximate), ("[=≠<≤>≥∣]", related), ("[∪∩∖]", operation),
-    (":", ratio),
+    ("[;¶]", listed), (r"\bor\b", listed), (r"\band\b", listed), (",", listed), ("&", joined),
+    (r"\bmod\b", congruence), ("[=≠<≤>≥∣]", related), ("∖", joined), ("∪", joined), ("∩", joined),
+    (":", joined),
 )  # fmt: skip
 
 
@@ -450,11 +458,11 @@ def bracketed(text: str) -> Form | None:
         return Form("reals" if text == "ℝ" else "set", ())
     if text[:1] not in ("(", "[", "{", "⦃") or text[-1] not in CLOSING:
         return None
-    brackets, inner = text[0] + text[-1], text[1:-1].strip()
-    if brackets == "⦃⦄" and (found := BUILDER.fullmatch(inner)):
+    brackets, inner = text[0] + text[-1], text[1:-1]
+    if brackets == "⦃⦄" and (found := BUILDER.fullmatch(inner.strip())):
         return read(found[1])
     try:
-        parts, _ = split(inner, JOINERS)
+        parts, _ = split(inner, r"[,;¶]|\band\b")
     except Refused:  # (a)(b)
         return None
     items = [read(part) for part in parts if part]
@@ -462,12 +470,12 @@ def bracketed(text: str) -> Form | None:
         return Form("set", flat(items))
     if len(items) > 1:
         return Form("seq", tuple(items), brackets)
-    return items[0] if items and brackets in ("()", "[]", "{}") else fail("brackets do not match")
+    return items[0] if items and brackets in "()[]{}" else fail("brackets do not match")
 
 
 def form_of(expr, text: str = "") -> Form:
     """A value, or the tuple that a vector or a matrix is."""
-    if isinstance(expr, Tuple):
+    if vector(expr):
         return Form("seq", tuple(map(form_of, expr)), "()")
     return Form("value", (expr,), text if DECIMAL.fullmatch(text) else "")
 
@@ -477,67 +485,66 @@ def form_of(expr, text: str = "") -> Form:
 
 def moment(text: str) -> Form | None:
     """A time of the day or a date (rule 10). 2:4 is a ratio."""
-    found = CLOCK.fullmatch(text.strip('" '))
+    found = CLOCK.fullmatch(text)
     if not found or not (found[2] or found[3]):
         return Form("words", (text,)) if DATE.fullmatch(text) else None
     hour, half = int(found[1]), (found[3] or "").lower()
     return Form("time", (hour % 12 * 60 + int(found[2] or 0),), "p" if hour > 12 else half)
 
 
-def is_product(letters: str) -> bool:
+def is_product(run: str) -> bool:
     """Whether letters side by side are a product rather than a word (rule 9).
 
     AB, xyz, ABC are products; VI, HTH, CDAB, Ann, cat and act are words."""
-    if re.fullmatch("[IVX]+|[A-Z][a-z]{2,}|[A-Z]{4,}", letters) or not letters.isascii():
+    if re.fullmatch("[IVX]+|[A-Z][a-z]{2,}|[A-Z]{4,}", run) or len({*run}) < len(run) > 2:
         return False
-    if letters.isupper() or len(letters) < 3:
-        return len({*letters}) == len(letters) or len(letters) < 3
-    return not re.search("[eiou]|a.*t", letters) and sorted(letters) == list(letters)
+    return run.isupper() or len(run) < 3 or not re.search("[eiou]|a.*t", run) and sorted(run) in ([*run], [*run][::-1])
 
 
 def word(text: str) -> Form | None:
     """Words, or a number in words; None for what may be an expression."""
     bare = " ".join(text.replace('"', " ").split())
-    quoted = '"' in text and len(bare) > 2
-    if not WORD.fullmatch(bare) or not (quoted or bare.isalpha() and bare != "no"):
-        return Form("words", ("no",)) if bare.lower() == "no" else None
-    if bare.isalpha() and (is_product(bare) or CALLED.fullmatch(bare)):
+    lower = bare.lower()
+    if lower in NUMBERS:
+        return form_of(Integer(NUMBERS[lower]))
+    run = bare.isalpha() and lower != "no"
+    if not WORD.fullmatch(bare) or not ('"' in text or bare.isalpha()):
         return None
-    if bare.lower() in NUMBERS:
-        return form_of(Integer(NUMBERS[bare.lower()]))
-    return Form("words", (re.sub(r"^(?:the|a|an) |s\b|[^a-z]", "", bare.lower()),))
+    if run and (is_product(bare) or NO_WORD.fullmatch(bare)):
+        return None
+    return Form("words", (re.sub(r"^(?:the|a|an) |s\b|[^a-z]", "", lower),))
 
 
 # One name for each unit; any other word of three letters and more is its own name.
 UNITS = """cm centimeter centimetre|m meter metre|km kilometer kilometre|mm millimeter millimetre
     |in inch inche|ft foot feet|yd yard|mi mile|g gram|kg kilogram|mg milligram|lb pound|oz ounce
     |s sec second|min minute|h hr hour|day|week|month|yr year|$ dollar usd|€ euro|£|¥ yuan yen
-    |cent|mi/h mph|/ per|l liter litre|ml|gallon|unit|% percent percentage pct|° degree|people person
-    |point|way|hz|kn"""
+    |cent|mi/h mph|/ per|l liter litre|ml|gallon|unit|% percent percentage pct|° degree
+    |people person|point|way|hz|kn"""
 UNITS = {name: group.split()[0] for group in UNITS.split("|") for name in group.split()}
 UNITS |= {f"{name}s": first for name, first in UNITS.items()}
-MULTIPLES = "dozen 12 doz 12 hundred 1e2 thousand 1e3 lakh 1e5 million 1e6 crore 1e7 billion 1e9"
-MULTIPLES = dict(zip(MULTIPLES.split()[::2], MULTIPLES.split()[1::2], strict=True))
-# Words that make a number behind which they stand another number, or doubtful.
+MULTIPLES = """dozen 12 doz 12 hundred 100 thousand 1000 lakh 100000 million 1000000 crore 10000000
+    billion 1000000000""".split()
+MULTIPLES = dict(zip(MULTIPLES[::2], map(int, MULTIPLES[1::2]), strict=True))
+# Words that make another number of the number before them, or a doubtful one.
 NO_UNITS = """not no but is are was isn wrong incorrect maybe possibly perhaps roughly about
     approximately if unless than more less except excluded without plus minus over undefined none
     mod modulo base when where with then also through versus at below above squared cubed
-    factorial cannot never guess otherwise doubled remainder out infinity by root point mille
-    ncr npr divided and or either both neither half halve third quarter fourth fifth sixth seventh
+    factorial cannot never guess otherwise doubled remainder out infinity by root point mille ncr
+    npr divided and or either both neither half halve third quarter fourth fifth sixth seventh
     eighth ninth tenth eleventh twelfth hundredth thousandth millionth score ten trillion
-    quadrillion choose""".split()
+    quadrillion""".split()
 NO_UNITS = {*NO_UNITS, *NUMBERS, *MULTIPLES}
+KNOWN = "|".join(name for name in UNITS if len(name) > 1 and name.isalpha())
 TAIL = re.compile(
-    r'(?<=[\d)}\]⟧°!π\w])((?: ?/? ?(?:"[^"]*"|\b(?:%s)\b|(?<= )[a-z]{3,}|(?<=/)\b[msgh]\b|\b[msgh]\b(?=/)|[%%$€£¥°])'
-    r"(?: ?\^ ?\{? ?-?\d ?\}?)?)+)$"
-    % "|".join(sorted((name for name in UNITS if len(name) > 1 and name.isalpha()), key=len)),
+    r'(?<=[\d)}\]⟧°!π\w])(?<![a-zA-Z]{2})((?: ?/? ?(?:"[^"]*"'  # " square feet"
+    rf"|\b(?:{KNOWN})\b|(?<=/)\b[msgh]\b|\b[msgh]\b(?=/)"  # cm, m/s
+    r"|(?<= )(?-i:[a-z]{3,})|[%$€£¥°])(?: ?\^ ?\{? ?-?\d ?\}?)?)+)$",  # eggs, %, cm^2
     re.I,
-)  # cm^2, m/s, "square feet", eggs, %
+)
+NAMES = re.compile(r"[a-z]+|\^ ?\{? ?-?\d|[^\s\"{}.,-]")
 TRIGONOMETRY = re.compile("sin|cos|tan|cot|sec|csc")
 CURRENCY = re.compile(r'(-?) ?"? ?([$€£¥]) ?"?(.+)')
-COMPOUND = re.compile(r"(?<=[a-z°'])[, ]*(?:and )? ?(?=\d)")  # 2 hours and 13 minutes, 30°30'
-PART = re.compile(r"([\d.]+) ?([a-z]+|°|''?) ?")
-COMPOUNDS = "h min ft in lb oz $ cent ° ' m cm year month week day".split()
 BASED = re.compile(r"\(?([0-9A-Z]+)(?:\.(\d+))?\)? ?_ ?[{(]{0,2}(\d{1,2})[})]{0,2}")  # (204)_{5}
 
 
@@ -547,33 +554,33 @@ def unit(text: str) -> Form | None:
         return based(found[1], found[2] or "", int(found[3]))
     if found := CURRENCY.fullmatch(text):
         bare = read(found[1] + found[3])
-        return bare if bare.kind == "unit" else with_unit(bare, UNITS[found[2]])
+        return bare if bare.kind == "unit" else with_unit(bare, found[2])
     found = TAIL.search(text, max(0, len(text) - 80))
-    if not found or not text[: found.start()].strip() or ("°" in found[1] and TRIGONOMETRY.search(text)):
+    if not found or "°" in found[1] and TRIGONOMETRY.search(text):
         return None
     names, scale = [], 1
-    for name in re.findall(r"[a-z]+|\^ ?\{? ?-?\d|[^\s\"{}.,-]", found[1].lower()):
+    for name in NAMES.findall(found[1].lower()):
         single = name.removesuffix("s")
+        if len(name) > 2 and is_product(name):
+            return None
         if not names and single in MULTIPLES:
-            scale *= int(float(MULTIPLES[single]))
+            scale *= MULTIPLES[single]
         elif {name, single} & NO_UNITS or not (name.isalpha() or name[0] in "*/^%$€£¥°"):
             fail(f"{name!r} is no unit")
         else:
             names.append(UNITS.get(name, single))
-    number = text[: found.start()]
-    bare = read(number.replace("°", "") if names == ["°"] else number)
+    bare = read(text[: found.start()])
     if scale != 1 and bare.kind == "value":
-        bare = form_of(product([Rational(scale), *bare.parts]))
-    name = "".join(name for name in names if name not in ("of", "the"))
-    return with_unit(bare, name) if name else bare
+        bare = form_of(product([Integer(scale), *bare.parts]))
+    return with_unit(bare, "".join(names)) if names else bare
 
 
 def with_unit(bare: Form, name: str) -> Form:
     """The bare value, and the number that it is if the unit is one: 50% is 1/2."""
     scale = {"%": Rational(1, 100), "°": pi / 180}.get(name)
-    absolute = form_of(product([scale, *bare.parts])) if scale and bare.kind == "value" else bare
-    bare = bare._replace(sign="") if name in UNITS.values() and name in "$€£¥" else bare
-    return Form("unit", (bare, absolute), "" if name == "rad" else name)
+    number = form_of(product([scale, *bare.parts])) if scale and bare.kind == "value" else bare
+    bare = bare._replace(sign="") if name in "$€£¥" else bare  # money is not rounded
+    return Form("unit", (bare, number), name)
 
 
 def based(digits: str, places: str, base: int) -> Form:
@@ -585,14 +592,6 @@ def based(digits: str, places: str, base: int) -> Form:
     return Form("unit", (read(written) if written.isdigit() else number, number), f"base {base}")
 
 
-def compound(text: str) -> Form | None:
-    """2 hours and 13 minutes: quantities of different units, the larger first, are one."""
-    parts = COMPOUND.split(" ".join(text.replace('"', " ").split()))
-    names = [PART.fullmatch(part) for part in parts]
-    if len(parts) < 2 or None in names:
-        return None
-    names = tuple((found[1], UNITS.get(found[2], found[2])) for found in names)
-    return Form("words", names) if len({name for _, name in names}) == len(names) and {name for _, name in names} & {*COMPOUNDS} else None
 # ---- parsing: one expression to sympy -----------------------------------------------------------
 
 TOKEN = re.compile(
@@ -858,7 +857,7 @@ def call(name: str, argument):
 
 STEPS = {"floor": math.floor, "ceiling": math.ceil, "gcd": math.gcd, "lcm": math.lcm}
 QUOTIENTS = {"tan": "sin cos", "cot": "cos sin", "sec": "cos", "csc": "sin"}
-MPMATH = {"factorial2": "fac2", "Abs": "fabs", "Max": "max", "Min": "min"}
+MPMATH = {"factorial2": "fac2", "Abs": "fabs"}
 CONSTANTS = {pi: "pi", E: "e", I: "j"}
 
 
@@ -882,14 +881,14 @@ class Values:
         while True:
             self.mp.prec, self.high, self.low = bits, 0, 0
             self.noise = self.mp.ldexp(1, -bits // 2)
-            found, problem = [], None
+            problem = found = None
             try:
                 found = [self.value(expr) for expr in exprs]
             except Undefined as error:
                 problem = error
             except (ZeroDivisionError, ValueError, TypeError) as error:
                 problem = Undefined("wrong", f"no value: {error}")
-            needed = 256 + 2 * self.high - 2 * self.low
+            needed = 256 + 2 * (self.high - self.low)
             differ = found and abs(found[0] - found[-1]) > self.mp.ldexp(1, self.high - 100)
             if bits > 256 or needed < 356 or differ:
                 break
@@ -906,13 +905,17 @@ class Values:
         if expr.is_Rational:
             self.low = min(self.low, -expr.q.bit_length())
             return self.noted(self.mp.mpf(expr.p) / expr.q)
-        if expr.is_Symbol and expr in self.point:
-            return self.value(self.point[expr])
         if not expr.args:
-            return +getattr(self.mp, CONSTANTS.get(expr) or undefined(f"{expr} has no value"))
+            if expr in CONSTANTS:
+                return +getattr(self.mp, CONSTANTS[expr])
+            if expr not in self.point:
+                undefined(f"{expr} has no value")
+            return self.value(self.point[expr])
         parts = [self.value(part) for part in expr.args]
-        if expr.is_Add or expr.is_Mul:
-            return self.noted(sum(parts) if expr.is_Add else math.prod(parts))
+        if expr.is_Add:
+            return self.noted(sum(parts))
+        if expr.is_Mul:
+            return self.noted(math.prod(parts))
         if expr.is_Pow:
             return self.noted(self.power(*parts, expr.exp))
         return self.noted(self.call(expr.func.__name__, parts))
@@ -921,11 +924,10 @@ class Values:
         """The value, as a real number if it is one, without its noise."""
         if not self.mp.isfinite(x):
             undefined("an infinite value")
-        imaginary = self.whole(self.mp.im(x))
+        real, imaginary = (self.whole(part) for part in (self.mp.re(x), self.mp.im(x)))
         if imaginary and self.real:
             raise NotReal("wrong", "not a real number")
-        x = self.whole(self.mp.re(x))
-        return self.mp.mpc(x, imaginary) if imaginary else x
+        return self.mp.mpc(real, imaginary) if imaginary else real
 
     def whole(self, x):
         """The whole number that a real value is, up to noise, or the value. Its size is noted."""
@@ -947,105 +949,80 @@ class Values:
         return mp.power(base, exponent)
 
     def call(self, name: str, xs: list):
-        mp, growing = self.mp, name in ("factorial", "factorial2", "binomial")
-        large = max(mp.mag(x or 1) for x in xs) > (50 if growing else 5000)
-        if (large and name not in ("log", "Abs")) or (growing and mp.prec > 2000 and not all(map(mp.isint, xs))):
+        mp, size = self.mp, max(self.mp.mag(x or 1) for x in xs)
+        growing = name in ("factorial", "factorial2", "binomial")
+        slow = growing and mp.prec > 2000 and not all(map(mp.isint, xs))
+        if slow or size > (50 if growing else 5000 if name not in ("log", "Abs") else MAX_BITS):
             fail(f"{name} of a number beyond the bound", "too_large")
         if name in QUOTIENTS:
-            *above, below = [self.noted(getattr(mp, part)(xs[0])) for part in QUOTIENTS[name].split()]
+            *above, below = (self.noted(getattr(mp, f)(*xs)) for f in QUOTIENTS[name].split())
             return math.prod(above) / below
         if name in STEPS:
             return mp.mpf(STEPS[name](*(int(x) if mp.isint(x) else x for x in xs)))
         if name in ("Max", "Min"):
-            return max(xs) if name == "Max" else min(xs)
+            return (max if name == "Max" else min)(xs)
         return getattr(mp, MPMATH.get(name, name))(*xs)  # a name of our own tables
+
+
+WHOLE = 100, 7, 61, 12, 37, 72, 22, 9  # where floors and signs of whole numbers show
 
 
 # ---- comparing: the rules -----------------------------------------------------------------------
 
-PROBES = [Rational(n, 2) for n in range(-13, 14)] + [Integer(-1000), Integer(1000)]
+
+def stated(form: Form) -> tuple[str, tuple]:
+    """The name or "", and what is said of it."""
+    if form.kind != "=":
+        return "", (form,)
+    unnamed = () if letters(form.parts[0]) else form.parts
+    return form.sign, form.parts[1:] if form.sign else unnamed
 
 
-@lru_cache(8192)
-def letters(form) -> frozenset:
-    """The letters of a form or an expression, as sympy symbols."""
-    if isinstance(form, sympy.Basic):
-        return form.free_symbols
-    return frozenset().union(*map(letters, form.parts)) if isinstance(form, Form) else frozenset()
-
-
-def named(form: Form) -> bool:
-    """Whether a form is a name, not a value: x, AB, f(2), |AB|, AB/CD, (x, y), sin A, length."""
-    if form.kind != "value":
-        return form.kind == "words" or (form.kind in ("seq", "ratio") and all(map(named, form.parts)))
-    expr = form.parts[0]
-    return expr.is_Symbol or bool(letters(form)) and expr.atoms(sympy.Number) <= {MINUS}
-
-
-def simple(form: Form) -> bool:
-    """Whether a name can be only a name, unlike a + b."""
-    return form.kind != "value" or not isinstance(form.parts[0], Add | Mul | Pow)
-
-
-def equation(form: Form) -> bool:
-    """Whether a form is "name = value"."""
-    sides = form.parts if form.kind == "relation" and form.sign == "=" else ()
-    return len(sides) == 2 and named(sides[0]) and (simple(sides[0]) or not letters(sides[1]))
-
-
-def set_like(form: Form) -> bool:
-    """Whether a form is a set of real numbers in more than a list of them."""
-    if form.kind == "list":
-        return any(map(set_like, form.parts))
-    return form.kind in ("reals", "∪", "∩", "∖") or (form.kind == "relation" and form.sign not in "=∣")
-
-
-def tuples(names: list, values: list) -> Form:
+def tuples(names, values) -> Form:
     """x = 1, y = 2 as (x, y) = (1, 2). Neighbours in the alphabet are sorted, other names stay as
     they are written: m = 3, b = 2 is (3, 2)."""
     pairs = list(zip(names, values, strict=True))
-    firsts = sorted({ord(str(name.parts[0])[0]) for name in names})
+    firsts = sorted({ord(name[0]) for name in names})
     if firsts[-1] - firsts[0] < len(firsts):
-        pairs.sort(key=lambda pair: [int(n) if n.isdigit() else ord(n[0]) for n in str(pair[0].parts[0]).split("_")])
-    sides = [Form("seq", side, "()") for side in zip(*pairs, strict=True)]
-    return Form("relation", tuple(sides), "=")
+        pairs.sort(key=lambda pair: (len(pair[0]), pair[0]))
+    names, values = zip(*pairs, strict=True)
+    return Form("=", (form_of(Symbol("()")), Form("seq", values, "()")), ",".join(names))
 
 
 @lru_cache(8192)
 def gathered(form: Form) -> Form:
     """Equations of several names as one: x = 1, x = 2 says that x is a list; x = 1, y = 2, and
     (y, x) = (2, 1), and x = y = 3 say what (x, y) is; p = 5, q = 2; p = 7, q = 2 lists tuples."""
-    sides = form.parts
-    if equation(form) and sides[0].kind == sides[1].kind == "seq" and len(sides[0].parts) == len(sides[1].parts):
-        return tuples(sides[0].parts, sides[1].parts)
-    if form.kind == "relation" and form.sign == "=" and len(sides) > 2 and all(map(named, sides[:-1])):
-        return tuples(sides[:-1], sides[-1:] * (len(sides) - 1)) if all(map(simple, sides[:-1])) else form
-    if form.kind != "list" or not sides:
+    name, said = stated(form)
+    if name and len(said) > 1 and all(map(named, said[:-1])):
+        return tuples([name, *(str(*part.parts) for part in said[:-1])], said[-1:] * len(said))
+    inner = name.strip("()").split(",")
+    if name[:1] == "(" and said[0].kind == "seq" and len(inner) == len(said[0].parts):
+        return tuples(inner, said[0].parts)
+    if form.kind != "list":
         return form
-    items = [equation for row in sides for equation in (row.parts if row.kind == "seq" else [row])]
-    if not equation(items[0]) or any(map(set_like, items)) or not all(map(equation, items[1:])) and any(map(equation, items[1:])):
+    rows = (item.parts if item.kind == "seq" else (item,) for item in form.parts)
+    pairs = [stated(item) for item in itertools.chain(*rows)]
+    names = [name for name, _ in pairs if name]
+    values = [said[0] for _, said in pairs if said]
+    if not pairs[0][0] or len(names) not in (1, len(pairs)) or len(values) < len(pairs):
         return form
-    names = [item.parts[0] for item in items if equation(item)]
-    values = [item.parts[-1] if equation(item) else item for item in items]
-    bases = {re.sub(r"^([rstxyz])_.+", r"\1", str(name.parts[0])) for name in names}
-    if len(bases) == 1:
-        base = form_of(Symbol(bases.pop())) if names[0].kind == "value" else names[0]
-        return Form("relation", (base, Form("list", flat(values, "±,"), form.sign)), "=")
+    bases = {re.sub(r"^([rstxyz])_.+", r"\1", name) for name in names}
+    if len(bases) == 1:  # x_1 = 1, x_2 = 2, or x = 1, 2
+        items = Form("list", flat(values, "±,"), form.sign)
+        return Form("=", (form_of(Symbol(names[0])), items), bases.pop())
     period = len({*names})
-    if names != names[:period] * (len(names) // period) or len(names) == period and form.sign == "or":
+    starts = range(0, len(names), period)
+    rows = [tuples(names[:period], values[i : i + period]) for i in starts]
+    if names != names[:period] * len(rows) or len(rows) == 1 and form.sign == "or":
         return form
-    rows = [tuples(names[:period], values[i : i + period]) for i in range(0, len(names), period)]
     return rows[0] if len(rows) == 1 else Form("list", tuple(row.parts[1] for row in rows), "or")
 
 
-def stated(form: Form) -> tuple:
-    """(name or None, what is said of it): x and (3,) for "x = 3" and "3 = x"."""
-    sides = form.parts if form.kind == "relation" and form.sign == "=" else (form,)
-    if len(sides) == 2 and named(sides[1]) and not letters(sides[0]):
-        sides = sides[::-1]
-    if len(sides) > 1 and named(sides[0]) and (simple(sides[0]) or not letters(sides[-1])):
-        return sides[0], sides[1:]  # ab = 6, but not ab = cd
-    return None, () if len(sides) > 1 and letters(sides[0]) else sides
+def set_like(form: Form) -> bool:
+    """Whether a form is a set of real numbers in more than a list of them."""
+    listed = form.kind == "list" and any(map(set_like, form.parts))
+    return listed or form.kind in ("reals", "<", "∪", "∩", "∖")
 
 
 class Comparer:
@@ -1059,211 +1036,197 @@ class Comparer:
         in_time()
         a, t = gathered(a), gathered(t)
         kinds = {a.kind, t.kind}
+        self.rule = "the same reading"
         try:
             if a == t:
-                self.rule = "the same reading"
                 return True
-            if any(form.kind == "relation" and form.sign == "=" for form in (a, t)):
+            if "=" in kinds:
                 return self.equations(a, t)
             if "unit" in kinds and not kinds & {"list", "set"}:
                 return self.units(a, t)
-            if "ratio" in kinds:
+            if ":" in kinds:
                 return self.ratios(a, t)
             if set_like(a) or set_like(t):
-                return self.inequalities(a, t) or self.same_set(a, t)
+                return self.sets(a, t)
             if kinds == {"value"}:
                 return self.equal_values(*a.parts, *t.parts) or self.rounds(a, t)
-            return self.collections(a, t)
+            return self.items(a, t)
         except Undefined:
             return False
 
-    def collections(self, a: Form, t: Form) -> bool:
-        """Tuples are compared in order; sets and lists are not; a list may be meant as a tuple."""
+    def items(self, a: Form, t: Form) -> bool:
+        """Rule 7: tuples in order, sets and lists in any order; a list may be meant as a tuple."""
         self.rule = "item by item"
         match a.kind, t.kind:
-            case ("mod", "mod") | ("∩", "∩") | ("∖", "∖"):
-                return self.in_order(a.parts, t.parts)
-            case "time", "time":
-                return a.parts == t.parts and (a.sign == t.sign or not (a.sign and t.sign))
             case "seq", "seq":
                 point = len(t.parts) > 2 and {a.sign, t.sign} == {"()", "[]"}  # no interval
                 return (a.sign == t.sign or point) and self.in_order(a.parts, t.parts)
             case ("seq", "list") | ("list", "seq"):
-                ordered = {a.sign, t.sign} in ({"()", ","}, {"()", "and"})
-                return ordered and self.in_order(a.parts, t.parts)
-            case ("set" | "list", "set" | "list") | ("∪", "∪"):
+                return "or" not in (a.sign, t.sign) and "()" in (a.sign, t.sign) and self.in_order(a.parts, t.parts)
+            case ("set" | "list", "set" | "list"):
                 as_set = "set" in (a.kind, t.kind) or len(a.parts) > len(t.parts)
                 return self.without_order(a.parts, t.parts, as_set)
-        return False
+            case "time", "time":
+                return a.parts == t.parts and (a.sign == t.sign or not (a.sign and t.sign))
+        return a.kind == t.kind and a.kind in "mod&" and self.in_order(a.parts, t.parts)
 
     def in_order(self, a: tuple, t: tuple) -> bool:
         return len(a) == len(t) and all(map(self.same, a, t))
 
     def without_order(self, a: tuple, t: tuple, as_set: bool) -> bool:
         """Each item has its like on the other side; only one of its own, unless they are sets."""
-        rest, places = list(t), {}
-        for item in t:
-            places.setdefault(self.about(item), []).append(item)
+        if len(a) != len(t) and not as_set:
+            return False
+        rest = list(t)
         for x in a:
-            likes = places.get(self.about(x), []) + rest
-            like = next((y for y in likes if (as_set or y in rest) and self.same(x, y)), None)
-            if like is None and not (as_set and any(self.same(x, y) for y in t)):
+            others = sorted(t if as_set else rest, key=lambda y: self.about(y) != self.about(x))
+            like = next((y for y in others if self.same(x, y)), None)
+            if like is None:
                 return False
             if like in rest:
                 rest.remove(like)
-        return not rest or as_set and all(any(self.same(x, y) for x in a) for y in rest)
+        return all(any(self.same(x, y) for x in a) for y in rest)
 
+    @lru_cache(1024)
     def about(self, form: Form) -> str:
-        """A few digits of a value, by which long lists find their likes quickly."""
-        if form.kind != "value" or letters(form):
-            return ""
+        """A few digits of a number, by which the like is tried first in a long list."""
         try:
             return self.values.mp.nstr(self.values.at(*form.parts)[0], 9)
-        except Undefined:
-            return ""
+        except (Refused, AttributeError):
+            return str(form)
 
     def equations(self, a: Form, t: Form) -> bool:
         """Equations up to a factor; or they say the same of a name that one may leave out."""
         self.rule = "equations up to a factor"
-        if a.kind == t.kind and a.sign == t.sign and self.factor(a, t):
+        if a.kind == t.kind and self.factor(a, t):
             return True
         (name, values), (due, others) = stated(a), stated(t)
-        if name and due and not self.same(name, due):
-            written = str(name.parts[0]), str(due.parts[0])
-            if "y" not in written or "(" not in "".join(written):  # y = x^2 is f(x) = x^2
-                return False
-        return () not in (values, others) and all(self.same(x, y) for x in values for y in others)
+        functions = "y" in (name, due) and "(" in name + due  # y = x^2 is f(x) = x^2
+        if "," in name and sorted(name.split(",")) == sorted(due.split(",")):  # (y, x) = (2, 1)
+            values, others = (
+                [value for _, value in sorted(zip(names.split(","), said[0].parts, strict=True))]
+                for names, said in ((name, values), (due, others))
+            )
+            return self.in_order(values, others)
+        if name and due and name != due and not functions:
+            return False
+        pairs = itertools.product(values, others)
+        return bool(values and others) and all(self.same(x, y) for x, y in pairs)
 
     def units(self, a: Form, t: Form) -> bool:
         """Rule 6: a unit may be missing on one side; on both sides they must agree."""
         self.rule = "the units"
-        (bare, number), (due, due_number) = (form.parts if form.kind == "unit" else (form, form) for form in (a, t))
+        (bare, number), (due, due_number) = (
+            form.parts if form.kind == "unit" else (form, form) for form in (a, t)
+        )
         units = {form.sign for form in (a, t) if form.kind == "unit"}
-        if units <= {"%", "°", ""} or any(name.startswith("base") for name in units):
-            if self.same(number, due_number):
-                return True  # 50% is 1/2
-        return (len(units) == 1 or "" in units) and self.same(bare, due)
+        if all(unit in "%°rad" or "base" in unit for unit in units) and self.same(number, due_number):
+            return True  # 50% is 1/2
+        return len(units) == 1 and self.same(bare, due)
 
     def ratios(self, a: Form, t: Form) -> bool:
-        """Rule 7; 3:2 is also 3/2."""
+        """Rule 7: 4:6 is 2:3, and 2/3."""
         self.rule = "ratios up to a factor"
-        a, t = (form.parts if form.kind == "ratio" else (form, form_of(Integer(1))) for form in (a, t))
-        if len(a) != len(t) or any(part.kind != "value" for part in (*a, *t)):
+        one = form_of(Integer(1))
+        pairs = [form.parts if form.kind == ":" else (form, one) for form in (a, t)]
+        if len(pairs[0]) != len(pairs[1]) or any(part.kind != "value" for part in sum(pairs, ())):
             return False
-        (first, *rest), (due, *others) = ([part.parts[0] for part in side] for side in (a, t))
-        if self.equal_values(first, Integer(0)) != self.equal_values(due, Integer(0)):
-            return False
-        return all(self.equal_values(product([x, due]), product([y, first])) for x, y in zip(rest, others, strict=True))
+        a, t = ([part.parts[0] for part in side] for side in pairs)
+        equal = [
+            self.equal_values(product([x, v]), product([u, y]))
+            for (x, y), (u, v) in itertools.combinations(zip(a, t, strict=True), 2)
+        ]
+        return all(equal) and not self.equal_values(total(a), Integer(0))
 
-    def inequalities(self, a: Form, t: Form) -> bool:
-        """Inequalities up to a positive factor; several of them joined in the same way."""
+    # --- sets of real numbers, as those of sympy
+
+    def sets(self, a: Form, t: Form) -> bool:
+        """Rule 8: the same joined in the same way, or the same set of real numbers."""
         self.rule = "inequalities up to a factor"
-        if a.kind == t.kind == "relation" and a.sign == t.sign:
-            return self.factor(a, t) > 0 or self.in_order(a.parts, t.parts)
-        joined = a.kind == t.kind and a.kind in ("list", "∪", "∩", "∖") and {a.sign, t.sign} != {"and", "or"}
-        return joined and self.without_order(a.parts, t.parts, False)
-
-    # --- sets of real numbers
-
-    def same_set(self, a: Form, t: Form) -> bool:
-        """The same members among all ends, between them, and at some other numbers."""
+        if a.kind == t.kind == "<":
+            if a.sign == t.sign and (self.factor(a, t) > 0 or self.in_order(a.parts, t.parts)):
+                return True
+        elif a.kind == t.kind and {a.sign, t.sign} != {"and", "or"}:
+            if self.without_order(a.parts, t.parts, as_set=False):
+                return True
         self.rule = "the same set of real numbers"
-        if len(letters(a) | letters(t)) > 1:
-            return False
-        ends = [*self.ends(a), *self.ends(t)]
-        known = sorted({self.values.at(end, real=True)[0] for end in ends})
-        between = [self.rational((x + y) / 2) for x, y in itertools.pairwise(known)]
-        probes = [*ends, *PROBES, *between]
-        return all(self.contains(a, x, probes) == self.contains(t, x, probes) for x in probes)
+        return len(letters(a) | letters(t)) < 2 and self.real_set(a) == self.real_set(t)
 
-    def rational(self, x):
-        return Rational(int(x * 2**60), 2**60)
-
-    def ends(self, form: Form):
-        """The numbers of a form, at which membership may change."""
-        if form.kind != "value":
-            return [end for part in form.parts if isinstance(part, Form) for end in self.ends(part)]
-        return [] if letters(form) or form.parts[0].has(oo) else [form.parts[0]]
-
-    def compare(self, x, y, point=None) -> int:
-        """The sign of x - y, where infinity may be one of them."""
-        for expr, sign in ((x, 1), (y, -1)):
-            if expr.has(oo):
-                return -sign if expr.has(-1) else sign
-        left, right = self.values.at(x, y, point=point, real=True)
-        return 0 if self.values.near(left, right) else 1 if left > right else -1
-
-    def contains(self, form: Form, x, probes: list) -> bool:
-        """Whether the real number x belongs to a set. Raises Undefined for what is no such set."""
-        parts = form.parts
-
-        def inside(part):
-            return self.contains(part, x, probes)
-
+    def real_set(self, form: Form):
+        """The set of sympy. Raises Undefined for what is no set of real numbers that we know."""
+        parts, sign = form.parts, form.sign
+        if len(parts) > 16:
+            undefined("so many sets take sympy too long")
         match form.kind:
             case "reals":
-                return True
+                return sympy.S.Reals
             case "set":
-                return any(self.compare(x, *end.parts) == 0 for end in parts)
-            case "seq" if len(parts) == 2 and all(part.kind == "value" for part in parts):
-                low, high = (self.compare(x, *end.parts) for end in parts)
-                if self.compare(*parts[0].parts, *parts[1].parts) >= 0:
-                    undefined("no interval")
-                return (low > 0 or low == 0 and form.sign[0] == "[") and (
-                    high < 0 or high == 0 and form.sign[1] == "]"
-                )
-            case "∪":
-                return any(map(inside, parts))
-            case "∩":
-                return all(map(inside, parts))
-            case "∖":
-                return inside(parts[0]) and not inside(parts[1])
+                return sympy.FiniteSet(*map(self.end, parts))
+            case "seq" if len(parts) == 2 and self.end(parts[0]) < self.end(parts[1]):
+                return sympy.Interval(*map(self.end, parts), sign[0] == "(", sign[1] == ")")
+            case "∪" | "∩" | "∖":
+                operation = {"∪": sympy.Union, "∩": sympy.Intersection, "∖": sympy.Complement}
+                return operation[form.kind](*map(self.real_set, parts))
             case "list" if set_like(form):
-                both = form.sign == "and" or form.sign == "," and self.overlap(parts, probes)
-                return all(map(inside, parts)) if both else any(map(inside, parts))
-            case "relation" if form.sign == "=" and parts[-1].kind != "value":
-                return inside(parts[-1])  # x in (0, 5)
-            case "relation":
-                return all(
-                    self.holds(left, sign, right, x)
-                    for left, sign, right in zip(parts, form.sign, parts[1:], strict=False)
-                )
+                sets = list(map(self.real_set, parts))
+                both = sympy.Intersection(*sets)
+                union = sign == "or" or sign == "," and both == sympy.S.EmptySet  # x < 1, x > 3
+                return sympy.Union(*sets) if union else both
+            case "=" if parts[-1].kind != "value":
+                return self.real_set(parts[-1])  # x in (0, 5)
+            case "<":
+                return sympy.Intersection(*map(self.half_line, parts, sign, parts[1:]))
         return undefined("no set of real numbers")
 
-    def overlap(self, parts: tuple, probes: list) -> bool:
-        """Whether conditions with a comma between them can hold together: x > 1, x < 3."""
-        return any(all(self.contains(part, x, probes) for part in parts) for x in probes)
+    def end(self, form: Form):
+        """An end as a fraction: rounded to 100 binary places, so that equal ends are the same."""
+        expr = form.parts[0]
+        if form.kind != "value" or letters(form):
+            undefined("no number")
+        if expr.has(oo):
+            return oo if expr == oo else -oo
+        return self.fraction(self.values.at(expr, real=True)[0])
 
-    def holds(self, left: Form, sign: str, right: Form, x) -> bool:
-        point = dict.fromkeys(letters(left) | letters(right), x)
-        rights = right.parts if right.kind == "list" else (right,)  # x ≠ 1, 2
-        if left.kind != "value" or any(side.kind != "value" for side in rights):
+    def fraction(self, value):
+        return Rational(int(self.values.mp.nint(value * 2**100)), 2**100)
+
+    def half_line(self, left: Form, sign: str, right: Form):
+        """The numbers that satisfy a linear inequality in one letter, or differ from some."""
+        reals = sympy.S.Reals
+        if sign == "≠":
+            return sympy.Complement(reals, sympy.FiniteSet(*map(self.end, flat([right]))))
+        if left.kind != "value" or right.kind != "value" or sign not in "<≤":
             undefined("no inequality of numbers")
-        try:
-            orders = [self.compare(*left.parts, *side.parts, point) for side in rights]
-        except NotReal:
-            return False
-        return all(order in {"<": (-1,), "≤": (-1, 0), "≠": (-1, 1), "=": (0,)}[sign] for order in orders)
+        if left.parts[0].has(oo) or right.parts[0].has(oo):
+            return reals
+        line = total([*left.parts, product([MINUS, *right.parts])])
+        found = [self.on(line, x) for x in (0, 1, 10**8, -7 * 10**7)]  # far apart: |x - 5| bends
+        start, slope = found[0], found[1] - found[0]
+        if not slope or any(abs(y - start - slope * x) > abs(y) / 2**60 for x, y in zip((10**8, -7 * 10**7), found[2:], strict=True)):
+            undefined("not linear")
+        end = self.fraction(-start / slope)
+        sides = (-oo, end, True, sign == "<") if slope > 0 else (end, oo, sign == "<", True)
+        return sympy.Interval(*sides)
 
-    # --- numbers and expressions
+    def on(self, line, x: int):
+        point = dict.fromkeys(letters(line), Integer(x))
+        return self.values.at(line, point=point, real=True)[0]
+
+    # --- values of expressions
 
     def at_points(self, a, t):
-        """The pairs of values at fixed random points where `t` has one: fractions, whole numbers
-        for the letters that stand for them; positive, negative, then of any sign, since |xy| is
-        xy wherever xy > 0. None where only `a` has no value."""
-        names, rng = sorted(a.free_symbols | t.free_symbols, key=str), random.Random(20)
+        """The pairs of values at fixed random points where `t` has one, None where only `a` has
+        none. Letters are fractions and whole numbers in turn, positive, negative, then of any
+        sign, since |xy| is xy wherever xy > 0; j, k, l, m, n are whole numbers."""
+        names, rng = sorted(letters(a) | letters(t), key=str), random.Random(20)
         real = bool(names) and not (a.has(I) or t.has(I))
-        steps = any(expr.has(sympy.floor, sympy.ceiling, sympy.Max, sympy.Min) for expr in (a, t))
         for trial in range(8 if names else 1):
             point = {}
-            for i, name in enumerate(names):
-                low, high, bottom = ((10, 400, 20), (10, 90, 147))[trial % 2]
-                size = Rational(2 * rng.randint(low, high) + 1, bottom)
-                if str(name)[0] in "jklmn":
-                    size = Integer(rng.randint(2, 30))
+            for name in names:
+                size = Rational(2 * rng.randint(10, 400) + 1, rng.choice((20, 147)))
+                if trial % 2 or str(name)[0] in "jklmn":
+                    size = Integer(WHOLE[(trial + len(point)) % len(WHOLE)])
                 point[name] = size * ((1, 1, -1, -1)[trial] if trial < 4 else rng.choice((1, -1)))
-                if steps and trial % 2:  # steps show at whole numbers
-                    point[name] = Integer((1000, 60, 64, 12)[(trial // 2 + i) % 4])
             try:
                 yield self.values.at(a, t, point=point, real=real)
             except NotReal:
@@ -1284,39 +1247,32 @@ class Comparer:
             self.rule = "exact values"
             return a == t
         self.rule = "values at random points" if letters(a) | letters(t) else "values to 60 digits"
-        pairs = 0
-        for pair in self.at_points(a, t):
-            if not pair or not self.values.near(*pair):
-                return False
-            pairs += 1
-        return pairs > 0
+        pairs = [pair and self.values.near(*pair) for pair in self.at_points(a, t)]
+        return bool(pairs) and all(pairs)
 
     def rounds(self, a: Form, t: Form) -> bool:
         """Rule 4: within half a unit of the last place of the truth; a decimal is no shorter."""
-        truth, answer = DECIMAL.fullmatch(t.sign), DECIMAL.fullmatch(a.sign)
-        if not truth or len((truth[1] + truth[2]).lstrip("0")) < 3 or a.parts[0].is_Integer:
-            return False
-        if answer and len(answer[2]) < len(truth[2]):
+        digits, places = re.sub(r"^-?0*\.?0*|\.", "", t.sign), len(t.sign.partition(".")[2])
+        shorter = a.sign and len(a.sign.partition(".")[2]) < places
+        if len(digits) < 3 or shorter or a.parts[0].is_Integer:
             return False
         self.rule = "rounds to the truth's decimals"
         value, due = self.values.at(*a.parts, *t.parts, real=True)
-        return abs(value - due) * 2 * 10 ** len(truth[2]) <= 1 + self.values.noise
+        return abs(value - due) * 2 * 10**places <= 1 + self.values.noise
 
     def factor(self, a: Form, t: Form) -> int:
         """The sign of the constant by which left - right of `a` is that of `t`, or 0 if none is."""
         sides = [part.parts[0] for part in (*a.parts, *t.parts) if part.kind == "value"]
-        if len(sides) < 4 or len(a.parts) > 2:
+        if len(sides) != 4 or len(a.parts) != 2:
             return 0
         left, right = (total([x, product([MINUS, y])]) for x, y in (sides[:2], sides[2:]))
-        ratios = []
-        for pair in self.at_points(left, right):
-            if not pair or bool(pair[0]) != bool(pair[1]):
-                return 0
-            ratios += [pair[0] / pair[1]] if pair[0] else []
-        if len(ratios) < 2 or any(abs(x - ratios[0]) > abs(ratios[0]) / 2**90 for x in ratios):
+        pairs = [pair or (1, 0) for pair in self.at_points(left, right)]
+        ratios = [x / y if y else undefined("no factor") for x, y in pairs if x or y]
+        constant = sum(ratios) / max(len(ratios), 1)
+        spread = max((abs(ratio - constant) for ratio in ratios), default=1)
+        if len(ratios) < 2 or spread > abs(constant) / 2**90 or self.values.mp.im(constant):
             return 0
-        constant = ratios[0]
-        return 0 if self.values.mp.im(constant) else 1 if constant > 0 else -1
+        return 1 if constant > 0 else -1
 
 
 # ---- verdicts -----------------------------------------------------------------------------------------------------
