@@ -858,6 +858,7 @@ def call(name: str, argument):
 STEPS = {"floor": math.floor, "ceiling": math.ceil, "gcd": math.gcd, "lcm": math.lcm}
 QUOTIENTS = {"tan": "sin cos", "cot": "cos sin", "sec": "cos", "csc": "sin"}
 MPMATH = {"factorial2": "fac2", "Abs": "fabs"}
+BUILTIN = {"Max": max, "Min": min}
 CONSTANTS = {pi: "pi", E: "e", I: "j"}
 
 
@@ -924,9 +925,10 @@ class Values:
         """The value, as a real number if it is one, without its noise."""
         if not self.mp.isfinite(x):
             undefined("an infinite value")
-        real, imaginary = (self.whole(part) for part in (self.mp.re(x), self.mp.im(x)))
+        imaginary = self.mp.im(x) and self.whole(self.mp.im(x))
         if imaginary and self.real:
             raise NotReal("wrong", "not a real number")
+        real = self.whole(self.mp.re(x))
         return self.mp.mpc(real, imaginary) if imaginary else real
 
     def whole(self, x):
@@ -949,19 +951,17 @@ class Values:
         return mp.power(base, exponent)
 
     def call(self, name: str, xs: list):
-        mp, size = self.mp, max(self.mp.mag(x or 1) for x in xs)
-        growing = name in ("factorial", "factorial2", "binomial")
+        mp, growing = self.mp, name in ("factorial", "factorial2", "binomial")
         slow = growing and mp.prec > 2000 and not all(map(mp.isint, xs))
-        if slow or size > (50 if growing else 5000 if name not in ("log", "Abs") else MAX_BITS):
+        large = any(mp.mag(x or 1) > (50 if growing else 5000) for x in xs)
+        if slow or large and name not in ("log", "Abs"):
             fail(f"{name} of a number beyond the bound", "too_large")
-        if name in QUOTIENTS:
+        if name in QUOTIENTS:  # of values without noise, so that a pole is a division by 0
             *above, below = (self.noted(getattr(mp, f)(*xs)) for f in QUOTIENTS[name].split())
             return math.prod(above) / below
         if name in STEPS:
             return mp.mpf(STEPS[name](*(int(x) if mp.isint(x) else x for x in xs)))
-        if name in ("Max", "Min"):
-            return (max if name == "Max" else min)(xs)
-        return getattr(mp, MPMATH.get(name, name))(*xs)  # a name of our own tables
+        return BUILTIN[name](xs) if name in BUILTIN else getattr(mp, MPMATH.get(name, name))(*xs)
 
 
 WHOLE = 100, 7, 61, 12, 37, 72, 22, 9  # where floors and signs of whole numbers show
@@ -978,15 +978,19 @@ def stated(form: Form) -> tuple[str, tuple]:
     return form.sign, form.parts[1:] if form.sign else unnamed
 
 
+def seq(values) -> Form:
+    return Form("seq", tuple(values), "()")
+
+
 def tuples(names, values) -> Form:
-    """x = 1, y = 2 as (x, y) = (1, 2). Neighbours in the alphabet are sorted, other names stay as
-    they are written: m = 3, b = 2 is (3, 2)."""
-    pairs = list(zip(names, values, strict=True))
-    firsts = sorted({ord(name[0]) for name in names})
-    if firsts[-1] - firsts[0] < len(firsts):
-        pairs.sort(key=lambda pair: (len(pair[0]), pair[0]))
-    names, values = zip(*pairs, strict=True)
-    return Form("=", (form_of(Symbol("()")), Form("seq", values, "()")), ",".join(names))
+    """x = 1, y = 2 as an equation: by name, and as the tuple that may stand without names. This is
+    sorted if the names are neighbours in the alphabet; m = 3, b = 2 is (3, 2), as it is written."""
+    pairs = sorted(zip(names, values, strict=True), key=lambda pair: (len(pair[0]), pair[0]))
+    by_name = [value for _, value in pairs]
+    firsts = {ord(name[0]) for name in names}
+    neighbours = max(firsts) - min(firsts) < len(firsts)
+    names = ",".join(name for name, _ in pairs)
+    return Form("=", (seq(by_name), seq(by_name if neighbours else values)), names)
 
 
 @lru_cache(8192)
@@ -1077,9 +1081,10 @@ class Comparer:
         """Each item has its like on the other side; only one of its own, unless they are sets."""
         if len(a) != len(t) and not as_set:
             return False
-        rest = list(t)
+        rest, digits = list(t), {y: self.about(y) for y in t} if len(t) > 4 else {}
         for x in a:
-            others = sorted(t if as_set else rest, key=lambda y: self.about(y) != self.about(x))
+            here = digits and self.about(x)
+            others = sorted(t if as_set else rest, key=lambda y: digits.get(y) != here)
             like = next((y for y in others if self.same(x, y)), None)
             if like is None:
                 return False
@@ -1087,13 +1092,14 @@ class Comparer:
                 rest.remove(like)
         return all(any(self.same(x, y) for x in a) for y in rest)
 
-    @lru_cache(1024)
     def about(self, form: Form) -> str:
         """A few digits of a number, by which the like is tried first in a long list."""
+        if form.kind != "value" or letters(form):
+            return str(form)
         try:
             return self.values.mp.nstr(self.values.at(*form.parts)[0], 9)
-        except (Refused, AttributeError):
-            return str(form)
+        except Undefined:
+            return ""
 
     def equations(self, a: Form, t: Form) -> bool:
         """Equations up to a factor; or they say the same of a name that one may leave out."""
@@ -1102,12 +1108,8 @@ class Comparer:
             return True
         (name, values), (due, others) = stated(a), stated(t)
         functions = "y" in (name, due) and "(" in name + due  # y = x^2 is f(x) = x^2
-        if "," in name and sorted(name.split(",")) == sorted(due.split(",")):  # (y, x) = (2, 1)
-            values, others = (
-                [value for _, value in sorted(zip(names.split(","), said[0].parts, strict=True))]
-                for names, said in ((name, values), (due, others))
-            )
-            return self.in_order(values, others)
+        if "," in name and name == due:
+            return self.same(a.parts[0], t.parts[0])
         if name and due and name != due and not functions:
             return False
         pairs = itertools.product(values, others)
@@ -1128,15 +1130,14 @@ class Comparer:
         """Rule 7: 4:6 is 2:3, and 2/3."""
         self.rule = "ratios up to a factor"
         one = form_of(Integer(1))
-        pairs = [form.parts if form.kind == ":" else (form, one) for form in (a, t)]
-        if len(pairs[0]) != len(pairs[1]) or any(part.kind != "value" for part in sum(pairs, ())):
+        sides = [form.parts if form.kind == ":" else (form, one) for form in (a, t)]
+        if len(sides[0]) != len(sides[1]) or any(part.kind != "value" for part in sum(sides, ())):
             return False
-        a, t = ([part.parts[0] for part in side] for side in pairs)
-        equal = [
-            self.equal_values(product([x, v]), product([u, y]))
-            for (x, y), (u, v) in itertools.combinations(zip(a, t, strict=True), 2)
-        ]
-        return all(equal) and not self.equal_values(total(a), Integer(0))
+        (first, *rest), (due, *others) = ([part.parts[0] for part in side] for side in sides)
+        return not self.equal_values(first, Integer(0)) and all(
+            self.equal_values(product([x, due]), product([y, first]))
+            for x, y in zip(rest, others, strict=True)
+        )
 
     # --- sets of real numbers, as those of sympy
 
@@ -1192,25 +1193,25 @@ class Comparer:
 
     def half_line(self, left: Form, sign: str, right: Form):
         """The numbers that satisfy a linear inequality in one letter, or differ from some."""
-        reals = sympy.S.Reals
         if sign == "≠":
-            return sympy.Complement(reals, sympy.FiniteSet(*map(self.end, flat([right]))))
-        if left.kind != "value" or right.kind != "value" or sign not in "<≤":
+            excluded = sympy.FiniteSet(*map(self.end, flat([right])))
+            return sympy.Complement(sympy.S.Reals, excluded)
+        names = letters(left) | letters(right)
+        if not names or {left.kind, right.kind} != {"value"} or sign == "∣":
             undefined("no inequality of numbers")
         if left.parts[0].has(oo) or right.parts[0].has(oo):
-            return reals
+            return sympy.S.Reals
         line = total([*left.parts, product([MINUS, *right.parts])])
-        found = [self.on(line, x) for x in (0, 1, 10**8, -7 * 10**7)]  # far apart: |x - 5| bends
-        start, slope = found[0], found[1] - found[0]
-        if not slope or any(abs(y - start - slope * x) > abs(y) / 2**60 for x, y in zip((10**8, -7 * 10**7), found[2:], strict=True)):
+        (start,), (next_one,) = (
+            self.values.at(line, point=dict.fromkeys(names, Integer(x)), real=True) for x in (0, 1)
+        )
+        end = self.fraction(start / (start - next_one)) if start != next_one else undefined("flat")
+        (name,) = names
+        direction = self.factor(Form("<", (left, right)), Form("<", (form_of(name), form_of(end))))
+        if not direction:
             undefined("not linear")
-        end = self.fraction(-start / slope)
-        sides = (-oo, end, True, sign == "<") if slope > 0 else (end, oo, sign == "<", True)
-        return sympy.Interval(*sides)
-
-    def on(self, line, x: int):
-        point = dict.fromkeys(letters(line), Integer(x))
-        return self.values.at(line, point=point, real=True)[0]
+        ends = (-oo, end, True, sign == "<") if direction > 0 else (end, oo, sign == "<", True)
+        return sympy.Interval(*ends)
 
     # --- values of expressions
 
@@ -1262,10 +1263,11 @@ class Comparer:
 
     def factor(self, a: Form, t: Form) -> int:
         """The sign of the constant by which left - right of `a` is that of `t`, or 0 if none is."""
-        sides = [part.parts[0] for part in (*a.parts, *t.parts) if part.kind == "value"]
-        if len(sides) != 4 or len(a.parts) != 2:
+        if len(a.parts) != 2 or {part.kind for part in (*a.parts, *t.parts)} != {"value"}:
             return 0
-        left, right = (total([x, product([MINUS, y])]) for x, y in (sides[:2], sides[2:]))
+        left, right = (
+            total([*form.parts[0].parts, product([MINUS, *form.parts[1].parts])]) for form in (a, t)
+        )
         pairs = [pair or (1, 0) for pair in self.at_points(left, right)]
         ratios = [x / y if y else undefined("no factor") for x, y in pairs if x or y]
         constant = sum(ratios) / max(len(ratios), 1)
@@ -1314,14 +1316,6 @@ def quick(answer: str | None, truth: str) -> Verdict | None:
     return Verdict(float(same), "right" if same else "wrong", answer, "two whole numbers")
 
 
-def nesting(text: str) -> int:
-    depth = most = 0
-    for character in text:
-        depth += (character in OPENING) - (character in CLOSING)
-        most = max(most, depth)
-    return most
-
-
 def decide(answer: str, truth: str, choices: bool = True) -> tuple[str, str, tuple]:
     """(verdict, rule, the two Forms that decided) for a bare answer. `choices`: a letter in front may be a choice's."""
     if len(answer) > MAX_CHARS or len(truth) > MAX_CHARS:
@@ -1346,35 +1340,28 @@ def decide(answer: str, truth: str, choices: bool = True) -> tuple[str, str, tup
 
 def readings(answer: str, truth: str):
     """The pairs of texts that the two may mean (rule 11)."""
-    grouped, pair = [bool(THOUSANDS.search(text)) for text in (truth, answer)], re.match(r"[\[({⦃]", truth)
-    commas = ["", ","] if any(grouped) else [","]
-    if grouped[0] and (grouped[1] or pair):
-        commas = [","] if pair else [""]  # (1,234) is a pair; 1,000 and 1,001 are two numbers
-    logs = ["ln", "lg"] if LOG.search(answer + truth) else [""]
-    signs = ["±", "⨦"] if (answer + truth).count("±") > 1 and "∓" not in answer + truth else ["±"]
-    for comma, log, sign in itertools.product(commas, logs, signs):
-        pair = []
-        for text in (answer, truth):
-            text = LOG.sub(log, text) if log else text
-            text = text if comma else THOUSANDS.sub(lambda run: run[0].replace(",", ""), text)
-            first, mark, rest = text.partition("±")
-            pair.append(first + mark + rest.replace("±", sign))
-        yield pair
+    pairs = [(answer, truth)]
+    if THOUSANDS.search(answer + " " + truth) and truth[:1] not in OPENING:  # (1,234) is a pair
+        whole = [THOUSANDS.sub(lambda run: run[0].replace(",", ""), text) for text in pairs[0]]
+        pairs = [whole] if all(map(THOUSANDS.search, pairs[0])) else [whole, *pairs]
+    if LOG.search(answer + truth):
+        pairs = [[LOG.sub(log, text) for text in pair] for pair in pairs for log in ("ln", "lg")]
+    independent = [[re.sub("(?<=±)(.*?)±", r"\1⨦", text) for text in pair] for pair in pairs]
+    return pairs + independent if (answer + truth).count("±") > 1 else pairs
 
 
 def algebra(answer: str, truth: str) -> tuple[str, str, tuple]:
     """Read and compare under each reading."""
     LOCAL.deadline = time.thread_time() + SECONDS
     verdict, rule, forms = "wrong", "", ()
-    if max(nesting(answer), nesting(truth)) > MAX_DEPTH:
-        return "too_large", f"nested deeper than {MAX_DEPTH}", ()
     for a, t in readings(answer, truth):
         try:
             verdict, rule = "unparsed", "the truth cannot be read"
-            due, rule = read(t), "the answer cannot be read"
-            found, comparer, rule = read(a), Comparer(), "not compared"
-            forms = (found, due)
-            verdict = "right" if comparer.same(found, due) else "wrong"
+            due = read(t)
+            rule = "the answer cannot be read"
+            forms = (read(a), due)
+            rule, comparer = "not compared", Comparer()
+            verdict = "right" if comparer.same(*forms) else "wrong"
             rule = comparer.rule
         except Refused as refused:
             verdict, rule = refused.args[0], f"{rule}: {refused.args[1]}"
@@ -1607,50 +1594,27 @@ def shown(form: Form) -> str:
     return f"{form.kind}({', '.join(parts)})"
 
 
-def printable(text: str) -> str:
-    """The text with its control characters escaped, which could change the terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def report(file: str):
-    """Print the cases of a file on which the labels disagree, and how many agree."""
-    with open(file, encoding="utf-8") as lines:
-        cases = [case for case in map(json.loads, filter(str.strip, lines)) if case["expected"] is not None]
-    wrong = 0
-    for case in cases:
-        found = judge(case["completion"], case["gold"])
-        if found.score != case["expected"]:
-            wrong += 1
-            print(printable(f"{case.get('kind', '')}: answer {found.answer!r}, truth {case['gold']!r}, expected {case['expected']}, found {found.verdict} by {found.rule!r}"))
-    print(f"{len(cases) - wrong} of {len(cases)} agree ({1 - wrong / max(len(cases), 1):.1%})")
-
-
 def main():
-    """Explain one comparison, or report on a file of labelled cases (completion, gold, expected)."""
+    """Explain one comparison."""
     parser = argparse.ArgumentParser(description="Does this answer equal this truth, and why?")
     parser.add_argument("--answer", help="a completion, or a bare answer without a box")
     parser.add_argument("--truth")
-    parser.add_argument("--file", help="JSON lines with completion, gold, expected (1 or 0)")
     parser.add_argument("--worker", type=float, help=argparse.SUPPRESS)
     parser.add_argument("--reward", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker is not None:
         return serve(args.worker, args.reward)
-    if args.file:
-        return report(args.file)
     if args.answer is None or args.truth is None:
-        parser.error("give --answer and --truth, or --file")
+        parser.error("give --answer and --truth")
     answer = extract(args.answer) or args.answer
-    began = time.perf_counter()
     verdict = judge_answer(answer, args.truth)
-    took = (time.perf_counter() - began) * 1e3
-    forms = decide(answer, args.truth)[2]
-    print(printable(f"answer   {answer}"))
-    print(printable(f"truth    {args.truth}"))
-    if forms:
-        print(printable(f"read as  {shown(forms[0])}   and   {shown(forms[1])}"))
-    print(printable(f"verdict  {verdict.verdict}\nrule     {verdict.rule}").replace("\\n", "\n"))
-    print(f"time     {took:.2f} ms")
+    read_as = map(shown, decide(answer, args.truth)[2])
+    rows = {"answer": answer, "truth": args.truth, "read as": "   and   ".join(read_as)}
+    rows |= {"verdict": verdict.verdict, "rule": verdict.rule}
+    for name, text in rows.items():
+        # A control character could change the terminal.
+        text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+        print(f"{name:8} {text}")
 
 
 if __name__ == "__main__":
