@@ -36,16 +36,15 @@ come from `Values`, which walks over them with mpmath and checks sizes before it
 sympy's evalf, subs and simplify have no such bounds.
 """
 import argparse
-import ctypes
 import importlib.util
 import itertools
 import json
 import math
 import os
+import queue
 import random
 import re
 import select
-import signal
 import subprocess
 import sys
 import threading
@@ -396,7 +395,8 @@ def listed(parts: list[str], signs: list[str]) -> Form:
     if signs[0] != "," and all(item.kind == "list" and item.sign == "," for item in items):
         items = [Form("seq", item.parts, "()") for item in items]
     joiner = signs[0] if signs[0] in ("and", "or") else ","
-    return Form("list", flat(items, "±,"), joiner) if len(items) > 1 else items[0]
+    items = flat(items, "±,")
+    return Form("list", items, joiner) if len(items) > 1 else items[0] if items else fail("no item")
 
 
 def joined(parts: list[str], signs: list[str]) -> Form:
@@ -1298,8 +1298,7 @@ CHOICE = re.compile(
     r"(?![-(])(?!\s*(?:[,;&^_+*/=!<>]|and\b|or\b))\s*((?!" + OTHER + r").*)",
     re.I | re.S,
 )  # (C), C., C: the cat; not (a)(b), (a)^2, A:B
-THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
-THOUSANDS_LIST = re.compile(r"(?<![\d.,])[1-9]\d{0,2},\d{3}(?:, [1-9]\d{0,2},\d{3})+(?![\d,])")
+THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?!\d|,\d)")
 LOG = re.compile(r"log(?! ?_)")
 
 
@@ -1552,26 +1551,29 @@ def user_reward(name: str):
     return judged
 
 
-def serve(memory_gb: float, reward: str | None):
-    """What a worker does: a line in, a verdict out, until its input closes or its parent ends.
-
-    What a user's reward prints goes to stderr. Out of memory, the worker dies and is replaced."""
-    parent = os.getppid()
+def serve(memory_gb: float, reward: str | None = None):
+    """What a worker does: a line in, a verdict out, until its input closes, as it does when the
+    parent ends. What a user's reward prints goes to stderr. Out of memory, the worker dies."""
     try:
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (int(memory_gb * 2**30),) * 2)
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: end with the parent
-    except (ImportError, AttributeError):  # not on this system
+    except ImportError:  # no such limit on Windows
         pass
+    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def listen():
+        for line in sys.stdin:
+            lines.put(line)
+        os._exit(0)  # also while an answer is being graded
+
     output = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     judged = user_reward(reward) if reward else judge_answer
     print("ready", file=output)
-    for line in sys.stdin:
-        if os.getppid() != parent:
-            break
-        print(json.dumps(asdict(judged(*json.loads(line)))), file=output)
+    threading.Thread(target=listen, daemon=True).start()
+    while True:
+        print(json.dumps(asdict(judged(*json.loads(lines.get())))), file=output)
 
 
 # ---- the command --------------------------------------------------------------------------------
