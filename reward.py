@@ -1349,26 +1349,32 @@ def readings(answer: str, truth: str):
     return pairs + independent if (answer + truth).count("±") > 1 else pairs
 
 
+def compared(answer: str, truth: str) -> tuple[str, str, tuple]:
+    """(verdict, rule, forms) of two cleaned texts under one reading."""
+    rule, forms, comparer = "the truth cannot be read", (), Comparer()
+    try:
+        due = read(truth)
+        rule = "the answer cannot be read"
+        forms = (read(answer), due)
+        rule = "not compared"
+        verdict = "right" if comparer.same(*forms) else "wrong"
+        return verdict, comparer.rule, forms
+    except Refused as refused:
+        return refused.args[0], f"{rule}: {refused.args[1]}", forms
+    except (MemoryError, OverflowError, RecursionError) as error:
+        return "too_large", f"{rule}: {type(error).__name__}", forms
+
+
 def algebra(answer: str, truth: str) -> tuple[str, str, tuple]:
-    """Read and compare under each reading."""
+    """The first reading that is right, else the first."""
     LOCAL.deadline = time.thread_time() + SECONDS
-    verdict, rule, forms = "wrong", "", ()
+    first = None
     for a, t in readings(answer, truth):
-        try:
-            verdict, rule = "unparsed", "the truth cannot be read"
-            due = read(t)
-            rule = "the answer cannot be read"
-            forms = (read(a), due)
-            rule, comparer = "not compared", Comparer()
-            verdict = "right" if comparer.same(*forms) else "wrong"
-            rule = comparer.rule
-        except Refused as refused:
-            verdict, rule = refused.args[0], f"{rule}: {refused.args[1]}"
-        except (MemoryError, OverflowError, RecursionError) as error:
-            verdict, rule = "too_large", str(error) or type(error).__name__
-        if verdict == "right":
-            break
-    return verdict, rule, forms
+        found = compared(a, t)
+        if found[0] == "right":
+            return found
+        first = first or found
+    return first
 
 
 def judge_answer(answer: str | None, truth: str) -> Verdict:
@@ -1410,36 +1416,42 @@ class Worker:
     def __init__(self, command: list[str]):
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         os.set_blocking(self.process.stdin.fileno(), False)
-        self.receive(time.monotonic() + START_S)  # ready; its start costs the first answer no time
+        try:
+            self.receive(time.monotonic() + START_S)  # ready: the first answer waits for no start
+        except OSError as error:
+            self.end()
+            raise ConnectionError(f"a worker did not start: {error!r}") from None
 
-    def wait(self, pipe, event: int, deadline: float):
-        """Wait until a pipe is ready. TimeoutError at the deadline."""
+    def wait(self, pipe, event: int, deadline: float) -> int:
+        """The number of a pipe that is ready. TimeoutError at the deadline."""
         poll = select.poll()
         poll.register(pipe, event)
         if not poll.poll(max(0.0, deadline - time.monotonic()) * 1e3):
             raise TimeoutError
+        return pipe.fileno()
 
     def receive(self, deadline: float) -> bytes:
+        """One line. ConnectionError if the worker ends."""
         line = b""
         while not line.endswith(b"\n"):
-            self.wait(self.process.stdout, select.POLLIN, deadline)
-            part = os.read(self.process.stdout.fileno(), 65536)
+            part = os.read(self.wait(self.process.stdout, select.POLLIN, deadline), 65536)
             if not part:
                 raise ConnectionError("the worker ended")
             line += part
         return line
 
-    def ask(self, request, seconds: float):
-        """The answer to a request. TimeoutError after `seconds`, OSError if the worker ends."""
+    def ask(self, request: list, seconds: float) -> dict:
+        """The reply to a request. TimeoutError after `seconds`; BrokenPipeError if the worker had
+        ended before; ConnectionError if it ends."""
         deadline = time.monotonic() + seconds
         data = json.dumps(request).encode() + b"\n"
         while data:
-            self.wait(self.process.stdin, select.POLLOUT, deadline)
-            data = data[os.write(self.process.stdin.fileno(), data[:65536]) :]
+            pipe = self.wait(self.process.stdin, select.POLLOUT, deadline)
+            data = data[os.write(pipe, data[:65536]) :]
         return json.loads(self.receive(deadline))
 
     def end(self, seconds: float = 0.0):
-        """Close the pipes; kill the process if it does not end in time; reap it."""
+        """Close the pipes; kill the process if it does not end in `seconds`; reap it."""
         self.process.stdin.close()
         try:
             self.process.wait(seconds)
@@ -1460,14 +1472,11 @@ class Grader(AbstractContextManager):
     `submit` after that raises RuntimeError."""
 
     def __init__(self, workers=1, timeout_s=5.0, memory_gb=1.0, reward: str | None = None):
-        if workers < 1 or timeout_s <= 0 or memory_gb <= 0:
-            raise ValueError(
-                f"workers {workers}, timeout_s {timeout_s}, memory_gb {memory_gb}: "
-                "all must be positive"
-            )
-        file = (reward or "").rpartition(":")[0]
-        if reward and not os.path.isfile(file):
-            raise ValueError(f"reward {reward!r}: give FILE.py:function; there is no file {file!r}")
+        sizes = {"workers": workers, "timeout_s": timeout_s, "memory_gb": memory_gb}
+        if min(sizes.values()) <= 0:
+            raise ValueError(f"{sizes}: all must be positive")
+        if reward and not os.path.isfile(reward.rpartition(":")[0]):
+            raise ValueError(f"reward {reward!r}: there is no such file; give FILE.py:function")
         self.timeout_s, self.reward = timeout_s, reward
         self.command = [sys.executable, __file__, "--worker", str(memory_gb)]
         self.command += ["--reward", reward] if reward else []
@@ -1510,20 +1519,19 @@ class Grader(AbstractContextManager):
         return quick(answer, truth) or self._ask([answer, truth], answer)
 
     def _ask(self, request: list, answer: str) -> Verdict:
-        """Ask this thread's own worker, or a new one if the old one has ended between answers."""
-        try:
+        """Ask this thread's own worker; once more where it had ended before it was asked."""
+        for last in (False, True):
             worker = getattr(self.own, "worker", None)
-            if worker and worker.process.poll() is not None:
+            try:
+                if not worker:
+                    worker = self.own.worker = Worker(self.command)
+                    self.workers.add(worker)
+                return Verdict(**worker.ask(request, self.timeout_s))
+            except (OSError, ValueError) as error:
                 self._lose(worker)
-                worker = None
-            if not worker:
-                worker = self.own.worker = Worker(self.command)
-                self.workers.add(worker)
-            return Verdict(**worker.ask(request, self.timeout_s))
-        except (OSError, ValueError) as error:
-            self._lose(worker)
-            verdict = "timeout" if isinstance(error, TimeoutError) else "crashed"
-            return Verdict(0.0, verdict, answer, f"the worker was lost: {error!r}")
+                if last or not isinstance(error, BrokenPipeError):
+                    verdict = "timeout" if isinstance(error, TimeoutError) else "crashed"
+                    return Verdict(0.0, verdict, answer, f"the worker was lost: {error!r}")
 
     def _lose(self, worker: Worker | None):
         self.own.worker = None

@@ -1,6 +1,7 @@
 """reward.py: each rule of equality with what it accepts and what it refuses, and that no text can harm the checker."""
 
 # ruff: noqa: E501  (a line of the table of rules is one truth with all its answers)
+import dataclasses
 import json
 import os
 import random
@@ -670,6 +671,106 @@ def test_a_worker_that_hangs_or_dies_is_replaced(started):
         assert [grader.submit(*algebraic(2)).result(20).verdict for _ in range(2)] == ["crashed"] * 2
 
 
+SLEEPY = """
+import time
+def slow(completion, problem):
+    print("this must not be taken for a verdict")
+    time.sleep(float(completion))
+    return float(problem["answer"])
+def fails(completion, problem):
+    return problem["missing"]
+def infinite(completion, problem):
+    return float("inf")
+"""
+
+
+@pytest.fixture
+def sleepy(tmp_path):
+    """A file of user rewards: `slow` sleeps for as many seconds as the completion says."""
+    file = tmp_path / "sleepy.py"
+    file.write_text(SLEEPY)
+    return str(file)
+
+
+def test_lost_workers_leave_nothing(started, sleepy):
+    # Caught: processes that are never waited for and pipes that stay open, 1 and 2 for each time-out.
+    with Grader(timeout_s=0.05, reward=f"{sleepy}:slow") as grader:
+        assert grader.submit("9", {"answer": 1}).result(60).verdict == "timeout"
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(5):
+            assert grader.submit("9", {"answer": 1}).result(60).verdict == "timeout"
+        assert len(os.listdir("/proc/self/fd")) == before
+        assert len(started) == 6 and all(worker.returncode is not None for worker in started)
+
+
+def test_a_user_reward_is_graded_in_the_workers(sleepy):
+    @dataclasses.dataclass
+    class Problem:
+        prompt: str
+        answer: str
+
+    with Grader(reward=f"{sleepy}:slow") as grader:
+        found = grader.grade(["0", "0"], [Problem("", "0.25"), {"answer": -1}])
+        assert [(v.score, v.verdict) for v in found] == [(0.25, "graded"), (-1.0, "graded")]
+        assert grader.submit("0" * 10**6, {"answer": 1}).result(60).score == 1.0     # more than a pipe holds
+    for name, message in (("fails", "KeyError"), ("infinite", "returned inf"), ("absent", "AttributeError")):
+        with Grader(reward=f"{sleepy}:{name}") as grader:
+            found = grader.submit("0", {"answer": 1}).result(60)
+            assert (found.score, found.verdict) == (0.0, "crashed") and message in found.rule
+    with pytest.raises(ValueError, match="FILE.py:function"):
+        Grader(reward="/no/such/file.py:score")
+
+
+def test_a_request_to_a_worker_that_does_not_read_has_a_limit(started, sleepy):
+    with Grader(timeout_s=0.5, reward=f"{sleepy}:slow") as grader:
+        assert grader.submit("0", {"answer": 1}).result(60).score == 1.0
+        os.kill(started[0].pid, signal.SIGSTOP)                        # caught: a write that blocks for ever
+        assert grader.submit("0" * 10**6, {"answer": 1}).result(60).verdict == "timeout"
+
+
+def test_starts_and_ends_have_limits(started, monkeypatch):
+    monkeypatch.setattr(reward, "START_S", 0.2)
+    with Grader() as grader:
+        grader.command = ["sleep", "60"]                               # caught: waiting for ever for a worker's first line
+        found = grader.submit(*algebraic(2)).result(20)
+        assert found.verdict == "crashed" and "did not start" in found.rule
+    monkeypatch.setattr(reward, "START_S", 60.0)
+    with Grader() as grader:
+        assert grader.submit(*algebraic(2)).result(60).verdict == "right"
+        os.kill(started[-1].pid, signal.SIGSTOP)                       # caught: a close that waits for ever
+    assert all(worker.returncode is not None for worker in started)
+
+
+def test_workers_end_with_their_parent(tmp_path, sleepy):
+    # Caught: a worker in the middle of an answer that outlives the run by as long as the answer takes.
+    script = tmp_path / "parent.py"
+    script.write_text("import reward, time\n"
+                      f"grader = reward.Grader(timeout_s=99, reward={sleepy + ':slow'!r})\n"
+                      "grader.submit('99', {'answer': 1})\n"
+                      "while not grader.workers: time.sleep(0.01)\n"
+                      "print(*(w.process.pid for w in grader.workers), flush=True)\n"
+                      "time.sleep(99)\n")
+    parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True,
+                              env={**os.environ, "PYTHONPATH": str(ROOT)})
+    worker = int(parent.stdout.readline())
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    for _ in range(1000):
+        status = Path(f"/proc/{worker}/stat")
+        if not status.exists() or status.read_text().split()[2] == "Z":
+            return
+        time.sleep(0.02)
+    os.kill(worker, signal.SIGKILL)
+    raise AssertionError("the worker outlives its parent")
+
+
+def test_answers_are_compared_in_the_workers(started):
+    with Grader(workers=2) as grader:
+        assert grader.equal([(r"\sqrt{8}", r"2\sqrt{2}"), ("3", "4"), ("5", "5"), (r"\sqrt{8}", "3")]) == [True, False, True, False]
+        assert 1 <= len(started) <= 2                                  # caught: maj@k that hangs the main process
+
+
 def test_memory_of_a_worker_is_limited(tmp_path, started):
     hungry = tmp_path / "hungry.py"                                    # the worker's own loop around a judge that wants 1 GB
     hungry.write_text("import sys, reward\nfair = reward.judge_answer\n"
@@ -703,7 +804,7 @@ def test_the_command_explains(monkeypatch, capsys):
     reward.main()
     shown = capsys.readouterr().out
     assert "read as  sqrt(8)   and   2*sqrt(2)\n" in shown and "right" in shown and "60 digits" in shown
-    monkeypatch.setattr(sys, "argv", ["reward.py", "--answer", "1,000\x1b[2J", "--truth", "1001"])
+    monkeypatch.setattr(sys, "argv", ["reward.py", "--answer", "\\boxed{1,000}\x1b[2J", "--truth", "1001"])
     reward.main()
     shown = capsys.readouterr().out
     assert "\x1b" not in shown and "read as  1000   and   1001\n" in shown       # caught: the reading of a list of 1 and 0
