@@ -573,7 +573,7 @@ def main(flags: Flags) -> None:
     stop_ids = stop_tokens(directory, tokenizer, renderer.end_token)
     sampler = Sampler(model, stop_ids, flags.slots, flags.max_prompt + flags.max_new, flags.kv_gb)
     graders = max(1, (os.cpu_count() or 2) // (2 * world))
-    with Grader(graders, **({"reward": flags.reward} if flags.reward else {})) as grader:
+    with Grader(graders, reward=flags.reward) as grader:
         rollout = Rollout(sampler, renderer, grader, flags.max_new, flags.seed)
         for test in sets:
             known = {
