@@ -554,7 +554,7 @@ def main(f: Flags) -> None:
     graders = max(1, (os.cpu_count() or 2) // (2 * world))
     with (
         Signals() as signals,
-        Grader(graders, GRADE_SECONDS, **({"reward": f.reward} if f.reward else {})) as grader,
+        Grader(graders, GRADE_SECONDS, reward=f.reward) as grader,
     ):
         ledger = Ledger(out, config, device, signals, dataclasses.asdict(f))
         with ledger.phase("loading"), discarded_on_error(opened):
