@@ -141,10 +141,9 @@ def draw_sweeps(out, sweeps):
         for r in rows:
             groups[r["model_type"], r["N"], r["x"]].append(r)
         if groups:
-            figure, axes = panels(1, len(groups), (5.4, 4.2))
+            figure, axes = panels(1, len(groups), (5.4, 4.2), LOSS_LABEL)
             for axis, group in zip(axes[0], groups.values(), strict=True):
                 sweep_panel(axis, group, by)
-            axes[0, 0].set_ylabel(LOSS_LABEL)
             save(figure, Path(out) / by)
 
 
