@@ -94,6 +94,7 @@ ARM_NAMES = {
     "inverse": "learning rate / step",
     "recipe": "the recipe",
 }
+PAPER_NAME = "the paper: Qwen2.5 base models"
 MISSING = "the finished runs do not answer this ($error)."
 REDRAWS = 1000  # behind the 95% intervals
 
@@ -132,11 +133,12 @@ def read_run(path: Path) -> dict:
     records = read_lines(path / "metrics.jsonl")
     points = read_runs([path / "metrics.jsonl"])
     same = {name: points[0][name] for name in ("model_type", "reuse", "group")}
+    flops = [sum(record["flops"].values()) for record in records]
     return same | {
         "N": round(points[0]["N"] * 1e9),
         "seed": flags["seed"],
         "hours": records[-1]["gpu_hours"],
-        "flops": sum(sum(record["flops"].values()) for record in records),
+        "flops": sum(flops),
         "evals": [{name: point[name] for name in ("step", "D", "C", "L")} for point in points],
     }
 
@@ -371,39 +373,28 @@ def slope_panel(axis, cells: list[Cell], sizes: list[float]) -> None:
 
 
 # ---------------------------------------------------------------- 2. The power law
-def paper_fit(x: str, shape: str) -> Fit:
-    """The paper's base models, fitted as ours are."""
-    curves = curves_from(read_csv(PAPER / "points.csv"))["base", x]
-    return fit(curves, "log", shape) if shape == "free" else fit(curves, bootstrap=REDRAWS)
-
-
 def power_law(study: Study) -> Finding:
     sizes = sorted({curve.N for found in study.fitted for curve in found.curves})
-    rows = []
-    by_arm = {}
-    figures = {"C": "", "D": ""}
+    rows, r2_of_arm = [], {}
     for found in study.fitted:
         r2 = dict(zip(found.own.N, found.r2, strict=True))
+        shown = [r2.get(N, "-") for N in sizes]
         early, late = half_slopes(found.curves)
-        change = f"{early:.3f} then {late:.3f}"
-        rows.append([found.name, *(r2.get(N, "-") for N in sizes), change])
-        by_arm.setdefault(found.cell.arm, []).extend(found.r2)
-        figures[found.x] += draw(study.out / f"loss_{found.file}", loss_panel, found.curves,
-                                 found.own, title=found.cell.name, ylabel=LOSS_LABEL)
-    for x in figures:
-        own = paper_fit(x, "free")
-        figures[x] += draw(study.out / f"paper_{x}", loss_panel, own.curves, own,
-                           title="the paper: Qwen2.5 base models", ylabel=LOSS_LABEL)
-    straight = {arm: np.mean(np.array(r2) >= 0.95) for arm, r2 in by_arm.items()}
-    verdict = "partly" if max(straight.values()) >= 0.5 else "not"
-    if min(straight.values()) == 1:
+        rows.append([found.name, *shown, f"{early:.3f} then {late:.3f}"])
+        r2_of_arm.setdefault(found.cell.arm, []).extend(found.r2)
+    shares, sentences = [], []
+    for arm, r2 in r2_of_arm.items():
+        share = np.mean(np.array(r2) >= 0.95)
+        shares.append(share)
+        sentences.append(f"with {ARM_NAMES[arm]}, {share:.0%} of the curves have an R2 of at least "
+                         f"0.95 (lowest {min(r2):.2f}, median {np.median(r2):.2f})")
+    verdict = "partly" if max(shares) >= 0.5 else "not"
+    if min(shares) == 1:
         verdict = "holds"
-    arms = [f"with {ARM_NAMES[arm]}, {straight[arm]:.0%} of the curves have an R2 of at least 0.95 "
-            f"(lowest {min(r2):.2f}, median {np.median(r2):.2f})" for arm, r2 in by_arm.items()]
     return Finding(verdict, {
-        "arms": "; ".join(arms), "sizes": " | ".join(map(label, sizes)),
+        "arms": "; ".join(sentences), "sizes": " | ".join(map(label, sizes)),
         "dashes": "---|" * len(sizes), "rows": table_rows(rows),
-        "figures_C": figures["C"], "figures_D": figures["D"]})
+        "figures_D": loss_figures(study, "D"), "figures_C": loss_figures(study, "C")})
 
 
 def half_slopes(curves: list[Curve]) -> tuple[float, float]:
@@ -414,6 +405,22 @@ def half_slopes(curves: list[Curve]) -> tuple[float, float]:
         early.append(curve.keep(first))
         late.append(curve.keep(second))
     return np.median(fit(early, "log", "free").k), np.median(fit(late, "log", "free").k)
+
+
+def loss_figures(study: Study, x: str) -> str:
+    """The mean curves of every cell against x, and those of the paper."""
+    figures = ""
+    for found in study.fitted:
+        if found.x == x:
+            figures += draw(study.out / f"loss_{found.file}", loss_panel, found.curves, found.own,
+                            title=found.cell.name, ylabel=LOSS_LABEL)
+    curves = paper_curves(x)
+    return figures + draw(study.out / f"paper_{x}", loss_panel, curves, fit(curves, "log", "free"),
+                          title=PAPER_NAME, ylabel=LOSS_LABEL)
+
+
+def paper_curves(x: str) -> list[Curve]:
+    return curves_from(read_csv(PAPER / "points.csv"))["base", x]
 
 
 # ---------------------------------------------------------------- 3. Saturation
@@ -462,19 +469,25 @@ def saturates(study: Study) -> Finding:
         if cell.kind == "base":
             explained.append(f"log N explains {by_size:.0%} of the variance of k and skill "
                              f"{by_skill:.0%} ({cell.name})")
-    laws, figures = [], ""
-    for found in study.fitted:
-        laws.append([found.name, found.law.verdict()])
-        if found.x == "D":
-            figures += draw(study.out / f"k_{found.file}", k_panel, found.own, [found.law],
-                            title=found.cell.name, ylabel="k of the mean curve, against D")
-    figures += draw(study.out / "paper_k", k_panel, paper_fit("D", "free"),
-                    [paper_fit("D", "saturating")], title="the paper: Qwen2.5 base models",
-                    ylabel="k of the mean curve, against D")
     count = len(study.cells)
     return Finding(judged(wins, count), {
         "cells": count, "wins": wins, "rejected": rejected, "explained": "; ".join(explained),
-        "rows": table_rows(rows), "laws": table_rows(laws), "figures": figures})
+        "rows": table_rows(rows), "figures": k_figures(study),
+        "laws": table_rows([[found.name, found.law.verdict()] for found in study.fitted])})
+
+
+def k_figures(study: Study) -> str:
+    """The law fitted to the mean curves of every cell against D, and to those of the paper."""
+    figures = ""
+    ylabel = "k of the mean curve, against D"
+    for found in study.fitted:
+        if found.x == "D":
+            figures += draw(study.out / f"k_{found.file}", k_panel, found.own, [found.law],
+                            title=found.cell.name, ylabel=ylabel)
+    curves = paper_curves("D")
+    own, law = fit(curves, "log", "free"), fit(curves, bootstrap=REDRAWS)
+    return figures + draw(study.out / "paper_k", k_panel, own, [law], title=PAPER_NAME,
+                          ylabel=ylabel)
 
 
 # ---------------------------------------------------------------- 4. Reuse, 5. Groups
