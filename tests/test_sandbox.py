@@ -262,7 +262,7 @@ def test_a_program_ends_when_this_process_is_killed(way, token):
 from benchmarks import sandbox
 sandbox.SOURCE += "# {token}"
 tests = {{"question": "", "tests": "f()", "names": ["f"]}}
-code = "import os, time\\ndef f():\\n    os.fork()\\n    os.fork()\\n    time.sleep(1000)"
+code = "import os, time\\ndef f():\\n    os.fork()\\n    os.fork()\\n    time.sleep(200)"
 program = {{"program": code, "names": ["f"]}}
 sandbox.execute({way!r}, program, tests, sandbox.Limits(seconds=1000))
 """
