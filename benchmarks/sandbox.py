@@ -144,7 +144,7 @@ class Sandbox(AbstractContextManager):
             stderr=self.errors,
             env=ENVIRONMENT,
             cwd="/",
-            start_new_session=True,
+            start_new_session=True,  # the probe looks for the leader of this session
             pass_fds=pipes,
         )
 
@@ -224,7 +224,7 @@ def attempt(way: str, limits: Limits, patience: float) -> list[str]:
         sandbox = stack.enter_context(Sandbox(way, "probe", limits))
         with alarm(patience, sandbox):
             sandbox.wait_ready()
-            sandbox.give(outside=str(outside), port=server.getsockname()[1], pid=os.getpid())
+            sandbox.give(outside=str(outside), port=server.getsockname()[1])
             leaks = sandbox.report()
         if leaks is None:
             raise ChildProcessError(sandbox.error_text())
