@@ -277,7 +277,7 @@ def execute(
 ) -> Result:
     """Run a program and its tests once. The jobs: arguments of inside.serve_program and run_tests.
 
-    TimeoutError or ChildProcessError if the sandboxes do not start; then nothing was run.
+    OSError (TimeoutError, ChildProcessError) if the sandboxes do not start; then nothing was run.
     """
     requests = os.pipe()
     answers = os.pipe()
@@ -318,6 +318,6 @@ def run(
     for patience in PATIENCE:
         try:
             return execute(way, program_job, tests_job, limits, patience)
-        except (TimeoutError, ChildProcessError) as error:
+        except OSError as error:  # the machine is busy, or short of processes or files
             failed = error
     raise Refused(f"programs could be contained before ({way}), and no longer can: {failed}")

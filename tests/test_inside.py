@@ -277,7 +277,7 @@ SHARED = {
         + "import os, threading\nm = marker()\n"
         + "def area(a, b):\n"
         + "    threading.Timer(0.1, lambda: (print(m, flush=True), os._exit(0))).start()\n"
-        + "    threading.Event().wait(5)",
+        + "    threading.Event().wait()",
     ),
     "a jump over the tests": (
         "loop",
@@ -494,7 +494,7 @@ def passes_in_one_process(program: str, tests: str) -> bool:
     whole = f"{QUESTION}\n{program}\n{TESTS[tests]}\n"
     text = f"exec(compile({whole!r}, 'program', 'exec'), {{'__name__': 'p'}})\nprint({end!r})"
     command = [sys.executable, "-I", "-S", "-c", text]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     return done.returncode == 0 and done.stdout.strip().endswith(end)
 
 
