@@ -338,7 +338,7 @@ def read_hub(name: str, split: str) -> list[dict]:
 class Layout(NamedTuple):
     questions: tuple[str, ...]  # columns; a dot enters a nested one
     answer: str  # column
-    written: str = "alone"  # how: alone; unit, 9 (apples); working, ends in \boxed{9}; either
+    written: str = "alone"  # unit: 9 (apples); working: ends in \boxed{9}; either: alone or working
 
     def __str__(self):
         return f"{' + '.join(self.questions)} -> {self.answer}"
@@ -777,8 +777,11 @@ class Renderer:
     def text(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True)
 
-    def apply_template(self, conversations: list[tuple], prompt: bool = True) -> list[str]:
-        """The chat template's text for conversations of (role, content) pairs."""
+    def apply_template(self, conversations: list[tuple], open_turn: bool = True) -> list[str]:
+        """The chat template's text for conversations of (role, content) pairs.
+
+        open_turn: whether the text ends with the header of the model's turn.
+        """
         chats = []
         for turns in conversations:
             chats.append([{"role": role, "content": content} for role, content in turns])
@@ -786,7 +789,7 @@ class Renderer:
         try:
             with processor_time_limit(TEMPLATE_SECONDS, message):
                 return self.tokenizer.apply_chat_template(
-                    chats, tokenize=False, add_generation_prompt=prompt, **self.template_args
+                    chats, tokenize=False, add_generation_prompt=open_turn, **self.template_args
                 )
         except Exception as error:  # a template raises whatever its author chose
             raise ValueError(
@@ -797,7 +800,8 @@ class Renderer:
     def find_end_token(self) -> int | None:
         """The special token that the template writes right after the model's turn, if any."""
         answer = "ANSWER"
-        (text,) = self.apply_template([(("user", "QUESTION"), ("assistant", answer))], prompt=False)
+        turns = (("user", "QUESTION"), ("assistant", answer))
+        (text,) = self.apply_template([turns], open_turn=False)
         _, found, rest = text.rpartition(answer)
         ids = self.tokenizer(rest.lstrip(), add_special_tokens=False)["input_ids"]
         if found and ids and ids[0] in self.tokenizer.added_tokens_decoder:

@@ -1,26 +1,31 @@
-"""Measure a model: draw n completions of every problem, grade them, and report pass@1 with its standard error.
+"""Measure a model: draw n completions of every problem, grade them, and report pass@1 with its
+standard error.
 
     python evaluate.py --model models/tiny --eval arithmetic:test:8:0.7 --out tiny.jsonl
-    torchrun --nproc_per_node 8 evaluate.py --model Qwen/Qwen2.5-72B --sampler-tp 8 @recipes/benchmarks.args
+    torchrun --nproc_per_node 8 evaluate.py @recipes/benchmarks.args --model Qwen/Qwen2.5-7B
     python evaluate.py --compare a.jsonl b.jsonl
 
-    pass@1 = mean over problems of c / n, c of n completions being right;   test loss L = 1 - pass@1
-    pass@k = mean over problems of 1 - C(n - c, k) / C(n, k)      (unbiased: Chen et al. 2021, arXiv 2107.03374, eq. 1)
-    maj@k  = mean over problems, and blocks of k completions, of whether the block's most frequent answer is right
+    pass@1 = mean over problems of c / n, where c of n completions are right
+    L      = 1 - pass@1, the test loss
+    pass@k = mean over problems of 1 - C(n - c, k) / C(n, k), unbiased (Chen et al. 2021,
+             arXiv 2107.03374, eq. 1)
+    maj@k  = mean over problems, and blocks of k completions, of whether the most frequent answer
+             of the block is right
 
-Standard errors are over problems: the n completions of one problem are not independent, so they are averaged first (Miller
-2024, arXiv 2411.00640), and two models are compared problem by problem. All evaluations draw with the same noise, so that the
-difference between two of them comes from the models, not from sampling noise. The default is the study's: temperature 0.7,
-one completion of each problem.
+Standard errors are over problems: the n completions of one problem are not independent, so they are
+averaged first (Miller 2024, arXiv 2411.00640), and two models are compared problem by problem. All
+evaluations draw with the same noise, so that the difference between two of them comes from the
+models, not from sampling noise. The default is the study's: temperature 0.7, one completion of each
+problem.
 
-maj@k takes the n // k disjoint blocks of k completions in their order: an unbiased mean in which no completion is used twice.
-Two answers agree when each equals the other as a truth; an answer joins the first group whose first answer it agrees with. Of
-groups of one size the one that began first wins. A completion without an answer does not vote; a block without a vote is
-wrong.
+maj@k takes the n // k disjoint blocks of k completions in their order: an unbiased mean in which no
+completion is used twice. Two answers agree when each equals the other as a truth; an answer joins
+the first group whose first answer it agrees with. Of groups of one size the one that began first
+wins. A completion without an answer does not vote; a block without a vote is wrong.
 
---out holds the settings in its first line, then one line for each completion as soon as it is graded. The same command draws
-only the missing completions. All ranks append to the file, so several machines need a file system with atomic appends.
-"""
+--out holds the settings in its first line, then one line for each completion as soon as it is
+graded. The same command draws only the missing completions. All ranks append to the file, so
+several machines need a file system with atomic appends."""
 
 import json
 import os
@@ -52,7 +57,7 @@ from runtime.parallel import connect, read_model, read_tokenizer
 EVALUATION = -1  # the `step` that keys the noise of an evaluation
 
 
-# ---- What graded completions say --------------------------------------------------------------------------------------
+# ---- What graded completions say -----------------------------------------------------------------
 
 
 def mean_se(x_P) -> tuple[float, float | None]:
@@ -64,15 +69,19 @@ def mean_se(x_P) -> tuple[float, float | None]:
 
 
 def wilson(share: float, count: int) -> tuple[float, float]:
-    """The 95% interval of a share of `count` independent outcomes (Wilson 1927), which has a width at 0 and at 1 too."""
+    """The 95% interval of a share of `count` independent outcomes (Wilson 1927), which has a width
+    at 0 and at 1 too."""
     z2 = 1.96**2
     centre = (share + z2 / (2 * count)) / (1 + z2 / count)
-    half_width = (z2 * (share * (1 - share) / count + z2 / (4 * count**2))) ** 0.5 / (1 + z2 / count)
+    half_width = (z2 * (share * (1 - share) / count + z2 / (4 * count**2))) ** 0.5 / (
+        1 + z2 / count
+    )
     return max(0.0, centre - half_width), min(1.0, centre + half_width)
 
 
 def interval(mean: float, se: float | None, count: int) -> tuple[float, float]:
-    """The 95% interval of a mean over problems; Wilson's where all outcomes are the same and se is 0 or unknown."""
+    """The 95% interval of a mean over problems; Wilson's where all outcomes are the same and se is
+    0 or unknown."""
     if se:
         return mean - 1.96 * se, mean + 1.96 * se
     return wilson(mean, count)
@@ -85,8 +94,11 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     return 1.0 - float(np.prod(1.0 - k / np.arange(n - c + 1, n + 1)))
 
 
-def maj_at_k(answers: list[str | None], scores: list[float], k: int, same: Callable[[str, str], bool]) -> float:
-    """The share of the blocks of k completions whose most frequent answer is right (rules in the file's docstring).
+def maj_at_k(
+    answers: list[str | None], scores: list[float], k: int, same: Callable[[str, str], bool]
+) -> float:
+    """The share of the blocks of k completions whose most frequent answer is right (rules in the
+    file's docstring).
 
     same(a, b): whether two answers agree.
     """
@@ -108,7 +120,8 @@ def maj_at_k(answers: list[str | None], scores: list[float], k: int, same: Calla
 
 
 def agreement(grader: Grader) -> Callable[[str, str], bool]:
-    """same(a, b) by the grader's workers: symmetric, which equality is not where a truth may be rounded."""
+    """same(a, b) by the grader's workers: symmetric, which equality is not where a truth may be
+    rounded."""
 
     @lru_cache(1 << 16)
     def same(a: str, b: str) -> bool:
@@ -118,7 +131,8 @@ def agreement(grader: Grader) -> Callable[[str, str], bool]:
 
 
 def difficulty_bins(problems: list[data.Problem]) -> list[str]:
-    """The bin of every problem: its level if all are whole numbers, else its pass rate, divided at 0.3 (the study's) and 0.7."""
+    """The bin of every problem: its level if all are whole numbers, else its pass rate, divided at
+    0.3 (the study's) and 0.7."""
     known = [p.difficulty for p in problems if p.difficulty is not None]
     levels = all(d >= 1 and d == int(d) for d in known)
     names = []
@@ -146,11 +160,17 @@ def by_difficulty(problems: list[data.Problem], pass1_P) -> dict:
         hardness[name] = np.inf if problem.difficulty is None else problem.difficulty
     if len(bins) < 2:
         return {}
-    return {name: {"problems": len(bins[name]), "pass1": mean_se(bins[name])} for name in sorted(bins, key=hardness.get)}
+    return {
+        name: {"problems": len(bins[name]), "pass1": mean_se(bins[name])}
+        for name in sorted(bins, key=hardness.get)
+    }
 
 
-def summarise(problems: list[data.Problem], rows: list[dict], n: int, grader: Grader, ks: Iterable[int] = ()) -> dict:
-    """The fields of an evaluation, from the rows (Completion.row) of n completions of every problem, in order.
+def summarise(
+    problems: list[data.Problem], rows: list[dict], n: int, grader: Grader, ks: Iterable[int] = ()
+) -> dict:
+    """The fields of an evaluation, from the rows (Completion.row) of n completions of every
+    problem, in order.
 
     ks: the k of pass@k and maj@k; powers of 2 and n if not given.
     """
@@ -175,7 +195,9 @@ def summarise(problems: list[data.Problem], rows: list[dict], n: int, grader: Gr
     if n > 1:
         ks = ks or sorted({*(2**i for i in range(n.bit_length())), n})
         right_P = score_PG.sum(1)
-        result["pass_at_k"] = {str(k): mean_se([pass_at_k(n, int(c), k) for c in right_P]) for k in ks}
+        result["pass_at_k"] = {
+            str(k): mean_se([pass_at_k(n, int(c), k) for c in right_P]) for k in ks
+        }
         if kinds <= {"math", "choice"}:  # tables and programs do not vote
             same = agreement(grader)
             answers = [row["answer"] for row in rows]
@@ -183,10 +205,14 @@ def summarise(problems: list[data.Problem], rows: list[dict], n: int, grader: Gr
             for k in ks:
                 majority_P = []
                 for p in range(len(problems)):
-                    majority_P.append(maj_at_k(answers[p * n : (p + 1) * n], score_PG[p].tolist(), k, same))
+                    majority_P.append(
+                        maj_at_k(answers[p * n : (p + 1) * n], score_PG[p].tolist(), k, same)
+                    )
                 result["maj_at_k"][str(k)] = mean_se(majority_P)
     if kinds == {"grid"}:
-        share_PG = np.array([cells(row["answer"], row["truth"]) for row in rows]).reshape(len(problems), n)
+        share_PG = np.array([cells(row["answer"], row["truth"]) for row in rows]).reshape(
+            len(problems), n
+        )
         result["cells"], result["cells_se"] = mean_se(share_PG.mean(1))
     if difficulty := by_difficulty(problems, score_PG.mean(1)):
         result["difficulty"] = difficulty
@@ -206,7 +232,8 @@ def report(r: dict) -> str:
     count = r["problems"]
     lines = [
         f"{r['source']}: {count} problems x {r['n']} at temperature {r['temperature']:g}",
-        f"  pass@1 {plus_minus(r['pass1'], r['pass1_se'], count)}    test loss {r['test_loss']:.4f}",
+        f"  pass@1 {plus_minus(r['pass1'], r['pass1_se'], count)}    test loss "
+        f"{r['test_loss']:.4f}",
     ]
     if "cells" in r:
         lines.append(f"  cells  {plus_minus(r['cells'], r['cells_se'], count)}")
@@ -215,7 +242,9 @@ def report(r: dict) -> str:
             if k != "1":
                 lines.append(f"  {f'{name}@{k}':<6} {plus_minus(mean, se, count)}")
     for name, x in r.get("difficulty", {}).items():
-        lines.append(f"  pass@1 {plus_minus(*x['pass1'], x['problems'])}    {name}, {x['problems']} problems")
+        lines.append(
+            f"  pass@1 {plus_minus(*x['pass1'], x['problems'])}    {name}, {x['problems']} problems"
+        )
     percentiles = ", ".join(f"{q}% up to {v:.0f}" for q, v in r["length_percentiles"].items())
     verdicts = ", ".join(f"{count} {verdict}" for verdict, count in r["verdicts"].items())
     lines += [
@@ -225,7 +254,7 @@ def report(r: dict) -> str:
     return "\n".join(lines)
 
 
-# ---- Drawing and measuring --------------------------------------------------------------------------------------------
+# ---- Drawing and measuring -----------------------------------------------------------------------
 
 
 @dataclass
@@ -239,14 +268,22 @@ class EvaluationSet:
 
     @classmethod
     def parse(cls, text: str) -> "EvaluationSet":
-        # NAME may hold colons itself (gsm8k:test), so numbers are taken from the end: gsm8k:test:8:0.7
-        name, n, temperature = re.fullmatch(r"(.*?)(?::(\d+)(?::(\d+\.?\d*|\.\d+))?)?", text, re.S).groups()
-        found = cls(name, int(n or 1), cls.temperature if temperature is None else float(temperature))
+        # NAME may hold colons itself (gsm8k:test), so numbers are taken from the end:
+        # gsm8k:test:8:0.7
+        name, n, temperature = re.fullmatch(
+            r"(.*?)(?::(\d+)(?::(\d+\.?\d*|\.\d+))?)?", text, re.S
+        ).groups()
+        found = cls(
+            name, int(n or 1), cls.temperature if temperature is None else float(temperature)
+        )
         if found.n < 1:
             raise ValueError(f"--eval {text}: at least one completion of each problem is needed")
         if found.n > 1 and found.temperature == 0:
-            raise ValueError(f"--eval {text}: at temperature 0 all {found.n} completions are the same; take 1 completion, or a "
-                             "temperature above 0")
+            raise ValueError(
+                f"--eval {text}: at temperature 0 all {found.n} completions are the same; take 1 "
+                "completion, or a "
+                "temperature above 0"
+            )
         return found
 
     @property
@@ -254,13 +291,17 @@ class EvaluationSet:
         return self.name or self.problems[0].source
 
     def check(self, ks: Iterable[int] = ()) -> None:
-        """ValueError or sandbox.Refused for an evaluation that cannot be made, before anything is drawn."""
+        """ValueError or sandbox.Refused for an evaluation that cannot be made, before anything is
+        drawn."""
         if not self.problems:
             raise ValueError(f"--eval {self.name}: it has no problems")
         if any(not 1 <= k <= self.n for k in ks):
             asked = " ".join(map(str, ks))
-            raise ValueError(f"--k {asked} with --eval {self.name}:{self.n}: pass@k needs k from 1 to n, the completions of each "
-                             f"problem; write {self.name}:{max(ks)}, or another --k")
+            raise ValueError(
+                f"--k {asked} with --eval {self.name}:{self.n}: pass@k needs k from 1 to n, the "
+                "completions of each "
+                f"problem; write {self.name}:{max(ks)}, or another --k"
+            )
         if any(problem.kind == "code" for problem in self.problems):
             sandbox.holding(sandbox.Limits())
 
@@ -269,16 +310,19 @@ def parse_sets(texts: list[str]) -> list[EvaluationSet]:
     """The evaluation sets of several --eval; ValueError if one is named twice."""
     sets = [EvaluationSet.parse(text) for text in texts]
     if len({test.name for test in sets}) < len(sets):
-        raise ValueError(f"--eval names a set twice: {' '.join(texts)}; give each once, with its largest n")
+        raise ValueError(
+            f"--eval names a set twice: {' '.join(texts)}; give each once, with its largest n"
+        )
     return sets
 
 
 def load_problems(name: str, evals: list[str], eval_problems: int, seed: int, prompt: str):
-    """-> (the training problems, the evaluation sets with their problems, notes for the first lines of a run).
+    """-> (the training problems, the evaluation sets with their problems, notes for the first lines
+    of a run).
 
-    evals: the --eval flags. Without any, and for an --eval without a NAME, the set is held out from the training data: the
-    test split of the tiny world, or evenly spaced problems of a file, which then are not trained on.
-    """
+    evals: the --eval flags. Without any, and for an --eval without a NAME, the set is held out from
+    the training data: the test split of the tiny world, or evenly spaced problems of a file, which
+    then are not trained on."""
     problems, notes = data.load(name, seed=seed, prompt=prompt)
     sets = parse_sets(evals or [":1:1"])
     for test in sets:
@@ -294,13 +338,18 @@ def load_problems(name: str, evals: list[str], eval_problems: int, seed: int, pr
     return problems, sets, notes
 
 
-def evaluate(rollout: Rollout, test: EvaluationSet, ks: Iterable[int] = (), rows: dict | None = None,
-             on_graded: Callable[[Completion, data.Problem], None] | None = None):
-    """-> (the fields of an evaluation, the rows of all completions in order, the completions drawn now) (a collective).
+def evaluate(
+    rollout: Rollout,
+    test: EvaluationSet,
+    ks: Iterable[int] = (),
+    rows: dict | None = None,
+    on_graded: Callable[[Completion, data.Problem], None] | None = None,
+):
+    """-> (the fields of an evaluation, the rows of all completions in order, the completions drawn
+    now) (a collective).
 
-    rows: those of an earlier start, by (problem index, sample); only what is missing is drawn. on_graded is called with every
-    completion that this rank grades, as soon as it is graded.
-    """
+    rows: those of an earlier start, by (problem index, sample); only what is missing is drawn.
+    on_graded is called with every completion that this rank grades, as soon as it is graded."""
     rows = dict(rows or {})
     missing = [p for p in test.problems if any((p.index, g) not in rows for g in range(test.n))]
 
@@ -308,7 +357,11 @@ def evaluate(rollout: Rollout, test: EvaluationSet, ks: Iterable[int] = (), rows
         if on_graded:
             on_graded(completion, missing[completion.problem])
 
-    completions = rollout.draw(missing, test.n, test.temperature, EVALUATION, on_graded=graded) if missing else []
+    completions = (
+        rollout.draw(missing, test.n, test.temperature, EVALUATION, on_graded=graded)
+        if missing
+        else []
+    )
     for completion in completions:
         problem = missing[completion.problem]
         rows[problem.index, completion.sample] = completion.row(problem, test.label)
@@ -318,11 +371,12 @@ def evaluate(rollout: Rollout, test: EvaluationSet, ks: Iterable[int] = (), rows
     return result, in_order, completions
 
 
-# ---- The file of an evaluation ----------------------------------------------------------------------------------------
+# ---- The file of an evaluation -------------------------------------------------------------------
 
 
 def read_rows(path: str | Path) -> tuple[dict, dict[tuple, dict]]:
-    """-> (the settings, {(source, problem, sample): row}). A line that a kill has torn is left out."""
+    """-> (the settings, {(source, problem, sample): row}). A line that a kill has torn is left
+    out."""
     parsed = []
     with open(path, encoding="utf-8") as lines:
         for line in lines:
@@ -331,13 +385,16 @@ def read_rows(path: str | Path) -> tuple[dict, dict[tuple, dict]]:
             except json.JSONDecodeError:
                 parsed.append(None)
     if not parsed or not isinstance(parsed[0], dict) or "settings" not in parsed[0]:
-        raise ValueError(f"{path} is not the file of an evaluation: its first line does not hold the settings")
+        raise ValueError(
+            f"{path} is not the file of an evaluation: its first line does not hold the settings"
+        )
     rows = {(row["source"], row["problem"], row["sample"]): row for row in parsed[1:] if row}
     return parsed[0]["settings"], rows
 
 
 def resume(path: Path, settings: dict) -> dict[tuple, dict]:
-    """The rows that an evaluation with these settings has already; begins the file if there is none.
+    """The rows that an evaluation with these settings has already; begins the file if there is
+    none.
 
     ValueError if the file holds an evaluation with other settings.
     """
@@ -351,7 +408,10 @@ def resume(path: Path, settings: dict) -> dict[tuple, dict]:
         if settings.get(name) != stored.get(name):
             differences.append(f"{name} is {stored.get(name)} there, {settings.get(name)} here")
     if differences:
-        raise ValueError(f"{path} holds another evaluation, and is not overwritten: {'; '.join(differences)}. Give another --out")
+        raise ValueError(
+            f"{path} holds another evaluation, and is not overwritten: {'; '.join(differences)}. "
+            "Give another --out"
+        )
     if not path.read_bytes().endswith(b"\n"):  # the torn line stays, and is never read
         with open(path, "a") as file:
             file.write("\n")
@@ -375,9 +435,8 @@ def shares(rows: dict[tuple, dict]) -> dict[tuple, float]:
 def compare(path_a: str, path_b: str, shown: int = 20) -> str:
     """The report on two files: B minus A over the problems of both, paired.
 
-    Gives a 95% interval (Student's t) and the exact sign test on the problems won and lost (McNemar's exact test where each
-    problem has one completion).
-    """
+    Gives a 95% interval (Student's t) and the exact sign test on the problems won and lost
+    (McNemar's exact test where each problem has one completion)."""
     from scipy.stats import binomtest, t
 
     settings_a, rows_a = read_rows(path_a)
@@ -389,7 +448,9 @@ def compare(path_a: str, path_b: str, shown: int = 20) -> str:
     share_a, share_b = shares(rows_a), shares(rows_b)
     common = sorted(share_a.keys() & share_b.keys())
     if not common:
-        raise ValueError(f"{path_a} and {path_b} have no problem in common; evaluate both with the same --eval")
+        raise ValueError(
+            f"{path_a} and {path_b} have no problem in common; evaluate both with the same --eval"
+        )
     for source in sorted({key[0] for key in common}):
         keys = [key for key in common if key[0] == source]
         A = np.array([share_a[key] for key in keys])
@@ -399,12 +460,16 @@ def compare(path_a: str, path_b: str, shown: int = 20) -> str:
         won = [key[1] for key, d in zip(keys, B - A, strict=True) if d > 0]
         lost = [key[1] for key, d in zip(keys, B - A, strict=True) if d < 0]
         p = binomtest(len(won), len(won) + len(lost)).pvalue if won or lost else 1.0
-        alone_a, alone_b = (sum(key[0] == source for key in side) - len(keys) for side in (share_a, share_b))
+        alone_a, alone_b = (
+            sum(key[0] == source for key in side) - len(keys) for side in (share_a, share_b)
+        )
         lines += [
             f"{source}: {len(keys)} problems in both, {alone_a} in A alone, {alone_b} in B alone",
             f"  pass@1 {A.mean():.4f} (A), {B.mean():.4f} (B)",
-            f"  B - A = {mean:+.4f}, 95% interval [{mean - half_width:+.4f}, {mean + half_width:+.4f}]",
-            f"  B won {len(won)}, lost {len(lost)}, tied {len(keys) - len(won) - len(lost)}; exact sign test p = {p:.3g}",
+            f"  B - A = {mean:+.4f}, 95% interval [{mean - half_width:+.4f}, "
+            f"{mean + half_width:+.4f}]",
+            f"  B won {len(won)}, lost {len(lost)}, tied {len(keys) - len(won) - len(lost)}; exact "
+            f"sign test p = {p:.3g}",
         ]
         for word, places in (("won", won), ("lost", lost)):
             if places:
@@ -413,34 +478,37 @@ def compare(path_a: str, path_b: str, shown: int = 20) -> str:
     return "\n".join(lines)
 
 
-# ---- The command ------------------------------------------------------------------------------------------------------
+# ---- The command ---------------------------------------------------------------------------------
 
 
 @dataclass
 class Flags:
     model: str = "models/tiny"  # hub name, or a directory in Hugging Face layout
-    eval: list[str] = field(default_factory=list)  # NAME[:n[:temperature]], repeated; arithmetic:test if not given; 0 is greedy
-    problems: int = 0  # only the first so many of each set; 0 for all
+    # NAME[:n[:temperature]], may be repeated; arithmetic:test if not given; temperature 0 is greedy
+    eval: list[str] = field(default_factory=list)
+    problems: int = 0  # only the first so many of each set; 0: all
     k: tuple[int, ...] = ()  # the k of pass@k and maj@k; powers of 2 if not given
     prompt: str = PROMPT  # how a problem is asked, with {problem} in it
-    template: Literal["auto", "chat", "plain"] = "auto"  # chat template or plain text; auto: chat if the tokenizer has one
+    # chat template or plain text; auto: chat if the tokenizer has a chat template
+    template: Literal["auto", "chat", "plain"] = "auto"
     template_args: list[str] = field(default_factory=list)  # NAME=VALUE for the chat template
     max_prompt: int = 2048  # tokens; longer prompts are dropped and counted
     max_new: int = 512  # tokens of a completion
-    reward: str = ""  # FILE.py:FUNCTION with (completion, problem) -> number; if not given, the answer checker
+    # FILE.py:FUNCTION with (completion, problem) -> number; the answer checker if not given
+    reward: str = ""
     slots: int = 128  # sequences decoded together on one rank
     kv_gb: float = 4.0  # memory of the KV cache on one rank, 1e9 bytes
     sampler_tp: int = 1  # ranks of a node that share one copy of the model
     seed: int = 0  # keys the noise
-    out: str = ""  # file for the completions, .jsonl; if it has some already, only the rest is drawn
+    out: str = ""  # file for the completions, .jsonl; only what is missing there is drawn
     show: int = 3  # completions of each set to print
-    compare: tuple[str, str] | None = None  # two files of --out to compare, and do nothing else
+    compare: tuple[str, str] | None = None  # two files of --out: compare them, and do nothing else
 
 
-INFINITE = float("inf")
-RANGES = {
-    "problems": (0, INFINITE), "max_prompt": (1, INFINITE), "max_new": (1, INFINITE), "slots": (1, INFINITE),
-    "kv_gb": (1e-6, INFINITE), "sampler_tp": (1, INFINITE), "seed": (-(2**63), 2**63 - 1), "show": (0, INFINITE),
+ANY = float("inf")
+RANGES = {  # lowest and highest value of every number
+    "problems": (0, ANY), "max_prompt": (1, ANY), "max_new": (1, ANY), "slots": (1, ANY),
+    "kv_gb": (1e-6, ANY), "sampler_tp": (1, ANY), "seed": (-(2**63), 2**63 - 1), "show": (0, ANY),
 }  # fmt: skip
 
 
@@ -467,7 +535,11 @@ def main(flags: Flags) -> None:
         test.problems, dropped = data.drop_long(problems, renderer, flags.max_prompt)
         test.check(flags.k)
         if dropped:
-            notes = [*notes, f"{test.label}: {dropped} prompts over --max-prompt {flags.max_prompt} tokens dropped"]
+            notes = [
+                *notes,
+                f"{test.label}: {dropped} prompts over --max-prompt {flags.max_prompt} tokens "
+                "dropped",
+            ]
         if rank == 0 and notes:
             print("\n".join(notes))
 
@@ -475,12 +547,14 @@ def main(flags: Flags) -> None:
     path = Path(flags.out)
     if flags.out:
         settings = {
-            "model": flags.model, "weights": digest_weights(directory),
+            "model": flags.model,
+            "weights": digest_weights(directory),
             "eval": [f"{test.name}:{test.n}:{test.temperature:g}" for test in sets],
             "problems": [data.digest(test.problems) for test in sets],
-            "max_new": flags.max_new, "template": flags.template, "template_args": flags.template_args,
-            "reward": flags.reward, "seed": flags.seed,
-        }  # fmt: skip
+            "seed": flags.seed,
+        }
+        for name in ("max_new", "template", "template_args", "reward"):
+            settings[name] = getattr(flags, name)
         found = [resume(path, settings) if rank == 0 else None]
         dist.broadcast_object_list(found)
         rows = found[0]
@@ -494,9 +568,15 @@ def main(flags: Flags) -> None:
     with Grader(graders, **({"reward": flags.reward} if flags.reward else {})) as grader:
         rollout = Rollout(sampler, renderer, grader, flags.max_new, flags.seed)
         for test in sets:
-            known = {(problem, sample): row for (source, problem, sample), row in rows.items() if source == test.label}
+            known = {
+                (problem, sample): row
+                for (source, problem, sample), row in rows.items()
+                if source == test.label
+            }
 
-            def keep(completion: Completion, problem: data.Problem, label: str = test.label) -> None:
+            def keep(
+                completion: Completion, problem: data.Problem, label: str = test.label
+            ) -> None:
                 if flags.out:
                     append(path, completion.row(problem, label))
 
@@ -511,4 +591,6 @@ def main(flags: Flags) -> None:
 
 
 if __name__ == "__main__":
-    explain(lambda: main(parse(Flags, sys.argv[1:], "Evaluate a model, or compare two evaluations.")))
+    explain(
+        lambda: main(parse(Flags, sys.argv[1:], "Evaluate a model, or compare two evaluations."))
+    )

@@ -34,6 +34,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
+from operator import itemgetter
 from pathlib import Path
 from typing import Literal
 
@@ -64,6 +65,9 @@ class Curve:
     def L_T(self):
         """Mean over seeds: what is fitted."""
         return self.L_ST.mean(0)
+
+    def __len__(self):
+        return len(self.X_T)
 
     def keep(self, mask_T):
         step_T, X_T, L_ST = self.step_T[mask_T], self.X_T[mask_T], self.L_ST[:, mask_T]
@@ -319,7 +323,8 @@ class Parameters:
 
     def slope(self, N):
         """k at sizes N (m,), seen or not: (m,) or (B, m). Not for shape "free"."""
-        return self.K[..., None] * shape_function(self.shape, N, self.theta[..., None])
+        f = shape_function(self.shape, N, self.theta[..., None])
+        return self.K[..., None] * f
 
     def losses(self, x_nT):
         """L at x = log10 X of every size: (n, T) or (B, n, T)."""
@@ -351,8 +356,7 @@ def problem_of(curves, loss, shape):
     if len(curves) < 2 and shape != "free":
         raise ValueError(f"{len(curves)} sizes; a {shape} fit needs at least two")
     N_n = np.array([c.N for c in curves])
-    longest = max(len(c.X_T) for c in curves)
-    x_nT = np.zeros((len(curves), longest))
+    x_nT = np.zeros((len(curves), max(map(len, curves))))
     L_nT = np.ones_like(x_nT)
     w_nT = np.zeros_like(x_nT)
     for n, curve in enumerate(curves):
@@ -448,6 +452,7 @@ class Fit(Parameters):
 
     @property
     def N0_ends(self):
+        """The interval of N0; without bootstrap the estimate alone."""
         return self.interval("N0") if self.redraws else (self.N0, self.N0)
 
     @property
@@ -764,7 +769,8 @@ def extrapolate_one(p, first_x_n, N, x_T):
     dk_n = p.k - mean_k
     covariance = (dk_n * y_n).mean(-1, keepdims=True)
     variance = (dk_n**2).mean(-1, keepdims=True)
-    first_y = y_n.mean(-1, keepdims=True) + covariance / variance * (k - mean_k)
+    trend = covariance / np.maximum(variance, TINY)
+    first_y = y_n.mean(-1, keepdims=True) + trend * (k - mean_k)
     log_L = first_y - k * (x_T - x_T[0])
     return 10**log_L
 
@@ -874,7 +880,7 @@ def pyplot():
         "legend.frameon": False,
         "legend.fontsize": 9,
         "lines.linewidth": 1.6,
-        "savefig.dpi": 130,
+        "savefig.dpi": 160,
     })
     return plt
 
@@ -886,7 +892,7 @@ def palette(levels):
     return dict(zip(levels, colours, strict=True))
 
 
-def panels(rows, columns, size=(5.6, 4.4), sharey=True):
+def panels(rows, columns, size=(4.6, 3.8), sharey=True):
     """A figure and its axes (rows, columns); size: inches of one panel."""
     whole = size[0] * columns, size[1] * rows
     return pyplot().subplots(
@@ -924,7 +930,7 @@ def loss_panel(axis, curves, law, title=""):
     the law's slope and an E of its own. Numbers at the lines: size and k.
     """
     colours = palette(c.N for c in curves)
-    fitted = {c.N: len(c.X_T) for c in law.curves}
+    fitted = {c.N: len(c) for c in law.curves}
     labels = []
     for c in reversed(curves):
         colour = colours[c.N]
@@ -934,23 +940,24 @@ def loss_panel(axis, curves, law, title=""):
         axis.fill_between(c.X_T, c.L_ST.min(0), c.L_ST.max(0), alpha=0.08, lw=0, color=colour)
         axis.plot(c.X_T, line_T, "--", color=colour)
         axis.plot(c.X_T[seen], line_T[seen], color=colour)
-        labels.append((c.X_T[-1], line_T[-1], f"{label(c.N)}  {k:.3f}", colour))
+        labels.append((line_T[-1], f"{label(c.N)}  {k:.3f}", colour))
     axis.set(xscale="log", yscale="log", xlabel=AXIS[law.x], title=title)
-    left, right = axis.get_xlim()
-    axis.set_xlim(left, right * (right / left) ** 0.22)  # room for the labels
-    low, high = axis.get_ylim()
-    gap = (high / low) ** 0.04
-    lowest = 0.0
-    for X, L, text, colour in labels:
-        lowest = max(L, lowest * gap)  # labels keep their distance, upwards
-        beside(axis, X, lowest, text, colour)
+    write_beside(axis, labels)
     loss_ticks(axis)
 
 
-def beside(axis, x, y, text, colour):
-    """Write text to the right of a point."""
-    axis.annotate(text, (x, y), (10, 0), textcoords="offset points", va="center", fontsize=9,
-                  fontweight="bold", color=colour)
+def write_beside(axis, labels):
+    """Labels [(L, text, colour), ...] right of all curves and apart from each other."""
+    end = axis.dataLim.xmax
+    left, right = axis.get_xlim()
+    axis.set_xlim(left, right * (right / left) ** 0.25)
+    low, high = axis.get_ylim()
+    gap = (high / low) ** 0.05
+    lowest = 0.0
+    for L, text, colour in sorted(labels, key=itemgetter(0)):
+        lowest = max(L, lowest * gap)
+        axis.annotate(text, (end, lowest), (8, 0), textcoords="offset points", va="center",
+                      fontsize=9, fontweight="bold", color=colour)
 
 
 def k_panel(axis, own, laws):
@@ -999,7 +1006,7 @@ def draw_laws(out, studies):
 
     for s in studies:
         laws = s.shown("inter", "intra") or s.shown("all")
-        figure, axes = panels(1, len(laws), (5.8, 4.8))
+        figure, axes = panels(1, len(laws), (4.8, 4.2))
         for law, axis in zip(laws, axes[0], strict=True):
             loss_panel(axis, s.curves, law, TITLES[law.protocol])
         axes[0, 0].set_ylabel(LOSS_LABEL)
@@ -1008,7 +1015,7 @@ def draw_laws(out, studies):
     law = studies[-1].laws["all"]
     count = len(law.curves)
     columns = math.ceil(count / 2)
-    figure, axes = panels(2, columns, (2.9, 2.3))
+    figure, axes = panels(2, columns, (2.4, 1.9))
     for curve, axis in zip(law.curves, axes.flat, strict=False):
         residual_panel(axis, law, curve)
     for axis in axes.flat[count:]:
@@ -1156,8 +1163,7 @@ def study(curves, flags, bar):
     fits, laws = [], {}
     for protocol, loss in product(("all", "inter", "intra"), losses):
         part = select(curves, protocol, flags.first, flags.upto)
-        shortest = min(len(c.X_T) for c in part) if len(part) > 1 else 0
-        if shortest < 3:
+        if len(part) < 2 or min(map(len, part)) < 3:
             warn(f"{curves[0].x}, {protocol}: no fit without two sizes of three points "
                  "(--first, --upto)")
         else:
@@ -1178,10 +1184,10 @@ def rows_of(s, flags):
         "forecasts": [],
     }
     for inter in s.shown("inter"):
-        if len(inter.N) < len(s.curves):
+        if len(inter.curves) < len(s.curves):
             rows["forecasts"] += forecast_size(inter, s.curves[-1])
     early, later = split(s.curves, flags.first)
-    if "intra" in s.laws and min(len(c.X_T) for c in later) > 1:
+    if "intra" in s.laws and min(map(len, later)) > 1:
         rows["forecasts"] += forecast_steps(early, later, law.loss)
     X = flags.compute if law.x == "C" else flags.data
     if X:
@@ -1231,7 +1237,8 @@ def main(argv=None):
         draw_laws(flags.out, [s for s in studies if s.own.model_type == model_type])
     for name, (title, columns) in TABLES.items():
         if result[name]:
-            print(table(title, columns.split(), result[name]), end="\n\n")
+            print(table(title, columns.split(), result[name]))
+            print()
     print(f"wrote {flags.out}/fit.json and the figures beside it")
 
 

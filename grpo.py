@@ -1,30 +1,37 @@
 """GRPO post-training of Qwen2.5: the algorithm and its loop.
 
-    torchrun grpo.py                                            # a tiny model learns arithmetic on a laptop, two minutes
+    torchrun grpo.py                                        # a tiny model, a laptop, two minutes
     torchrun --nproc_per_node 8 grpo.py @recipes/paper.args --model Qwen/Qwen2.5-7B
-    torchrun --nproc_per_node 8 grpo.py --resume runs/NAME      # goes on from the newest checkpoint
+    torchrun --nproc_per_node 8 grpo.py --resume runs/NAME  # goes on from the newest checkpoint
 
-GRPO (Shao et al. 2024, arXiv 2402.03300), as in "Scaling Behaviors of LLM Reinforcement Learning Post-Training"
-(arXiv 2509.25300). For each of P prompts draw G completions o_1 .. o_G with rewards r_1 .. r_G, then ascend
+GRPO (Shao et al. 2024, arXiv 2402.03300), as in "Scaling Behaviors of LLM Reinforcement Learning
+Post-Training" (arXiv 2509.25300). For each of P prompts draw G completions o_1 .. o_G with rewards
+r_1 .. r_G, then ascend
 
-    J = sum_i w_i sum_t [ min( rho_it A_i, clip(rho_it, 1 - eps_low, 1 + eps_high) A_i )  -  beta KL_it ]
+    J = sum_i w_i sum_t [ min(rho_it A_i, clip(rho_it, 1 - eps_low, 1 + eps_high) A_i)
+                          - beta KL_it ]
 
-    A_i    = (r_i - mean r) / (std r + 1e-6)                 advantage, over the G completions of one prompt
-    rho_it = pi(o_it | ..) / pi_old(o_it | ..)               ratio; pi_old drew the completions
-    KL_it  = exp(d) - d - 1,  d = log pi_ref - log pi        the k3 estimator against the frozen starting model
-    w_i    = 1 / T                                           weight of a token; T completion tokens in the whole update
+    A_i    = (r_i - mean r) / (std r + 1e-6)            advantage, over the G completions of one
+                                                        prompt
+    rho_it = pi(o_it | ..) / pi_old(o_it | ..)          ratio; pi_old drew the completions
+    KL_it  = exp(d) - d - 1,  d = log pi_ref - log pi   k3 estimator, against the starting model
+    w_i    = 1 / T                                      weight of a token of the update's T tokens
 
-with the dual clip: for A < 0 the first term is at least c A. T is counted over all micro-batches and ranks, so the gradient
-does not depend on how the sequences are shared out. The algorithms of recipes/ each change some of these terms: the reward r
-in rewards(), A in advantages(), w in token_weights(), the rest in grpo_loss().
+with the dual clip: for A < 0 the first term is at least c A. T is counted over all micro-batches
+and ranks, so the gradient does not depend on how the sequences are shared out. The algorithms of
+recipes/ each change some of these terms: the reward r in rewards(), A in advantages(), w in
+token_weights(), the rest in grpo_loss().
 
 Where the code deviates from the paper's, and why:
-- The paper's code takes the token mean per micro-batch, so its gradient depends on the micro-batches; here T is global.
-- With one update per rollout (the default; the paper has 4) pi is pi_old, so the old log-probs are not computed apart.
-- The default learning rate is 5e-4 and beta is 0, for the tiny model; recipes/paper.args holds the paper's numbers.
+- The paper's code takes the token mean per micro-batch, so its gradient depends on the
+  micro-batches; here T is global.
+- With one update per rollout (the default; the paper has 4) pi is pi_old, so the old log-probs are
+  not computed apart.
+- The default learning rate is 5e-4 and beta is 0, for the tiny model; recipes/paper.args holds the
+  paper's numbers.
 
-Letters: P prompts, G completions of each, B sequences, T packed tokens, R completion tokens among them.
-"""
+Letters: P prompts, G completions of each, B sequences, T packed tokens, R completion tokens among
+them."""
 
 import dataclasses
 import math
@@ -74,59 +81,96 @@ from runtime.parallel import (
 @dataclass
 class Flags:
     # ---- What is trained, on what
+
     model: str = "models/tiny"  # hub name, or a directory in Hugging Face layout
-    data: str = "arithmetic"  # arithmetic, a .jsonl, .json or .parquet file, or a hub name with an optional :split
-    out: str = ""  # directory of the run, which must not exist; if not given, one is made under runs/
-    resume: str = ""  # directory of a run to go on with; auto: the one of --out, or the newest unfinished one with these flags
+    # arithmetic, a .jsonl, .json or .parquet file, or a hub name with an optional :split
+    data: str = "arithmetic"
+    out: str = ""  # directory of the run, which must not exist; one under runs/ if not given
+    # run to go on with; auto: the run of --out, or the newest unfinished run with these flags
+    resume: str = ""
     seed: int = 0  # keys the noise of every sampled token, and the stream of arithmetic problems
+
     # ---- Prompts
-    prompt: str = PROMPT  # how a problem is asked, with {problem} in it; prompts that a file brings along stay as they are
-    template: Literal["auto", "chat", "plain"] = "auto"  # chat template or plain text; auto: chat if the tokenizer has one
-    template_args: list[str] = field(default_factory=list)  # NAME=VALUE for the chat template, such as enable_thinking=false
+
+    # how a problem is asked, with {problem} in it; prompts that a file brings along stay as they
+    # are
+    prompt: str = PROMPT
+    # chat template or plain text; auto: chat if the tokenizer has a chat template
+    template: Literal["auto", "chat", "plain"] = "auto"
+    # NAME=VALUE for the chat template, such as enable_thinking=false; may be repeated
+    template_args: list[str] = field(default_factory=list)
     max_prompt: int = 128  # tokens; longer prompts are dropped and counted
-    max_new: int = 64  # tokens of a completion; longer completions are truncated and graded as they are
+    # tokens of a completion; longer completions are truncated and graded as they are
+    max_new: int = 64
+
     # ---- A step
+
     steps: int = 150  # rollouts to train on
     prompts: int = 32  # P, prompts of a step, over all ranks
     group: int = 8  # G, completions of each prompt
     updates: int = 1  # optimiser steps per rollout, each on its share of the prompts (the paper: 4)
-    reuse: int = 1  # tau: a subset of the problems is seen this many times, in the same number of steps
+    reuse: int = 1  # tau: a subset of the problems is seen this many times, in as many steps
     temperature: float = 1.0  # of sampling, and of the policy that is trained
+
     # ---- The reward
-    reward: str = ""  # FILE.py:FUNCTION with (completion, problem) -> number; if not given, the answer checker
-    overlong: Literal["none", "soft", "mask"] = "none"  # soft: penalty in the last fifth of max_new; mask: no loss if truncated
+
+    # FILE.py:FUNCTION with (completion, problem) -> number; the answer checker if not given
+    reward: str = ""
+    # soft: a penalty in the last fifth of max_new; mask: truncated completions leave the loss
+    overlong: Literal["none", "soft", "mask"] = "none"
+
     # ---- The algorithm: each flag changes one term of the equation, whatever the others are
-    advantage: Literal["std", "mean", "loo"] = "std"  # r - mean, over std (GRPO); not over std; r - mean of the others (RLOO)
-    ratio: Literal["token", "sequence"] = "token"  # rho of each token, or the geometric mean over the sequence (GSPO)
-    surrogate: Literal["clip", "cispo"] = "clip"  # PPO's minimum, or the clipped ratio as a constant weight of log pi
+
+    # r - mean over std (GRPO); r - mean; r - mean of the other completions (RLOO)
+    advantage: Literal["std", "mean", "loo"] = "std"
+    # rho of each token, or the geometric mean over the sequence (GSPO)
+    ratio: Literal["token", "sequence"] = "token"
+    # PPO's minimum, or the clipped ratio as a constant weight of log pi
+    surrogate: Literal["clip", "cispo"] = "clip"
     clip_low: float = 0.2  # eps_low: the ratio is clipped to at least 1 minus this
     clip_high: float = 0.2  # eps_high: the ratio is clipped to at most 1 plus this
-    dual_clip: float = 3.0  # c: for a negative advantage the term of a token is at least c A; 0 turns this off
-    aggregate: Literal["tokens", "sequences", "constant"] = "tokens"  # mean of tokens; of sequence means; sums over max_new
+    dual_clip: float = 3.0  # c: for a negative advantage a token's term is at least c A; 0: off
+    # mean over tokens; mean of the means of sequences; sums over max_new
+    aggregate: Literal["tokens", "sequences", "constant"] = "tokens"
     kl: float = 0.0  # beta, weight of the KL term; 0 leaves out the reference policy
-    kl_estimator: Literal["k1", "k2", "k3"] = "k3"  # of KL from one token: -d; d^2 / 2; exp(d) - d - 1
-    kl_in: Literal["loss", "reward"] = "loss"  # reward: beta times the sum over the sequence is subtracted from the reward
-    correct: Literal["none", "token", "sequence"] = "none"  # importance weight pi_old / pi_sampler, at most 2
-    equal_groups: Literal["keep", "drop", "resample"] = "keep"  # groups of equal rewards: keep, no loss, or draw other prompts
+    # of KL from one token, with d = log pi_ref - log pi: -d; d^2 / 2; exp(d) - d - 1
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    # reward: beta times the sum over the sequence is subtracted from the reward
+    kl_in: Literal["loss", "reward"] = "loss"
+    # importance weight pi_old / pi_sampler, per token or per sequence, at most 2
+    correct: Literal["none", "token", "sequence"] = "none"
+    # groups of equal rewards: keep them, leave them out of the loss, or draw other prompts
+    equal_groups: Literal["keep", "drop", "resample"] = "keep"
+
     # ---- The optimiser
+
     lr: float = 5e-4  # learning rate of AdamW (the paper: 1e-6)
     warmup: int = 5  # updates over which the learning rate rises linearly
-    decay: Literal["none", "inverse"] = "none"  # after the warm-up: constant, as in the paper, or lr / update
+    # after the warm-up: constant, as in the paper, or lr / update
+    decay: Literal["none", "inverse"] = "none"
     weight_decay: float = 0.1  # of AdamW
-    clip_grad: float = 1.0  # the norm of the gradient is clipped to this; 0 turns this off
+    clip_grad: float = 1.0  # the norm of the gradient is clipped to this; 0: off
+
     # ---- Evaluation
-    eval: list[str] = field(default_factory=list)  # NAME[:n[:temperature]], repeated; if not given, a held-out part of --data
-    eval_every: int = 10  # steps between evaluations; 0: at steps 1, 2, 3, 4, 6, 8, 11, .. 2^(i/2); always at 0 and the last
+
+    # NAME[:n[:temperature]], may be repeated; a held-out part of --data if not given
+    eval: list[str] = field(default_factory=list)
+    # steps between evaluations; 0: after steps 1, 2, 3, 4, 6, 8, 11, .. 2^(i/2)
+    eval_every: int = 10
     eval_problems: int = 500  # problems of each evaluation set, at most
+
     # ---- Memory and the machine
+
     micro_tokens: int = 16384  # tokens of a micro-batch on one rank, prompts included
     slots: int = 256  # sequences decoded together on one rank
     kv_gb: float = 4.0  # memory of the KV cache on one rank, 1e9 bytes
     sampler_tp: int = 1  # ranks of a node that share one copy of the model for sampling
-    recompute: bool = False  # run each layer again in the backward pass instead of keeping its activations
+    recompute: bool = False  # run each layer again in backward instead of keeping activations
     offload: bool = False  # keep parameters and optimiser state in CPU memory
     replicas: int = 1  # copies of the sharded model, usually one per node
+
     # ---- Keeping the run
+
     save_every: int = 10  # steps between checkpoints
     keep: int = 2  # how many recent checkpoints to keep; the best one is always kept
     timeout: float = 60.0  # minutes that a phase of a step may last
@@ -134,15 +178,15 @@ class Flags:
     plan: str = ""  # such as 8xH100: print what the run would need on these GPUs, and stop
 
 
-# ---- The mathematics --------------------------------------------------------------------------------------------------
+# ---- The mathematics -----------------------------------------------------------------------------
 
 
 def rewards(completions: list[Completion], f: Flags) -> Tensor:
     """reward_B, float32: the grade, minus the penalty for length if --overlong soft.
 
-    The penalty of L tokens is (L - max_new + cache) / cache within 0..1, the cache being a fifth of max_new (DAPO,
-    arXiv 2503.14476, eq. 13, which has 4096 of 20480). A KL term in the reward is subtracted in train_step.
-    """
+    The penalty of L tokens is (L - max_new + cache) / cache within 0..1, the cache being a fifth of
+    max_new (DAPO, arXiv 2503.14476, eq. 13, which has 4096 of 20480). A KL term in the reward is
+    subtracted in train_step."""
     grade_B = torch.tensor([c.verdict.score for c in completions], dtype=torch.float32)
     if f.overlong != "soft":
         return grade_B
@@ -153,15 +197,16 @@ def rewards(completions: list[Completion], f: Flags) -> Tensor:
 
 
 def all_equal(reward_PG: Tensor) -> Tensor:
-    """equal_P, bool: whether the rewards of a group are all the same, so that they say nothing about what is better."""
+    """equal_P, bool: whether all rewards of a group are the same, so that nothing is better."""
     return (reward_PG == reward_PG[:, :1]).all(1)
 
 
 def advantages(reward_PG: Tensor, kind: str = "std") -> Tensor:
-    """adv_PG, the dtype of reward_PG: A_i, each group against itself, exactly 0 where all rewards are equal.
+    """adv_PG, the dtype of reward_PG: A_i, each group against itself, exactly 0 where all rewards
+    are equal.
 
-    std, the unbiased one: GRPO (arXiv 2402.03300); mean: Dr. GRPO (arXiv 2503.20783); loo, against the mean of the other
-    completions, which is r - mean times G / (G - 1): RLOO (arXiv 2402.14740).
+    std, the unbiased one: GRPO (arXiv 2402.03300); mean: Dr. GRPO (arXiv 2503.20783); loo, against
+    the mean of the other completions, which is r - mean times G / (G - 1): RLOO (arXiv 2402.14740).
     """
     G = reward_PG.shape[1]
     adv_PG = reward_PG - reward_PG.mean(1, keepdim=True)
@@ -173,10 +218,13 @@ def advantages(reward_PG: Tensor, kind: str = "std") -> Tensor:
 
 
 def token_weights(new_B: Tensor, in_loss_B: Tensor, aggregate: str, max_new: int) -> Tensor:
-    """weight_B, float32: w_i, what each token of a sequence counts in the loss of one update; 0 for sequences not in the loss.
+    """weight_B, float32: w_i, what each token counts in the loss of an update, by sequence.
 
-    new_B, int64: completion tokens of every sequence of the update, over all ranks; in_loss_B: bool. With S sequences in the
-    loss: tokens 1 / sum |o| (DAPO, eq. 8); sequences 1 / (S |o_i|) (GRPO, eq. 3); constant 1 / (S max_new) (Dr. GRPO).
+    new_B, int64: completion tokens of every sequence of the update, over all ranks.
+    in_loss_B, bool: which of them are in the loss. With S of them:
+    tokens     1 / sum |o|        (DAPO, eq. 8)
+    sequences  1 / (S |o_i|)      (GRPO, eq. 3)
+    constant   1 / (S max_new)    (Dr. GRPO)
     """
     new_B = new_B.double()
     S = in_loss_B.sum().clamp(min=1)
@@ -190,10 +238,11 @@ def token_weights(new_B: Tensor, in_loss_B: Tensor, aggregate: str, max_new: int
 
 
 def token_kl(logp_R: Tensor, ref_R: Tensor, estimator: str) -> Tensor:
-    """kl_R within +-10: KL(pi, pi_ref) estimated from one token each (Schulman 2020, "Approximating KL divergence").
+    """kl_R within +-10: KL(pi, pi_ref) estimated from one token each (Schulman 2020, "Approximating
+    KL divergence").
 
-    d is bounded to +-20 before exp, as in verl, so that one unlikely token cannot make the update infinite.
-    """
+    d is bounded to +-20 before exp, as in verl, so that one unlikely token cannot make the update
+    infinite."""
     d_R = ref_R - logp_R
     if estimator == "k1":
         kl_R = -d_R
@@ -210,12 +259,13 @@ def bounded_exp(log_R: Tensor) -> Tensor:
 
 
 def grpo_loss(logp_R: Tensor, b: Batch, f: Flags) -> tuple[Tensor, dict[str, Tensor]]:
-    """-> (this micro-batch's part of the loss, sums over its tokens of what is logged, without gradients).
+    """-> (this micro-batch's part of the loss, sums over its tokens of what is logged, without
+    gradients).
 
-    logp_R, float32, carries gradients; everything in b is constant. PPO's clipped surrogate (arXiv 1707.06347, eq. 7) with the
-    dual clip (arXiv 1912.09729, eq. 5), or CISPO's weighted log pi (arXiv 2506.13585, eq. 4); the ratio of a sequence: GSPO
-    (arXiv 2507.18071, eq. 7); the importance weight for what the sampler computed differently: TIS (Yao et al. 2025).
-    """
+    logp_R, float32, carries gradients; everything in b is constant. PPO's clipped surrogate (arXiv
+    1707.06347, eq. 7) with the dual clip (arXiv 1912.09729, eq. 5), or CISPO's weighted log pi
+    (arXiv 2506.13585, eq. 4); the ratio of a sequence: GSPO (arXiv 2507.18071, eq. 7); the
+    importance weight for what the sampler computed differently: TIS (Yao et al. 2025)."""
     log_ratio_R = logp_R - b.old_R
     if f.ratio == "sequence":
         log_ratio_R = b.per_token(b.mean_tokens(log_ratio_R))
@@ -248,16 +298,18 @@ def grpo_loss(logp_R: Tensor, b: Batch, f: Flags) -> tuple[Tensor, dict[str, Ten
     return loss, {"clip_fraction": was_clipped_R.sum(), "kl": kl_R.detach().sum()}
 
 
-# ---- One step ---------------------------------------------------------------------------------------------------------
+# ---- One step ------------------------------------------------------------------------------------
 
 
-def draw_groups(rollout: Rollout, problems: Sequence[data.Problem], start: int, step: int, f: Flags, progress):
+def draw_groups(
+    rollout: Rollout, problems: Sequence[data.Problem], start: int, step: int, f: Flags, progress
+):
     """-> (the P x G completions of a step, all completions that were drawn for it).
 
-    The curriculum goes on from place `start`. With --equal-groups resample, groups of equal rewards are replaced by groups of
-    further prompts, in up to three rounds of as many prompts as are missing (DAPO, eq. 11). What is still missing then is
-    filled with groups of equal rewards, whose advantage is 0.
-    """
+    The curriculum goes on from place `start`. With --equal-groups resample, groups of equal rewards
+    are replaced by groups of further prompts, in up to three rounds of as many prompts as are
+    missing (DAPO, eq. 11). What is still missing then is filled with groups of equal rewards, whose
+    advantage is 0."""
     rounds = 3 if f.equal_groups == "resample" else 1
     good, equal, drawn = [], [], []
     for _ in range(rounds):
@@ -277,16 +329,27 @@ def draw_groups(rollout: Rollout, problems: Sequence[data.Problem], start: int, 
     return [c for group in groups for c in group], drawn
 
 
-def train_step(policy: Model, reference: Model | None, optimizer, scheduler, completions: list[Completion], f: Flags,
-               ledger: Ledger, progress=None) -> dict:
-    """All updates on one rollout; returns the step's statistics, the same on all ranks (a collective).
+def train_step(
+    policy: Model,
+    reference: Model | None,
+    optimizer,
+    scheduler,
+    completions: list[Completion],
+    f: Flags,
+    ledger: Ledger,
+    progress=None,
+) -> dict:
+    """All updates on one rollout; returns the step's statistics, the same on all ranks (a
+    collective).
 
-    Until the first update nothing has changed, and Interrupted ends the step if the run was asked to end.
-    """
+    Until the first update nothing has changed, and Interrupted ends the step if the run was asked
+    to end."""
     device = ledger.device
     per_update = len(completions) // f.updates
     parts = [slice(u * per_update, (u + 1) * per_update) for u in range(f.updates)]
-    shares = [deal(completions, range(part.start, part.stop), f.micro_tokens, device) for part in parts]
+    shares = [
+        deal(completions, range(part.start, part.stop), f.micro_tokens, device) for part in parts
+    ]
     batches = [b for share in shares for b in share.batches]
 
     # Log-probs under pi_old and the reference come before the first update changes pi.
@@ -302,7 +365,9 @@ def train_step(policy: Model, reference: Model | None, optimizer, scheduler, com
     if f.overlong == "mask":
         in_loss_B &= torch.tensor([c.finished for c in completions], device=device)
     new_B = torch.tensor([len(c.ids) for c in completions], device=device)
-    weights = [token_weights(new_B[part], in_loss_B[part], f.aggregate, f.max_new) for part in parts]
+    weights = [
+        token_weights(new_B[part], in_loss_B[part], f.aggregate, f.max_new) for part in parts
+    ]
     weight_B = torch.cat(weights)  # w_i
     for b in batches:
         b.adv_R = b.per_token(adv_B[b.places])
@@ -314,7 +379,9 @@ def train_step(policy: Model, reference: Model | None, optimizer, scheduler, com
         for number, share in enumerate(shares):
             first = number == 0
             add_gradients(policy, share, sums, f, ledger, progress, may_give_up=first)
-            norm = full(torch.nn.utils.clip_grad_norm_(policy.parameters(), f.clip_grad or math.inf)).item()
+            norm = full(
+                torch.nn.utils.clip_grad_norm_(policy.parameters(), f.clip_grad or math.inf)
+            ).item()
             if first:
                 ledger.give_up_if_asked()
                 ledger.announce("the step has changed the weights, so it ends first")
@@ -342,8 +409,11 @@ def train_step(policy: Model, reference: Model | None, optimizer, scheduler, com
     }
 
 
-def add_log_probs(policy: Model, reference: Model | None, batches: list[Batch], f: Flags, ledger: Ledger) -> None:
-    """Fill in old_R and ref_R where they are needed. With one update pi is pi_old, and add_gradients fills in old_R."""
+def add_log_probs(
+    policy: Model, reference: Model | None, batches: list[Batch], f: Flags, ledger: Ledger
+) -> None:
+    """Fill in old_R and ref_R where they are needed. With one update pi is pi_old, and
+    add_gradients fills in old_R."""
     with torch.no_grad():
         if f.updates > 1 or f.kl_in == "reward":
             with ledger.phase("old"):
@@ -357,8 +427,11 @@ def add_log_probs(policy: Model, reference: Model | None, batches: list[Batch], 
                     b.ref_R, _ = log_probs(reference, b, f.temperature)
 
 
-def trained_rewards(completions: list[Completion], batches: list[Batch], f: Flags, device) -> Tensor:
-    """reward_B, float32, of all completions of the step: rewards(), minus beta times the KL of the sequence if --kl-in reward."""
+def trained_rewards(
+    completions: list[Completion], batches: list[Batch], f: Flags, device
+) -> Tensor:
+    """reward_B, float32, of all completions of the step: rewards(), minus beta times the KL of the
+    sequence if --kl-in reward."""
     reward_B = rewards(completions, f).to(device)
     if f.kl_in == "reward":
         kl_B = torch.zeros_like(reward_B)
@@ -369,13 +442,17 @@ def trained_rewards(completions: list[Completion], batches: list[Batch], f: Flag
     return reward_B
 
 
-def add_gradients(policy: Model, share: Share, sums: "Sums", f: Flags, ledger: Ledger, progress, may_give_up: bool) -> None:
+def add_gradients(
+    policy: Model, share: Share, sums: "Sums", f: Flags, ledger: Ledger, progress, may_give_up: bool
+) -> None:
     """Forward and backward of all micro-batches of an update."""
     for done, b in enumerate(share.batches):
         if may_give_up:
             ledger.give_up_if_asked()
         last = done == len(share.batches) - 1
-        policy.set_requires_all_reduce(last)  # between replicas gradients are summed once, after the last micro-batch
+        policy.set_requires_all_reduce(
+            last
+        )  # between replicas gradients are summed once, after the last micro-batch
         logp_R, entropy_R = log_probs(policy, b, f.temperature)
         if b.old_R is None:  # one update: rho is 1 and only its gradient counts
             b.old_R = logp_R.detach()
@@ -391,12 +468,15 @@ def add_gradients(policy: Model, share: Share, sums: "Sums", f: Flags, ledger: L
 
 
 class Sums:
-    """What the micro-batches of a step add up to, by name; kept on the device, so that adding waits for nothing."""
+    """What the micro-batches of a step add up to, by name; kept on the device, so that adding waits
+    for nothing."""
 
     NAMES = ("loss", "clip_fraction", "kl", "entropy", "sampler_gap")
 
     def __init__(self, device):
-        self.total = {name: torch.zeros((), dtype=torch.float64, device=device) for name in self.NAMES}
+        self.total = {
+            name: torch.zeros((), dtype=torch.float64, device=device) for name in self.NAMES
+        }
 
     def add(self, name: str, value: Tensor) -> None:
         self.total[name] += value
@@ -424,14 +504,16 @@ def is_due(step: int, f: Flags) -> bool:
     return step in {round(2 ** (i / 2)) for i in range(64)}
 
 
-# ---- The run ----------------------------------------------------------------------------------------------------------
+# ---- The run -------------------------------------------------------------------------------------
 
 
 def main(f: Flags) -> None:
     if f.plan:
         return plan.show(f.model, f.plan, plan_job(f), f.resume)
     device, directory, config = connect(f.model)
-    timeout = timedelta(minutes=f.timeout + 5)  # later than the limit of a phase, whose message says more
+    timeout = timedelta(
+        minutes=f.timeout + 5
+    )  # later than the limit of a phase, whose message says more
     rank, world = dist.get_rank(), dist.get_world_size()
     say = partial(print, flush=True) if rank == 0 else lambda *_: None
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -460,24 +542,43 @@ def main(f: Flags) -> None:
     for note in opened.notes:
         say(note)
     begin = f", from {opened.checkpoint.name}" if opened.checkpoint else ""
-    say(f"{out}: {f.steps} steps of {f.prompts} prompts x {f.group} completions, on {world} x {device.type}{begin}")
+    say(
+        f"{out}: {f.steps} steps of {f.prompts} prompts x {f.group} completions, on {world} x "
+        f"{device.type}{begin}"
+    )
 
     graders = max(1, (os.cpu_count() or 2) // (2 * world))
-    with Signals() as signals, Grader(graders, GRADE_SECONDS, **({"reward": f.reward} if f.reward else {})) as grader:
+    with (
+        Signals() as signals,
+        Grader(graders, GRADE_SECONDS, **({"reward": f.reward} if f.reward else {})) as grader,
+    ):
         ledger = Ledger(out, config, device, signals, dataclasses.asdict(f))
         with ledger.phase("loading"), discarded_on_error(opened):
             mesh = make_mesh(device.type, f.replicas)
             home = "cpu" if f.offload else device
             with torch.device("meta"):
-                policy, reference, sampled = Model(config, f.recompute), Model(config), Model(config)
+                policy, reference, sampled = (
+                    Model(config, f.recompute),
+                    Model(config),
+                    Model(config),
+                )
             if f.sampler_tp > 1:
                 team, _ = dist.new_subgroups(f.sampler_tp, timeout=timeout)
                 tensor_parallel(sampled, team)
-            # The trained policy in float32 and the frozen reference, both sharded; the sampler's copy, or its part of one.
+            # The trained policy in float32 and the frozen reference, both sharded; the sampler's
+            # copy, or its part of one.
             policy = shard(policy, mesh, dtype, f.offload).to_empty(device=home)
-            reference = shard(reference.to(dtype), mesh, dtype, f.offload).to_empty(device=home) if f.kl else None
-            optimizer = torch.optim.AdamW(policy.parameters(), f.lr, (0.9, 0.999), weight_decay=f.weight_decay, fused=True)
-            scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: lr_factor(done + 1, f))
+            reference = (
+                shard(reference.to(dtype), mesh, dtype, f.offload).to_empty(device=home)
+                if f.kl
+                else None
+            )
+            optimizer = torch.optim.AdamW(
+                policy.parameters(), f.lr, (0.9, 0.999), weight_decay=f.weight_decay, fused=True
+            )
+            scheduler = torch.optim.lr_scheduler.LambdaLR(
+                optimizer, lambda done: lr_factor(done + 1, f)
+            )
             if opened.checkpoint:
                 restore(opened.checkpoint, policy, optimizer, scheduler, ledger)
             else:
@@ -492,7 +593,10 @@ def main(f: Flags) -> None:
         rollout = Rollout(sampler, renderer, grader, f.max_new, f.seed, lambda: signals.requested)
         p = ledger.progress
         if p.step > f.steps:
-            say(f"--steps {f.steps} is below step {p.step}, which the run has reached already: nothing is left to train")
+            say(
+                f"--steps {f.steps} is below step {p.step}, which the run has reached already: "
+                "nothing is left to train"
+            )
 
         def measure() -> list[Completion]:
             """Evaluate on every set; a few completions of the first one."""
@@ -506,32 +610,54 @@ def main(f: Flags) -> None:
             return samples
 
         shown = {}  # step: a few completions of its evaluation
-        bar = tqdm(total=f.steps, initial=p.step, unit="step", dynamic_ncols=True,
-                   disable=rank > 0 or not sys.stderr.isatty())
+        bar = tqdm(
+            total=f.steps,
+            initial=p.step,
+            unit="step",
+            dynamic_ncols=True,
+            disable=rank > 0 or not sys.stderr.isatty(),
+        )
         table, progress = Table(f.steps), StepProgress(bar, say)
         try:
-            if is_due(p.step, f) and p.evaluated_step != p.step:  # the first one, or one that a signal put off
+            if (
+                is_due(p.step, f) and p.evaluated_step != p.step
+            ):  # the first one, or one that a signal put off
                 shown[p.step] = measure()
-                say(f"step {p.step}: pass@1 {p.pass1:.3f} on {len(tests[0].problems)} problems of {tests[0].label}")
+                say(
+                    f"step {p.step}: pass@1 {p.pass1:.3f} on {len(tests[0].problems)} problems of "
+                    f"{tests[0].label}"
+                )
             while p.step < f.steps and not ledger.stop:
                 step = p.step + 1
                 progress.begin()
                 ledger.announce(f"step {step} is given up")
                 with ledger.phase("generation"):
                     completions, drawn = draw_groups(
-                        rollout, problems, p.D, step, f, lambda n: progress.show("completions", n, f.prompts * f.group)
+                        rollout,
+                        problems,
+                        p.D,
+                        step,
+                        f,
+                        lambda n: progress.show("completions", n, f.prompts * f.group),
                     )
-                stats = train_step(policy, reference, optimizer, scheduler, completions, f, ledger, progress.show)
+                stats = train_step(
+                    policy, reference, optimizer, scheduler, completions, f, ledger, progress.show
+                )
                 with ledger.phase("weights"):
                     copy_weights(policy, sampler.model)
                 line = ledger.trained(completions, drawn, stats, sampler.preempted)
                 bar.update()
-                say(table.row(line, p.pass1)) if bar.disable else bar.set_postfix(table.cells(line, p.pass1))
+                say(table.row(line, p.pass1)) if bar.disable else bar.set_postfix(
+                    table.cells(line, p.pass1)
+                )
                 if warning := cannot_learn(p, stats, f):
                     say(warning)
                 if p.failed_steps == 3:
-                    raise Stopped(f"no finite gradient in three steps in a row, at step {step}: try a lower --lr, or look for "
-                                  f"nan in the model's weights; see {out}")
+                    raise Stopped(
+                        f"no finite gradient in three steps in a row, at step {step}: try a lower "
+                        "--lr, or look for "
+                        f"nan in the model's weights; see {out}"
+                    )
                 if is_due(step, f) and not ledger.stop:
                     shown[step] = measure()
                 if step % f.save_every == 0 or step == f.steps:
@@ -540,13 +666,17 @@ def main(f: Flags) -> None:
             pass  # a step that had changed nothing, or an evaluation, was given up
         finally:
             bar.close()
-            sampler.close()  # CUDA graphs that hold collectives go before the process group (pytorch issue 115388)
+            # CUDA graphs that hold collectives go before the process group (pytorch issue 115388)
+            sampler.close()
         if p.step:
             checkpoints.close(policy, optimizer, scheduler)
 
-    again = f"torchrun --nproc_per_node {os.environ.get('LOCAL_WORLD_SIZE', 1)} grpo.py --resume {shlex.quote(str(out))}"
+    ranks = os.environ.get("LOCAL_WORLD_SIZE", 1)
+    again = f"torchrun --nproc_per_node {ranks} grpo.py --resume {shlex.quote(str(out))}"
     if ledger.stop == "disk":
-        raise Stopped(f"{ledger.error}; earlier checkpoints are whole. To go on from there: {again}")
+        raise Stopped(
+            f"{ledger.error}; earlier checkpoints are whole. To go on from there: {again}"
+        )
     if ledger.stop:
         return say(f"ended after step {p.step} of {f.steps}, as asked; to go on: {again}")
     save(policy, directory, out / "final", dtype)
@@ -557,25 +687,30 @@ def main(f: Flags) -> None:
         start = "" if p.first_pass1 is None else f" (from {p.first_pass1:.3f})"
         print(f"\nstep {p.step}: pass@1 {p.pass1:.3f}{start}")
         print(f"curve: {draw_curve(out)}")
-        command = f"from transformers import AutoModelForCausalLM as M; print(M.from_pretrained({str(out / 'final')!r}))"
+        final = str(out / "final")
+        loading = f"M.from_pretrained({final!r})"
+        command = f"from transformers import AutoModelForCausalLM as M; print({loading})"
         print(f'model: python -c "{command}"')
 
 
-# ---- Flags: ranges, rules, warnings -----------------------------------------------------------------------------------
+# ---- Flags: ranges, rules, warnings --------------------------------------------------------------
 
 GRADE_SECONDS = 5.0  # time limit of one answer
-FREE = {  # flags that may change when a run is resumed: they do not change what it computes
-    "out", "resume", "micro_tokens", "slots", "kv_gb", "sampler_tp", "recompute", "offload", "replicas", "save_every", "keep",
-    "timeout", "log", "plan",
+# Flags that may change when a run is resumed: they do not change what the run computes.
+FREE = {
+    "out", "resume", "micro_tokens", "slots", "kv_gb", "sampler_tp", "recompute", "offload",
+    "replicas", "save_every", "keep", "timeout", "log", "plan",
 }  # fmt: skip
 ANY = math.inf
 RANGES = {  # lowest and highest value of every number
     "seed": (-(2**63), 2**63 - 1), "max_prompt": (1, ANY), "max_new": (1, ANY),
-    "steps": (1, ANY), "prompts": (1, ANY), "group": (2, ANY), "updates": (1, ANY), "reuse": (1, ANY),
-    "temperature": (1e-3, 100), "clip_low": (0, 1), "clip_high": (0, ANY), "dual_clip": (0, ANY), "kl": (0, ANY),
+    "steps": (1, ANY), "prompts": (1, ANY), "group": (2, ANY), "updates": (1, ANY),
+    "reuse": (1, ANY), "temperature": (1e-3, 100),
+    "clip_low": (0, 1), "clip_high": (0, ANY), "dual_clip": (0, ANY), "kl": (0, ANY),
     "lr": (0, ANY), "warmup": (0, ANY), "weight_decay": (0, ANY), "clip_grad": (0, ANY),
-    "eval_every": (0, ANY), "eval_problems": (1, ANY), "micro_tokens": (2, ANY), "slots": (1, ANY), "kv_gb": (1e-6, ANY),
-    "sampler_tp": (1, ANY), "replicas": (1, ANY), "save_every": (1, ANY), "keep": (1, ANY), "timeout": (1e-3, ANY),
+    "eval_every": (0, ANY), "eval_problems": (1, ANY),
+    "micro_tokens": (2, ANY), "slots": (1, ANY), "kv_gb": (1e-6, ANY), "sampler_tp": (1, ANY),
+    "replicas": (1, ANY), "save_every": (1, ANY), "keep": (1, ANY), "timeout": (1e-3, ANY),
 }  # fmt: skip
 
 
@@ -587,25 +722,33 @@ def parse_flags(argv: list[str]) -> Flags:
         return f
     names = [known.name for known in dataclasses.fields(Flags)]
     stored = {name: value for name, value in read_flags(f.resume).items() if name in names}
-    for name in ("eval", "template_args"):  # repeated flags: naming them again replaces the stored ones
+    for name in (
+        "eval",
+        "template_args",
+    ):  # repeated flags: naming them again replaces the stored ones
         if getattr(f, name):
             stored[name] = []
     return parse(Flags, [*argv, "--out", f.resume], about, default=Flags(**stored))
 
 
 def free_flags(f: Flags) -> set[str]:
-    """Flags that may differ when this run is resumed; a run without reuse may also be given more steps."""
+    """Flags that may differ when this run is resumed; a run without reuse may also be given more
+    steps."""
     return FREE | ({"steps"} if f.reuse == 1 else set())
 
 
 def check(f: Flags, world: int) -> None:
     """ValueError for flags that cannot make a run on `world` ranks, saying what to change."""
     check_numbers(f, RANGES)
-    for known in dataclasses.fields(Flags):  # tyro checks the command line, but not the flags of a stored run
+    for known in dataclasses.fields(
+        Flags
+    ):  # tyro checks the command line, but not the flags of a stored run
         choices = getattr(known.type, "__args__", ())
         value = getattr(f, known.name)
         if choices and isinstance(value, str) and value not in choices:
-            raise ValueError(f"{flag_name(known.name)} {value}: must be one of {', '.join(map(str, choices))}")
+            raise ValueError(
+                f"{flag_name(known.name)} {value}: must be one of {', '.join(map(str, choices))}"
+            )
     check_team(f.sampler_tp, world)
     teams = world // f.sampler_tp
     longest = f.max_prompt + f.max_new
@@ -613,31 +756,41 @@ def check(f: Flags, world: int) -> None:
     shared_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     rules = [
         (f.prompts % f.updates or f.prompts // f.updates * f.group < world,
-         f"--prompts {f.prompts} cannot be divided into --updates {f.updates} equal parts that each give all {world} ranks a "
+         f"--prompts {f.prompts} cannot be divided into --updates {f.updates} equal parts that "
+         f"each give all {world} ranks a "
          "sequence; make prompts a multiple of updates"),
         (f.prompts % teams,
-         f"--prompts {f.prompts} is not a multiple of the {teams} ranks or teams of --sampler-tp ranks that draw; change it or "
+         f"--prompts {f.prompts} is not a multiple of the {teams} ranks or teams of --sampler-tp "
+         "ranks that draw; change it or "
          "--nproc_per_node"),
         (longest > f.micro_tokens,
-         f"--micro-tokens {f.micro_tokens} is less than the longest sequence, --max-prompt {f.max_prompt} + --max-new "
+         f"--micro-tokens {f.micro_tokens} is less than the longest sequence, --max-prompt "
+         f"{f.max_prompt} + --max-new "
          f"{f.max_new}; raise it"),
-        (world % f.replicas, f"--replicas {f.replicas} does not divide the {world} ranks; give the number of nodes, or 1"),
+        (world % f.replicas, f"--replicas {f.replicas} does not divide the {world} ranks; give the "
+            "number of nodes, or 1"),
         (f.surrogate == "cispo" and f.dual_clip,
          "--surrogate cispo has no minimum that a dual clip could bound: add --dual-clip 0"),
         (f.ratio == "sequence" and f.correct == "token",
-         "--ratio sequence with --correct token: such a ratio weighs a sequence as a whole; take --correct sequence"),
+         "--ratio sequence with --correct token: such a ratio weighs a sequence as a whole; take "
+         "--correct sequence"),
         (f.kl and f.kl_in == "loss" and f.kl_estimator == "k1",
-         "--kl-estimator k1 in the loss has a gradient of zero on average; take --kl-in reward, or k2 or k3"),
+         "--kl-estimator k1 in the loss has a gradient of zero on average; take --kl-in reward, or "
+         "k2 or k3"),
         (f.kl_in == "reward" and not f.kl,
          "--kl-in reward subtracts nothing with --kl 0; give --kl, or leave --kl-in out"),
         (f.equal_groups == "resample" and f.reuse > 1,
-         f"--reuse {f.reuse} says how often a problem is seen, and so does --equal-groups resample; take drop, or no --reuse"),
+         f"--reuse {f.reuse} says how often a problem is seen, and so does --equal-groups "
+         "resample; take drop, or no --reuse"),
         (f.prompt != PROMPT and "{problem}" not in f.prompt,
          f"--prompt {f.prompt!r}: must contain {{problem}}, where the problem is put"),
         (f.log and find_spec(f.log) is None,
-         f"--log {f.log}: the package is not installed; pip install {f.log}, or leave the flag out"),
-        (restarts and shared_store,  # restarted workers would find the addresses of dead ones (pytorch issue 135712)
-         "--max-restarts needs a fresh store for every start: TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun --standalone ..., "
+         f"--log {f.log}: the package is not installed; pip install {f.log}, or leave the flag "
+         "out"),
+        # restarted workers would find the addresses of dead ones (pytorch issue 135712)
+        (restarts and shared_store,
+         "--max-restarts needs a fresh store for every start: TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 "
+         "torchrun --standalone ..., "
          "or --rdzv_backend c10d in place of --standalone"),
     ]  # fmt: skip
     for wrong, message in rules:
@@ -646,10 +799,14 @@ def check(f: Flags, world: int) -> None:
 
 
 def warnings_for(f: Flags, problems: Sequence[data.Problem], config) -> list[str]:
-    """Sentences about flags and data that can make a run, but not the one that was probably meant."""
+    """Sentences about flags and data that can make a run, but not the one that was probably
+    meant."""
     most = f.prompts * (3 if f.equal_groups == "resample" else 1)
     if most > len(problems):
-        raise ValueError(f"--prompts {f.prompts}: a step may draw {most} prompts, and there are {len(problems)}; lower it")
+        raise ValueError(
+            f"--prompts {f.prompts}: a step may draw {most} prompts, and there are "
+            f"{len(problems)}; lower it"
+        )
     idle = []
     if f.updates == 1:
         defaults = Flags()
@@ -657,10 +814,17 @@ def warnings_for(f: Flags, problems: Sequence[data.Problem], config) -> list[str
         idle = [flag_name(name) for name in names if getattr(f, name) != getattr(defaults, name)]
     longest = f.max_prompt + f.max_new
     found = [
-        (idle, f"{', '.join(idle)}: without effect with --updates 1, where the ratio is always 1; try --updates 4"),
-        (config.max_position and longest > config.max_position,
-         f"--max-prompt {f.max_prompt} + --max-new {f.max_new} exceed the {config.max_position} positions that {f.model} was "
-         "made for"),
+        (
+            idle,
+            f"{', '.join(idle)}: without effect with --updates 1, where the ratio is always 1; try "
+            "--updates 4",
+        ),
+        (
+            config.max_position and longest > config.max_position,
+            f"--max-prompt {f.max_prompt} + --max-new {f.max_new} exceed the {config.max_position} "
+            f"positions that {f.model} was "
+            "made for",
+        ),
         (f.data and not f.reward, data.unread_format(problems)),
     ]
     return [f"warning: {text}" for applies, text in found if applies and text]
@@ -670,18 +834,24 @@ def cannot_learn(p, stats: dict, f: Flags) -> str:
     """A sentence, once, when the last steps gave nothing to learn from."""
     if p.equal_steps != 5:
         return ""
-    reason = f"every reward was the same within its group ({stats['reward']:.3f} on average in this step)"
+    reason = f"all rewards of a group were the same ({stats['reward']:.3f} on average in this step)"
     if stats["truncated"] == 1:
         reason = f"every completion was truncated at --max-new {f.max_new}"
     elif stats["no_answer"] == 1:
-        reason = f"no completion held an answer, such as \\boxed{{..}}, within --max-new {f.max_new}"
+        reason = (
+            f"no completion held an answer, such as \\boxed{{..}}, within --max-new {f.max_new}"
+        )
     return f"warning: nothing was learned in five steps: {reason}"
 
 
 def plan_job(f: Flags) -> plan.Job:
     """The flags that the planner counts with."""
     eval_n = sum(EvaluationSet.parse(text).n for text in f.eval or [":1:1"])
-    values = {known.name: getattr(f, known.name) for known in dataclasses.fields(plan.Job) if hasattr(f, known.name)}
+    values = {
+        known.name: getattr(f, known.name)
+        for known in dataclasses.fields(plan.Job)
+        if hasattr(f, known.name)
+    }
     return plan.Job(**values, eval_n=eval_n)
 
 

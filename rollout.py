@@ -297,6 +297,23 @@ def new_state(B: int, M: int, L: int, device: torch.device) -> State:
     return State(*numbers, done_B, page_BM, id_BL, logp_BL)
 
 
+def new_cache(model: Model, slots: int, M: int, S: int, kv_gb: float) -> Tensor:
+    """Zeros (layers, 2, N, S, J, K): pages for slots that use up to M each, within kv_gb GB."""
+    c = model.config
+    weight = model.model["layers"][0].self_attn.k_proj.weight
+    J = len(weight) // c.K  # under tensor parallelism this rank's share
+    page_bytes = 2 * c.layers * S * J * c.K * weight.dtype.itemsize
+    # Beyond its M pages a sequence uses the last page of its prompt while it starts.
+    N = min(slots * (M + 1) + 2, int(kv_gb * 1e9 / page_bytes))
+    if N < M + 2:
+        raise ValueError(
+            f"a cache of {kv_gb:g} GB holds {N * S:,} tokens, but one sequence needs room for "
+            f"{(M + 2) * S:,}, {(M + 2) * page_bytes / 1e9:.2g} GB; raise --kv-gb, or lower "
+            "--max-prompt or --max-new"
+        )
+    return torch.zeros(c.layers, 2, N, S, J, c.K, dtype=weight.dtype, device=weight.device)
+
+
 class Runner:
     """Computes on the device, in tensors that live as long as the sampler.
 
@@ -512,7 +529,6 @@ class Sampler:
         sync_every: int | None = None,
         graphs: bool | None = None,
     ):
-        c = model.config
         weight = model.head.weight
         self.model = fuse(model)
         self.device = weight.device
@@ -522,22 +538,10 @@ class Sampler:
         self.prefill_tokens = prefill_tokens
         # Synchronising waits for the GPU. A sequence that ends in between is decoded for nothing.
         self.sync_every = sync_every or (8 if weight.is_cuda else 1)
-        self.M = ceil_div(max_len + self.sync_every, page_size)
-        # Under tensor parallelism a rank holds its share of the key-value heads.
-        J = len(model.model["layers"][0].self_attn.k_proj.weight) // c.K
-        page_bytes = 2 * c.layers * page_size * J * c.K * weight.dtype.itemsize
-        # Beyond its own pages a sequence uses its prompt's last page while it starts.
-        useful = slots * (self.M + 1) + 2
-        self.N = min(useful, int(kv_gb * 1e9 / page_bytes))
-        if self.N < self.M + 2:
-            raise ValueError(
-                f"a cache of {kv_gb:g} GB holds {self.N * page_size:,} tokens, but one sequence of "
-                f"{max_len:,} needs {(self.M + 2) * page_bytes / 1e9:.2g} GB; raise --kv-gb, or "
-                "lower --max-prompt or --max-new"
-            )
-        shape = (c.layers, 2, self.N, page_size, J, c.K)
-        kv = torch.zeros(shape, dtype=weight.dtype, device=self.device)
-        state = new_state(slots, self.M, max_len, self.device)
+        M = ceil_div(max_len + self.sync_every, page_size)
+        kv = new_cache(model, slots, M, page_size, kv_gb)
+        self.N = kv.shape[2]
+        state = new_state(slots, M, max_len, self.device)
         self.runner = Runner(self.model, kv, state, stop_ids)
         with_graphs = weight.is_cuda if graphs is None else graphs
         self.graphs = StepGraphs(self.runner) if with_graphs else None
@@ -642,7 +646,6 @@ class Sampler:
         if started:
             self.runner.start(started)
         return bool(started)
-
 
 
 def stop_tokens(directory: str | Path, tokenizer, end_token: int | None = None) -> list[int]:

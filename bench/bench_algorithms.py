@@ -150,8 +150,8 @@ def draw(recipes: Iterable[Recipe], path: Path) -> None:
         high_E = mean_E + half_E
         left.plot(recipe.steps_E, mean_E, color=color, lw=2, marker="o", ms=3, label=recipe.name)
         left.fill_between(recipe.steps_E, low_E, high_E, color=color, alpha=0.12, lw=0)
-        heights = [y] * len(recipe.runs)
-        right.plot(recipe.last_R, heights, "o", color=color, ms=4, alpha=0.45, mec="none")
+        below = [y - 0.25] * len(recipe.runs)  # not hidden by the bar of the interval
+        right.plot(recipe.last_R, below, "o", color=color, ms=5, alpha=0.6, mec="none")
         right.errorbar(mean_E[-1], y, xerr=half_E[-1], fmt="D", color=color, ms=6, capsize=4, lw=2)
     seeds = len(ranked[0].runs)
     left.set_title(f"{seeds} seeds: mean, 95% interval")

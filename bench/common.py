@@ -1,4 +1,4 @@
-"""What the benches share: the clock, the machine's ceilings, random models, the line in results/."""
+"""What the benches share: the clock, the machine's ceilings, random models, lines in results/."""
 
 import json
 import os

@@ -163,7 +163,8 @@ def grade_code(text: str, prompt: str, tests: str) -> Verdict:
     """Run the program in a completion against its tests.
 
     The program is put behind the code of the question, so that a whole function and a continuation
-    both count. sandbox.Refused if nothing contains it.
+    both count. Tests call functions with plain values; tests of a class pass no program.
+    sandbox.Refused if nothing contains the program.
     """
     if not text.strip():
         return no_answer("no program")

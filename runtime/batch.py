@@ -1,7 +1,9 @@
-"""How the completions of a step are shared out: dealt to ranks and micro-batches by tokens, and packed end to end.
+"""How the completions of a step are shared out: dealt to ranks and micro-batches by tokens, and
+packed end to end.
 
-Nothing here knows the loss. What the loss needs of a sequence (its advantage, its weight) is one number, which per_token
-repeats for each of its tokens. The weight holds the denominator of the whole update, so the shares cannot change a gradient.
+Nothing here knows the loss. What the loss needs of a sequence (its advantage, its weight) is one
+number, which per_token repeats for each of its tokens. The weight holds the denominator of the
+whole update, so the shares cannot change a gradient.
 
 Letters: B sequences of a micro-batch, T packed tokens, R completion tokens among them.
 """
@@ -67,15 +69,17 @@ class Share:
 
 
 def pack(length_B: list[int], ranks: int, budget: int) -> list[list[list[int]]]:
-    """Deal sequences to ranks and micro-batches of at most `budget` tokens: indices as [rank][micro-batch][...].
+    """Deal sequences to ranks and micro-batches of at most `budget` tokens: indices as
+    [rank][micro-batch][...].
 
-    Every rank gets the same number of micro-batches, as few as the budget allows and none of them empty, since each is a
-    collective forward. The longest sequence goes first into the emptiest bin, so the bins end within one sequence of each
-    other. ValueError if a sequence exceeds the budget or there are fewer sequences than ranks.
-    """
+    Every rank gets the same number of micro-batches, as few as the budget allows and none of them
+    empty, since each is a collective forward. The longest sequence goes first into the emptiest
+    bin, so the bins end within one sequence of each other. ValueError if a sequence exceeds the
+    budget or there are fewer sequences than ranks."""
     if max(length_B) > budget or len(length_B) < ranks:
         raise ValueError(
-            f"{len(length_B)} sequences of up to {max(length_B)} tokens do not fit {ranks} ranks with micro-batches of "
+            f"{len(length_B)} sequences of up to {max(length_B)} tokens do not fit {ranks} ranks "
+            "with micro-batches of "
             f"{budget} tokens"
         )
     longest_first = sorted(range(len(length_B)), key=lambda i: -length_B[i])
@@ -99,7 +103,9 @@ def make_batch(completions: list[Completion], places: list[int], device) -> Batc
     for place in places:
         c = completions[place]
         length = len(c.prompt) + len(c.ids)
-        first_row = len(token) + len(c.prompt) - 1  # the last prompt token predicts the first completion token
+        first_row = (
+            len(token) + len(c.prompt) - 1
+        )  # the last prompt token predicts the first completion token
         token += c.prompt + c.ids
         position += range(length)
         row += range(first_row, first_row + len(c.ids))
@@ -133,6 +139,7 @@ def deal(completions: list[Completion], part: Sequence[int], budget: int, device
 
 
 def log_probs(model: Model, b: Batch, temperature: float) -> tuple[Tensor, Tensor]:
-    """(logp_R, entropy_R), float32, of the completion tokens under the model at the sampling temperature."""
+    """(logp_R, entropy_R), float32, of the completion tokens under the model at the sampling
+    temperature."""
     attend = packed_attention(b.length_B, b.token_T.device)
     return model(b.token_T, b.position_T, attend, b.row_R, b.target_R, temperature)

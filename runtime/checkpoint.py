@@ -1,19 +1,21 @@
-"""A run on disk: its directory, the checkpoints in it, and the way back from a checkpoint to a run or to Hugging Face files.
+"""A run on disk: its directory, the checkpoints in it, and the way back from a checkpoint to a run
+or to Hugging Face files.
 
     RUN/flags.json, metrics.jsonl, samples.jsonl, lock
-    RUN/checkpoints/step-000010/    torch.distributed.checkpoint files of every rank, and state.json: progress, flags, a
-                                    digest of the data, and the lengths of the two .jsonl files
-    RUN/final/                      the trained model in Hugging Face layout, written when the run ends
+    RUN/checkpoints/step-000010/    torch.distributed.checkpoint files of every rank; state.json:
+                                    progress, flags, digest of the data, lengths of the .jsonl files
+    RUN/final/                      the trained model in Hugging Face layout, when the run has ended
 
-torch's async_save writes a checkpoint: the run waits while the shards are copied to CPU memory, and goes on while they go to
-disk. The files grow in a directory called step-000010.partial, which is renamed after the last byte of the last rank. So a
-directory with the right name is whole, whatever happened. Everything random in a run is keyed by the step (rollout.py), so
-weights, optimiser, counters and two file lengths are the whole state, for any number of ranks.
+torch's async_save writes a checkpoint: the run waits while the shards are copied to CPU memory, and
+goes on while they go to disk. The files grow in a directory called step-000010.partial, which is
+renamed after the last byte of the last rank. So a directory with the right name is whole, whatever
+happened. Everything random in a run is keyed by the step (rollout.py), so weights, optimiser,
+counters and two file lengths are the whole state, for any number of ranks.
 
-A checkpoint may come from somebody else, so nothing in it is executed: its metadata is read by a list of allowed classes, and
-links among the files of a run are refused.
+A checkpoint may come from somebody else, so nothing in it is executed: its metadata is read by a
+list of allowed classes, and links among the files of a run are refused.
 
-    python -m runtime.checkpoint RUN_OR_CHECKPOINT OUT_DIR      # any checkpoint as Hugging Face safetensors
+    python -m runtime.checkpoint RUN_OR_CHECKPOINT OUT_DIR      # writes Hugging Face safetensors
 """
 
 import fcntl
@@ -42,10 +44,13 @@ from runtime.flags import flag_name, parse
 from runtime.ledger import Ledger, Progress
 from runtime.parallel import locate, make_mesh, save, shard
 
-LINES = ("metrics.jsonl", "samples.jsonl")  # a run appends to these, and a resumed run truncates them to its checkpoint
+LINES = (
+    "metrics.jsonl",
+    "samples.jsonl",
+)  # a run appends to these, and a resumed run truncates them to its checkpoint
 
 
-# ---- Reading what may come from somebody else -------------------------------------------------------------------------
+# ---- Reading what may come from somebody else ----------------------------------------------------
 
 # Everything that torch writes into the .metadata of a checkpoint of tensors and numbers.
 ALLOWED = {
@@ -72,12 +77,17 @@ ALLOWED = {
 
 
 class MetadataUnpickler(pickle.Unpickler):
-    """Unpickles the classes of ALLOWED and nothing else; they hold data and run no code of the file's choice."""
+    """Unpickles the classes of ALLOWED and nothing else; they hold data and run no code of the
+    file's choice."""
 
     def find_class(self, module: str, name: str):
         if (module, name) not in ALLOWED:
-            raise ValueError(f"the checkpoint's .metadata asks for {module}.{name}, which no checkpoint of a run needs: the "
-                             "file may have been made to run code; take a checkpoint from a source that you trust")
+            raise ValueError(
+                f"the checkpoint's .metadata asks for {module}.{name}, which no checkpoint of a "
+                "run needs: the "
+                "file may have been made to run code; take a checkpoint from a source that you "
+                "trust"
+            )
         return super().find_class(module, name)
 
 
@@ -96,7 +106,9 @@ class SafeReader(dcp.FileSystemReader):
         metadata.storage_meta.load_id = self.load_id
         for info in metadata.storage_data.values():
             if Path(info.relative_path).name != info.relative_path:
-                raise ValueError(f"{path}: names {info.relative_path}, which lies outside the checkpoint")
+                raise ValueError(
+                    f"{path}: names {info.relative_path}, which lies outside the checkpoint"
+                )
         return metadata
 
 
@@ -114,19 +126,27 @@ def load_tensors(tensors: dict, checkpoint: Path, alone: bool = False) -> None:
     refuse_links(checkpoint, *checkpoint.iterdir())
     SafeReader(checkpoint).read_metadata()  # torch would wrap its errors
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process without a group is meant
+        warnings.filterwarnings(
+            "ignore", "torch.distributed is disabled"
+        )  # one process without a group is meant
         try:
-            dcp.load(tensors, storage_reader=SafeReader(checkpoint), planner=SafePlanner(), no_dist=alone)
+            dcp.load(
+                tensors, storage_reader=SafeReader(checkpoint), planner=SafePlanner(), no_dist=alone
+            )
         except CheckpointException as error:
             cause = next(iter(error.failures.values()))[0]
             raise ValueError(f"{checkpoint} could not be read: {cause}") from error
 
 
 def refuse_links(*paths: Path) -> None:
-    """ValueError if one of the files of a run is a symbolic link, through which files elsewhere could be overwritten."""
+    """ValueError if one of the files of a run is a symbolic link, through which files elsewhere
+    could be overwritten."""
     for path in paths:
         if path.is_symlink():
-            raise ValueError(f"{path} is a symbolic link, and a run writes only to files of its own; remove the link")
+            raise ValueError(
+                f"{path} is a symbolic link, and a run writes only to files of its own; remove the "
+                "link"
+            )
 
 
 def read_json(path: Path) -> dict:
@@ -134,7 +154,9 @@ def read_json(path: Path) -> dict:
     try:
         return json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not JSON: {error}; restore the file, or take another run or checkpoint") from error
+        raise ValueError(
+            f"{path} is not JSON: {error}; restore the file, or take another run or checkpoint"
+        ) from error
 
 
 def read_state(checkpoint: Path) -> dict:
@@ -146,12 +168,15 @@ def read_flags(run: str | Path) -> dict:
     """flags.json of a run."""
     path = Path(run) / "flags.json"
     if not path.is_file():
-        raise FileNotFoundError(f"--resume {run}: there is no run, since {path} does not exist; give the directory of a run, or "
-                                "auto")
+        raise FileNotFoundError(
+            f"--resume {run}: there is no run, since {path} does not exist; give the directory of "
+            "a run, or "
+            "auto"
+        )
     return read_json(path)
 
 
-# ---- Writing checkpoints ----------------------------------------------------------------------------------------------
+# ---- Writing checkpoints -------------------------------------------------------------------------
 
 
 def whole_checkpoints(run: Path) -> list[Path]:
@@ -161,7 +186,8 @@ def whole_checkpoints(run: Path) -> list[Path]:
 
 
 class Checkpoints:
-    """Writes the checkpoints of a run, one at a time. The `keep` most recent ones stay, and the one of the best pass@1."""
+    """Writes the checkpoints of a run, one at a time. The `keep` most recent ones stay, and the one
+    of the best pass@1."""
 
     def __init__(self, run: Path, keep: int, ledger: Ledger, data: str = ""):
         self.run = run
@@ -170,7 +196,8 @@ class Checkpoints:
         self.data = data  # a digest of the problems, which a resumed run must have too
         self.saved_step = ledger.progress.step  # of the newest checkpoint, whole or being written
         self.thread = None
-        # The writing thread needs a group of its own, so that its collectives do not mix with those of the loop.
+        # The writing thread needs a group of its own, so that its collectives do not mix with those
+        # of the loop.
         self.group = dist.new_group(backend="gloo")
 
     def save(self, model: Model, optimizer: torch.optim.Optimizer, scheduler) -> None:
@@ -190,11 +217,14 @@ class Checkpoints:
             tensors = {"model": weights, "optimizer": moments}
             written = dcp.async_save(tensors, checkpoint_id=partial, process_group=self.group)
             state = self.ledger.state() | {"scheduler": scheduler.state_dict(), "data": self.data}
-            self.thread = threading.Thread(target=self._finish, args=(written, state, partial, target))
+            self.thread = threading.Thread(
+                target=self._finish, args=(written, state, partial, target)
+            )
             self.thread.start()
 
     def close(self, model: Model, optimizer: torch.optim.Optimizer, scheduler) -> None:
-        """Save the last whole step, unless the disk is full, and wait until it is written (a collective)."""
+        """Save the last whole step, unless the disk is full, and wait until it is written (a
+        collective)."""
         if self.ledger.stop != "disk":
             self.save(model, optimizer, scheduler)
         with self.ledger.phase("checkpoint"):
@@ -214,14 +244,19 @@ class Checkpoints:
                 partial.rename(target)
                 synchronise(target.parent)
                 self._prune()
-        except (CheckpointException, Exception) as error:  # CheckpointException is not a subclass of Exception
+        except (
+            CheckpointException,
+            Exception,
+        ) as error:  # CheckpointException is not a subclass of Exception
             causes = [error]
             if isinstance(error, CheckpointException):
                 causes = [cause for cause, _ in error.failures.values()]
             full = "unexpected pos" in str(causes[0])  # all that torch's writer says of a full disk
             reason = "the disk or a quota is full: " if full else ""
             free = shutil.disk_usage(self.run).free / 1e9
-            self.ledger.error = f"{target} could not be written ({free:.1f} GB are free there): {reason}{causes[0]}"
+            self.ledger.error = (
+                f"{target} could not be written ({free:.1f} GB are free there): {reason}{causes[0]}"
+            )
 
     def _prune(self) -> None:
         kept = whole_checkpoints(self.run)
@@ -246,8 +281,11 @@ def synchronise(path: Path) -> None:
         os.close(descriptor)
 
 
-def restore(checkpoint: Path, model: Model, optimizer: torch.optim.Optimizer, scheduler, ledger: Ledger) -> None:
-    """Fill all of them from a checkpoint, which may be of another number of ranks (a collective)."""
+def restore(
+    checkpoint: Path, model: Model, optimizer: torch.optim.Optimizer, scheduler, ledger: Ledger
+) -> None:
+    """Fill all of them from a checkpoint, which may be of another number of ranks (a
+    collective)."""
     weights, moments = get_state_dict(model, optimizer)
     load_tensors({"model": weights, "optimizer": moments}, checkpoint)
     set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=moments)
@@ -256,7 +294,7 @@ def restore(checkpoint: Path, model: Model, optimizer: torch.optim.Optimizer, sc
     ledger.progress = Progress(**state["progress"])
 
 
-# ---- Opening a run ----------------------------------------------------------------------------------------------------
+# ---- Opening a run -------------------------------------------------------------------------------
 
 
 @dataclass
@@ -272,7 +310,8 @@ class Opened:
 
 @contextmanager
 def discarded_on_error(opened: Opened):
-    """Remove the directory that was made for a run which then cannot start, so that the corrected command finds its place free."""
+    """Remove the directory that was made for a run which then cannot start, so that the corrected
+    command finds its place free."""
     try:
         yield
     except Exception:
@@ -284,11 +323,11 @@ def discarded_on_error(opened: Opened):
 def open_run(flags: dict, free: set[str], fresh: Path, data: str = "", file: str = "") -> Opened:
     """The directory of a run: a new one, or one as it was at its newest checkpoint (a collective).
 
-    flags: the run's, among them `out` and `resume`. free: names of flags that may differ from those of the resumed run.
-    fresh: the directory of a new run. data: a digest of the problems, file: where they come from. A worker that torchrun has
-    started again resumes, whatever the flag says.
-    All ranks raise what rank 0 raises: FileExistsError, FileNotFoundError, BlockingIOError (locked), ValueError.
-    """
+    flags: the run's, among them `out` and `resume`. free: names of flags that may differ from those
+    of the resumed run.
+    fresh: the directory of a new run. data: a digest of the problems, file: where they come from. A
+    worker that torchrun has started again resumes, whatever the flag says. All ranks raise what
+    rank 0 raises: FileExistsError, FileNotFoundError, BlockingIOError (locked), ValueError."""
     found = [None]
     lock = None
     if dist.get_rank() == 0:
@@ -299,8 +338,20 @@ def open_run(flags: dict, free: set[str], fresh: Path, data: str = "", file: str
             is_run = (run / "flags.json").exists()
             if run.exists() and not (resume and is_run):
                 way = f"to go on with it: --resume {run}; else " if is_run else ""
-                raise FileExistsError(f"{run} exists already and is not overwritten; {way}give another --out, or remove it")
-            names = ("", "checkpoints", "lock", "flags.json", "flags.new", "final", "curve.png", *LINES)
+                raise FileExistsError(
+                    f"{run} exists already and is not overwritten; {way}give another --out, or "
+                    "remove it"
+                )
+            names = (
+                "",
+                "checkpoints",
+                "lock",
+                "flags.json",
+                "flags.new",
+                "final",
+                "curve.png",
+                *LINES,
+            )
             refuse_links(*(run / name for name in names))
             run.mkdir(parents=True, exist_ok=True)
             lock = take_lock(run)
@@ -326,18 +377,23 @@ def differing(flags: dict, run: Path, free: set[str]) -> dict:
 
 
 def say_differing(changed: dict) -> str:
-    return ", ".join(f"{flag_name(name)} {here} (there {there})" for name, (here, there) in changed.items())
+    return ", ".join(
+        f"{flag_name(name)} {here} (there {there})" for name, (here, there) in changed.items()
+    )
 
 
 def find_run(flags: dict, free: set[str], fresh: Path, resume: str) -> Path:
-    """The directory that --resume and --out mean: auto without --out finds the newest unfinished run with the same flags."""
+    """The directory that --resume and --out mean: auto without --out finds the newest unfinished
+    run with the same flags."""
     if resume not in ("", "auto"):
         return Path(resume)
     if flags["out"]:
         return Path(flags["out"])
     if not resume:
         return fresh
-    candidates = sorted(fresh.parent.glob("*/flags.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+    candidates = sorted(
+        fresh.parent.glob("*/flags.json"), key=lambda path: path.stat().st_mtime, reverse=True
+    )
     for path in candidates:
         unfinished = not (path.parent / "final").exists()
         if unfinished and not differing(flags, path.parent, free - {"steps"}):
@@ -353,33 +409,47 @@ def take_lock(run: Path):
     except BlockingIOError as error:
         lock.seek(0)
         owner = lock.read().strip()
-        raise BlockingIOError(f"{run} is in use by {owner}; wait for it, or give another --out") from error
+        raise BlockingIOError(
+            f"{run} is in use by {owner}; wait for it, or give another --out"
+        ) from error
     lock.truncate(0)
     lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     lock.flush()
     return lock
 
 
-def prepare(run: Path, flags: dict, free: set[str], data: str, file: str) -> tuple[Path | None, list[str]]:
-    """Make a directory new, or as it was at its newest readable checkpoint -> (the checkpoint, what was done)."""
+def prepare(
+    run: Path, flags: dict, free: set[str], data: str, file: str
+) -> tuple[Path | None, list[str]]:
+    """Make a directory new, or as it was at its newest readable checkpoint -> (the checkpoint, what
+    was done)."""
     resumed = (run / "flags.json").exists()
     if resumed and (changed := differing(flags, run, free)):
-        raise ValueError(f"{run} was made with other flags: {say_differing(changed)}; a resumed run keeps its flags. Repeat "
-                         "them, or begin a new run")
+        raise ValueError(
+            f"{run} was made with other flags: {say_differing(changed)}; a resumed run keeps its "
+            "flags. Repeat "
+            "them, or begin a new run"
+        )
     for partial in (run / "checkpoints").glob("step-*.partial"):
         shutil.rmtree(partial)
     newest, state, notes = newest_readable(run)
     if state and state.get("data", data) != data:
-        raise ValueError(f"{file} has changed since {newest} was written: its problems or the held-out ones are others. Put "
-                         "the file back, or begin a new run with another --out")
+        raise ValueError(
+            f"{file} has changed since {newest} was written: its problems or the held-out ones are "
+            "others. Put "
+            "the file back, or begin a new run with another --out"
+        )
     positions = state["bytes"] if state else dict.fromkeys(LINES, 0)
     dropped = 0
     for name in LINES:
         with open(run / name, "a+b") as lines:
             size = lines.seek(0, os.SEEK_END)
             if size < positions[name]:
-                raise ValueError(f"{run / name} holds {size} bytes, but held {positions[name]} when {newest} was written; "
-                                 "put the whole file back")
+                raise ValueError(
+                    f"{run / name} holds {size} bytes, but held {positions[name]} when {newest} "
+                    "was written; "
+                    "put the whole file back"
+                )
             lines.seek(positions[name])
             if name == "metrics.jsonl":
                 dropped = lines.read().count(b'"kind": "train"')
@@ -388,13 +458,16 @@ def prepare(run: Path, flags: dict, free: set[str], data: str, file: str) -> tup
         notes.append("no whole checkpoint, so the run begins again at step 0")
     if dropped:
         notes.append(f"{dropped} steps after the checkpoint are done again")
-    (run / "flags.new").write_text(json.dumps(flags | {"world": dist.get_world_size()}, indent=2) + "\n")
+    (run / "flags.new").write_text(
+        json.dumps(flags | {"world": dist.get_world_size()}, indent=2) + "\n"
+    )
     (run / "flags.new").replace(run / "flags.json")
     return newest, notes
 
 
 def newest_readable(run: Path) -> tuple[Path | None, dict | None, list[str]]:
-    """-> (the newest checkpoint that can be read, its state, why newer ones were passed over and what else lies there)."""
+    """-> (the newest checkpoint that can be read, its state, why newer ones were passed over and
+    what else lies there)."""
     notes = []
     known = whole_checkpoints(run)
     for path in sorted((run / "checkpoints").glob("*")):
@@ -405,7 +478,11 @@ def newest_readable(run: Path) -> tuple[Path | None, dict | None, list[str]]:
             state = read_state(checkpoint)
             metadata = SafeReader(checkpoint).read_metadata()
             for name in {info.relative_path for info in metadata.storage_data.values()}:
-                ends = [i.offset + i.length for i in metadata.storage_data.values() if i.relative_path == name]
+                ends = [
+                    i.offset + i.length
+                    for i in metadata.storage_data.values()
+                    if i.relative_path == name
+                ]
                 if (checkpoint / name).stat().st_size < max(ends):
                     raise ValueError(f"{name} is shorter than it was")
             return checkpoint, state, notes
@@ -414,22 +491,26 @@ def newest_readable(run: Path) -> tuple[Path | None, dict | None, list[str]]:
     return None, None, notes
 
 
-# ---- Export -----------------------------------------------------------------------------------------------------------
+# ---- Export --------------------------------------------------------------------------------------
 
 
 def export(path: Path, target: Path, dtype: torch.dtype | None = None) -> Path:
     """Write a checkpoint, or the newest of a run, in Hugging Face layout; returns the checkpoint.
 
-    dtype None: the one in which the run computed. Under torchrun each process holds only its share of the model.
-    FileNotFoundError if there is no whole checkpoint, FileExistsError if the target exists.
-    """
+    dtype None: the one in which the run computed. Under torchrun each process holds only its share
+    of the model. FileNotFoundError if there is no whole checkpoint, FileExistsError if the target
+    exists."""
     if not (path / "state.json").exists():
         known = whole_checkpoints(path)
         if not known:
-            raise FileNotFoundError(f"{path}: neither a checkpoint nor a run with a whole one in it")
+            raise FileNotFoundError(
+                f"{path}: neither a checkpoint nor a run with a whole one in it"
+            )
         path = known[-1]
     if target.exists():
-        raise FileExistsError(f"{target} exists already and is not overwritten; give another directory")
+        raise FileExistsError(
+            f"{target} exists already and is not overwritten; give another directory"
+        )
     state = read_state(path)
     dtype = dtype or getattr(torch, state["dtype"])
     source = locate(state["flags"]["model"])
@@ -446,9 +527,13 @@ def export(path: Path, target: Path, dtype: torch.dtype | None = None) -> Path:
 
 @dataclass
 class Export:
-    source: tyro.conf.Positional[Path]  # a run, of which the newest checkpoint is taken, or one of its checkpoints
+    source: tyro.conf.Positional[
+        Path
+    ]  # a run, of which the newest checkpoint is taken, or one of its checkpoints
     target: tyro.conf.Positional[Path]  # the new directory
-    dtype: Literal["", "float32", "bfloat16", "float16"] = ""  # of the weights; the one in which the run computed if not given
+    dtype: Literal["", "float32", "bfloat16", "float16"] = (
+        ""  # of the weights; the one in which the run computed if not given
+    )
 
 
 def main() -> None:
@@ -456,7 +541,9 @@ def main() -> None:
     if "RANK" in os.environ:
         dist.init_process_group("gloo")
     try:
-        path = export(flags.source, flags.target, getattr(torch, flags.dtype) if flags.dtype else None)
+        path = export(
+            flags.source, flags.target, getattr(torch, flags.dtype) if flags.dtype else None
+        )
     except (OSError, ValueError) as error:
         raise SystemExit(f"runtime.checkpoint: {error}") from error
     if not dist.is_initialized() or dist.get_rank() == 0:

@@ -1,4 +1,5 @@
-"""What people see of a run: the table on the terminal, the progress inside long steps, some completions, the curve."""
+"""What people see of a run: the table on the terminal, the progress inside long steps, some
+completions, the curve."""
 
 import json
 import time
@@ -12,7 +13,17 @@ from rollout import Completion
 class Table:
     """Training lines as rows of a table of 80 columns, with the head before the first row."""
 
-    WIDTH: ClassVar = {"step": 9, "reward": 8, "pass@1": 8, "length": 8, "loss": 10, "gap": 9, "equal": 7, "tokens/s": 10, "seconds": 9}
+    WIDTH: ClassVar = {
+        "step": 9,
+        "reward": 8,
+        "pass@1": 8,
+        "length": 8,
+        "loss": 10,
+        "gap": 9,
+        "equal": 7,
+        "tokens/s": 10,
+        "seconds": 9,
+    }
 
     def __init__(self, steps: int):
         self.steps = steps
@@ -43,7 +54,8 @@ class Table:
 
 
 class StepProgress:
-    """Says how far a step is once it takes longer than ten seconds: on the bar, or as a line at most every 30 seconds."""
+    """Says how far a step is once it takes longer than ten seconds: on the bar, or as a line at
+    most every 30 seconds."""
 
     def __init__(self, bar, say):
         self.bar = bar
@@ -81,11 +93,14 @@ def show(completions: list[Completion], tokenizer) -> str:
 
 def printable(text: str) -> str:
     """The text without control characters, which could move the cursor or hide what was printed."""
-    return "".join(ch if ch.isprintable() or ch == "\n" else "\N{REPLACEMENT CHARACTER}" for ch in text)
+    return "".join(
+        ch if ch.isprintable() or ch == "\n" else "\N{REPLACEMENT CHARACTER}" for ch in text
+    )
 
 
 def draw_curve(run: Path) -> Path:
-    """Draw RUN/curve.png from RUN/metrics.jsonl: pass@1 and accuracy against steps, completion length below."""
+    """Draw RUN/curve.png from RUN/metrics.jsonl: pass@1 and accuracy against steps, completion
+    length below."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -100,9 +115,18 @@ def draw_curve(run: Path) -> Path:
             by_source[row["source"]].append(row)
     orange = "#D55E00"  # the colours of Okabe and Ito, which the colour-blind can tell apart
     colours = ["#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"]
-    figure, (top, bottom) = plt.subplots(2, 1, figsize=(7, 6), sharex=True, height_ratios=[2, 1], layout="constrained")
+    figure, (top, bottom) = plt.subplots(
+        2, 1, figsize=(7, 6), sharex=True, height_ratios=[2, 1], layout="constrained"
+    )
     steps = [row["step"] for row in train]
-    top.plot(steps, [row["accuracy"] for row in train], color=orange, lw=1, alpha=0.7, label="accuracy, training batch")
+    top.plot(
+        steps,
+        [row["accuracy"] for row in train],
+        color=orange,
+        lw=1,
+        alpha=0.7,
+        label="accuracy, training batch",
+    )
     bottom.plot(steps, [row["length"] for row in train], color=orange, lw=1, alpha=0.7)
     for i, (source, evaluations) in enumerate(by_source.items()):
         colour = colours[i % len(colours)]

@@ -1,4 +1,5 @@
-"""Flags from a dataclass by tyro: the comment behind a field is its help text. @FILE on the command line stands for its flags."""
+"""Flags from a dataclass by tyro: the comment behind a field is its help text. @FILE on the command
+line stands for its flags."""
 
 import math
 import os
@@ -14,19 +15,24 @@ ROOT = Path(__file__).resolve().parent.parent
 def parse(flags_class: type, argv: list[str], description: str, default=None):
     """Flags of the class from the arguments.
 
-    default: an instance that gives the values of flags that are not named, such as those of a run that is resumed.
-    A wrong flag ends the process with code 2 and a message, which only one process of a machine prints.
-    """
+    default: an instance that gives the values of flags that are not named, such as those of a run
+    that is resumed. A wrong flag ends the process with code 2 and a message, which only one process
+    of a machine prints."""
     argv = expand_files(argv)
     speaks = int(os.environ.get("LOCAL_RANK", 0)) == 0
     return tyro.cli(
-        flags_class, args=argv, default=default, description=description, console_outputs=speaks,
+        flags_class,
+        args=argv,
+        default=default,
+        description=description,
+        console_outputs=speaks,
         config=(tyro.conf.UseAppendAction,),
     )
 
 
 def expand_files(argv: list[str]) -> list[str]:
-    """The arguments, with every @FILE replaced by the flags in the file; # begins a comment there."""
+    """The arguments, with every @FILE replaced by the flags in the file; # begins a comment
+    there."""
     expanded = []
     for argument in argv:
         if not argument.startswith("@"):
@@ -47,7 +53,8 @@ def flag_name(field: str) -> str:
 
 
 def check_numbers(flags, ranges: dict[str, tuple[float, float]]) -> None:
-    """ValueError for a number outside its range, or one that is nan or infinite. ranges: name -> (lowest, highest), both included.
+    """ValueError for a number outside its range, or one that is nan or infinite. ranges: name ->
+    (lowest, highest), both included.
 
     Every number of the flags must have a range, so that none is forgotten.
     """

@@ -1,17 +1,21 @@
-"""Bookkeeping for a run: time and FLOPs per phase, the metric files, and how the run is asked to end.
+"""Bookkeeping for a run: time and FLOPs per phase, the metric files, and how the run is asked to
+end.
 
-    MFU of a phase = its FLOPs / (its seconds x ranks x peak FLOP/s of a GPU),    C = 6 N x tokens of prompts and completions
+    MFU of a phase = its FLOPs / (its seconds x ranks x peak FLOP/s of a GPU)
+    C = 6 N x tokens of prompts and completions
 
-C is the study's compute. C leaves out generation, the log-probs under pi_old and the reference, and evaluation; the field
-`flops` has them by phase. A phase lasts as long as its slowest rank, since all ranks end a phase together.
+C is the study's compute. C leaves out generation, the log-probs under pi_old and the reference, and
+evaluation; the field `flops` has them by phase. A phase lasts as long as its slowest rank, since
+all ranks end a phase together.
 
-A run is asked to end by a signal, or because a checkpoint could not be written. The ranks agree on that at the end of every
-phase, and between micro-batches as long as the step has changed nothing, so all of them leave at the same place:
+A run is asked to end by a signal, or because a checkpoint could not be written. The ranks agree on
+that at the end of every phase, and between micro-batches as long as the step has changed nothing,
+so all of them leave at the same place:
 
     phase               what a signal does
-    before an update    raises Interrupted: the step is given up, and the run is where its last whole step left it
-    after an update     the step is ended, then the loop stops
-    evaluation          raises Interrupted: the evaluation is given up, and the resumed run begins with it
+    before an update    Interrupted is raised: the step is given up and has changed nothing
+    after an update     the step ends, then the loop stops
+    evaluation          Interrupted is raised: the resumed run begins with this evaluation
 """
 
 import faulthandler
@@ -35,7 +39,9 @@ from model import Config
 from rollout import Completion, Interrupted
 from runtime.plan import peak_flops, rollout_flops, sequence_flops
 
-KILLED_AFTER = 30  # seconds that torchrun waits for its workers after a signal, unless --shutdown-timeout says otherwise
+# seconds that torchrun waits for its workers after a signal, unless --shutdown-timeout says
+# otherwise
+KILLED_AFTER = 30
 
 
 class Stopped(Exception):
@@ -58,17 +64,20 @@ class Progress:
 
 
 class Signals:
-    """While it is open, SIGTERM and SIGINT set `requested`; a second signal ends the process at once.
+    """While it is open, SIGTERM and SIGINT set `requested`; a second signal ends the process at
+    once.
 
-    A thread of its own listens, since Python runs signal handlers in the main thread only, which may be waiting in a
-    collective. Signals within one second count once: Ctrl-C may come from the terminal and from torchrun as well.
-    """
+    A thread of its own listens, since Python runs signal handlers in the main thread only, which
+    may be waiting in a collective. Signals within one second count once: Ctrl-C may come from the
+    terminal and from torchrun as well."""
 
     KINDS = (signal.SIGTERM, signal.SIGINT)
 
     def __init__(self):
         self.requested = False
-        self.work = "the work in progress is given up"  # what happens to it; the ledger keeps this true
+        self.work = (
+            "the work in progress is given up"  # what happens to it; the ledger keeps this true
+        )
 
     def __enter__(self):
         self.first = -1.0
@@ -77,8 +86,9 @@ class Signals:
         self.before = [signal.signal(kind, lambda *_: None) for kind in self.KINDS]
         signal.set_wakeup_fd(self.writer)
         threading.Thread(target=self._listen, daemon=True).start()
-        # Threads and processes started from here on leave signals to the listener. torchrun signals every process of a
-        # worker, and a grader that dies in the middle of an answer would change a reward.
+        # Threads and processes started from here on leave signals to the listener. torchrun signals
+        # every process of a worker, and a grader that dies in the middle of an answer would change
+        # a reward.
         signal.pthread_sigmask(signal.SIG_BLOCK, self.KINDS)
         return self
 
@@ -100,19 +110,26 @@ class Signals:
             self.first = now
             if int(os.environ.get("LOCAL_RANK", 0)) == 0:
                 name = signal.Signals(number[0]).name
-                print(f"{name}: {self.work}, then a checkpoint is written. A second signal ends the run at once.",
-                      file=sys.stderr, flush=True)
+                print(
+                    f"{name}: {self.work}, then a checkpoint is written. A second signal ends the "
+                    "run at once.",
+                    file=sys.stderr,
+                    flush=True,
+                )
         os.close(self.reader)
 
 
 class Ledger:
     """The clock of a run's phases, the lines it writes, and whether it is to end.
 
-    stop: why the run is to end, the same on all ranks after every phase: "", "signal" or "disk", which `error` explains.
+    stop: why the run is to end, the same on all ranks after every phase: "", "signal" or "disk",
+    which `error` explains.
     flags: the run's, as a dict, for the checkpoints and the loggers. log: "", wandb or tensorboard.
     """
 
-    def __init__(self, out: Path, config: Config, device: torch.device, signals: Signals, flags: dict):
+    def __init__(
+        self, out: Path, config: Config, device: torch.device, signals: Signals, flags: dict
+    ):
         self.out = out
         self.config = config
         self.device = device
@@ -152,20 +169,24 @@ class Ledger:
             raise
         except Exception as error:
             if name != "loading":  # its errors are the user's to mend, and say all that is needed
-                error.add_note(f"rank {self.rank}, in the phase {name}, after {self.progress.step} whole steps")
+                error.add_note(
+                    f"rank {self.rank}, in the phase {name}, after {self.progress.step} whole steps"
+                )
             raise
         finally:
             alarm.cancel()
             self.seconds[name] += time.perf_counter() - start
 
     def _agree(self) -> None:
-        """Set `stop` on all ranks if any of them was signalled, or could not write its part of a checkpoint."""
+        """Set `stop` on all ranks if any of them was signalled, or could not write its part of a
+        checkpoint."""
         wish = torch.tensor(2 if self.error else int(self.signals.requested))
         dist.all_reduce(wish, dist.ReduceOp.MAX)
         self.stop = ("", "signal", "disk")[wish]
 
     def give_up_if_asked(self) -> None:
-        """Raise Interrupted on all ranks if any was signalled (a collective). To be called only before an update."""
+        """Raise Interrupted on all ranks if any was signalled (a collective). To be called only
+        before an update."""
         self._agree()
         if self.stop == "signal":
             raise Interrupted
@@ -176,11 +197,15 @@ class Ledger:
 
     def _late(self, name: str, minutes: float) -> None:
         message = (
-            f"grpo.py: rank {self.rank} is in the phase {name}, after {self.progress.step} whole steps, since {minutes:g} "
-            "minutes. If the phase only needs longer, raise --timeout. A rank in another place than the others blocks them; "
+            f"grpo.py: rank {self.rank} is in the phase {name}, after {self.progress.step} whole "
+            f"steps, since {minutes:g} "
+            "minutes. If the phase only needs longer, raise --timeout. A rank in another place "
+            "than the others blocks them; "
             "this rank is here:\n"
         )
-        with tempfile.TemporaryFile() as dump:  # one write says all, so the stacks of several ranks do not mix
+        with (
+            tempfile.TemporaryFile() as dump
+        ):  # one write says all, so the stacks of several ranks do not mix
             faulthandler.dump_traceback(dump, all_threads=True)
             dump.seek(0)
             os.write(2, message.encode() + dump.read())
@@ -188,8 +213,11 @@ class Ledger:
 
     # ---- Lines
 
-    def evaluated(self, result: dict, rows: list[dict], completions: list[Completion], preempted: int) -> None:
-        """Write the lines of an evaluation on one set; the first set of a step gives pass1. preempted: the sampler's count."""
+    def evaluated(
+        self, result: dict, rows: list[dict], completions: list[Completion], preempted: int
+    ) -> None:
+        """Write the lines of an evaluation on one set; the first set of a step gives pass1.
+        preempted: the sampler's count."""
         p = self.progress
         if p.evaluated_step != p.step:
             p.evaluated_step = p.step
@@ -203,8 +231,11 @@ class Ledger:
         shown = rows[: 5 * result["n"]]
         self._write("samples.jsonl", [{"step": p.step, **row} for row in shown])
 
-    def trained(self, completions: list[Completion], drawn: list[Completion], stats: dict, preempted: int) -> dict:
-        """Count a step as whole; write and return its line. D, C and tokens count all that was drawn, trained on or not."""
+    def trained(
+        self, completions: list[Completion], drawn: list[Completion], stats: dict, preempted: int
+    ) -> dict:
+        """Count a step as whole; write and return its line. D, C and tokens count all that was
+        drawn, trained on or not."""
         tokens = sum(len(c.prompt) + len(c.ids) for c in drawn)
         p = self.progress
         p.step += 1
@@ -213,11 +244,17 @@ class Ledger:
         p.failed_steps = p.failed_steps + 1 if stats["grad_norm"] is None else 0
         p.equal_steps = p.equal_steps + 1 if stats["equal_groups"] == 1 else 0
         forward = sequence_flops(self.config, completions)
-        passes = {"old": 1, "reference": 1, "train": 4 if self.flags["recompute"] else 3}  # backward 2, recomputation 1
+        passes = {
+            "old": 1,
+            "reference": 1,
+            "train": 4 if self.flags["recompute"] else 3,
+        }  # backward 2, recomputation 1
         flops = {"generation": rollout_flops(self.config, drawn)}
         flops |= {name: n * forward for name, n in passes.items() if name in self.seconds}
         trained_tokens = sum(len(c.prompt) + len(c.ids) for c in completions)
-        phase_tokens = dict.fromkeys(flops, trained_tokens) | {"generation": sum(len(c.ids) for c in drawn)}
+        phase_tokens = dict.fromkeys(flops, trained_tokens) | {
+            "generation": sum(len(c.ids) for c in drawn)
+        }
         line = {"kind": "train", **self._counters(), **stats, "tokens": tokens}
         line["verdicts"] = dict(Counter(sorted(c.verdict.verdict for c in completions)))
         line |= self._rates(flops, phase_tokens, preempted)
@@ -226,10 +263,17 @@ class Ledger:
 
     def _counters(self) -> dict:
         p = self.progress
-        return {"step": p.step, "D": p.D, "C": 6 * self.config.N * p.tokens, "N": self.config.N, "N_total": self.config.N_total}
+        return {
+            "step": p.step,
+            "D": p.D,
+            "C": 6 * self.config.N * p.tokens,
+            "N": self.config.N,
+            "N_total": self.config.N_total,
+        }
 
     def _rates(self, flops: dict, tokens: dict, preempted: int) -> dict:
-        """What was done since the last line and how fast, by phase; gpu_hours are those of the whole run."""
+        """What was done since the last line and how fast, by phase; gpu_hours are those of the
+        whole run."""
         seconds = dict(self.seconds)
         self.seconds.clear()
         now = time.perf_counter()
@@ -241,8 +285,14 @@ class Ledger:
         if self.peak:
             mfu = {name: n / (seconds[name] * self.world * self.peak) for name, n in flops.items()}
         speed = {name: tokens[name] / seconds[name] for name in flops}
-        return {"preempted": since_last, "flops": flops, "seconds": seconds, "gpu_hours": self.progress.gpu_hours,
-                "mfu": mfu, "tokens_per_second": speed}
+        return {
+            "preempted": since_last,
+            "flops": flops,
+            "seconds": seconds,
+            "gpu_hours": self.progress.gpu_hours,
+            "mfu": mfu,
+            "tokens_per_second": speed,
+        }
 
     def _write(self, file: str, rows: list[dict]) -> None:
         if self.rank != 0:
@@ -251,25 +301,39 @@ class Ledger:
             with open(self.out / file, "a") as lines:
                 lines.writelines(json.dumps(row) + "\n" for row in rows)
         except OSError as error:
-            raise Stopped(f"{self.out / file} could not be written: {error}; the checkpoints are whole. When there is room: "
-                          f"--resume {self.out}") from error
+            raise Stopped(
+                f"{self.out / file} could not be written: {error}; the checkpoints are whole. When "
+                "there is room: "
+                f"--resume {self.out}"
+            ) from error
         if self.log and file == "metrics.jsonl":
             for row in rows:
                 self.log(row)
 
     def state(self) -> dict:
         """What a checkpoint holds beside tensors, in JSON's types."""
-        sizes = {name: (self.out / name).stat().st_size for name in ("metrics.jsonl", "samples.jsonl")}
+        sizes = {
+            name: (self.out / name).stat().st_size for name in ("metrics.jsonl", "samples.jsonl")
+        }
         dtype = "bfloat16" if self.device.type == "cuda" else "float32"
-        return {"progress": asdict(self.progress), "bytes": sizes, "flags": self.flags, "world": self.world, "dtype": dtype}
+        return {
+            "progress": asdict(self.progress),
+            "bytes": sizes,
+            "flags": self.flags,
+            "world": self.world,
+            "dtype": dtype,
+        }
 
 
 def open_log(kind: str, out: Path, flags: dict):
-    """A function that passes a row of metrics.jsonl on to Weights & Biases or TensorBoard; None for no log."""
+    """A function that passes a row of metrics.jsonl on to Weights & Biases or TensorBoard; None for
+    no log."""
     if kind == "wandb":
         import wandb
 
-        run = wandb.init(project="grpo-ladder", name=out.name, id=out.name, resume="allow", config=flags)
+        run = wandb.init(
+            project="grpo-ladder", name=out.name, id=out.name, resume="allow", config=flags
+        )
         return lambda row: run.log(numbers(row), step=row["step"])
     if kind == "tensorboard":
         from torch.utils.tensorboard import SummaryWriter
@@ -298,13 +362,17 @@ def numbers(row: dict) -> dict[str, float]:
 
 @record
 def explain(run) -> None:
-    """Call run(). Errors that a user can mend end in one line and exit code 2; torchrun shows the traceback of any other."""
+    """Call run(). Errors that a user can mend end in one line and exit code 2; torchrun shows the
+    traceback of any other."""
     try:
         run()
     except (ValueError, OSError, ImportError, Stopped) as error:
-        if hasattr(error, "__notes__"):  # raised in the middle of a phase: a bug, not the user's doing
+        if hasattr(
+            error, "__notes__"
+        ):  # raised in the middle of a phase: a bug, not the user's doing
             raise
-        # All ranks of a node tend to fail alike, so the first one speaks. A rank still alive after two seconds is alone.
+        # All ranks of a node tend to fail alike, so the first one speaks. A rank still alive after
+        # two seconds is alone.
         if int(os.environ.get("LOCAL_RANK", 0)):
             time.sleep(2)
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr, flush=True)

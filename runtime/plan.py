@@ -1,16 +1,20 @@
-"""What a run will need, before it begins: memory of a GPU by part, FLOPs, time, and what each flag would change.
+"""What a run will need, before it begins: memory of a GPU by part, FLOPs, time, and what each flag
+would change.
 
     python grpo.py @recipes/paper.args --model Qwen/Qwen2.5-7B --plan 8xH100
 
-Memory is a count of what the code keeps, in bytes, on the rank with the most work. With S = ranks / replicas shards:
+Memory is a count of what the code keeps, in bytes, on the rank with the most work. With S = ranks /
+replicas shards:
 
-    parameters 4 N/S,  gradients 4 N/S,  AdamW 8 N/S,  reference 2 N/S,  sampler 2 N/t (t = --sampler-tp; the embedding whole),
-    pages of the KV cache as rollout.py takes them, divided by t; and the largest of what a phase holds for a while: gathered
-    layers in bf16, activations of --micro-tokens tokens, the head's block of logits.
+    parameters 4 N/S,  gradients 4 N/S,  AdamW 8 N/S,  reference 2 N/S,
+    sampler 2 N/t with t = --sampler-tp (the embedding is whole),
+    pages of the KV cache as rollout.py takes them, divided by t,
+    and the largest of what a phase holds for a while: gathered layers in bf16, activations of
+    --micro-tokens tokens, the head's block of logits.
 
-FLOPs are counted by Config.flops. Time follows from rates: those measured in the run given by --resume, else the assumed ones
-below, which are printed. Lengths are the longest possible where no run says otherwise.
-"""
+FLOPs are counted by Config.flops. Time follows from rates: those measured in the run given by
+--resume, else the assumed ones below, which are printed. Lengths are the longest possible where no
+run says otherwise."""
 
 import json
 import os
@@ -27,7 +31,7 @@ from model import Config
 from rollout import Completion
 from runtime.parallel import check_heads, locate
 
-# ---- FLOPs ------------------------------------------------------------------------------------------------------------
+# ---- FLOPs ---------------------------------------------------------------------------------------
 
 
 def forward_flops(config: Config, prompt: int, new: int) -> int:
@@ -37,8 +41,8 @@ def forward_flops(config: Config, prompt: int, new: int) -> int:
 
 
 def sampling_flops(config: Config, prompt: int, new: Iterable[int]) -> int:
-    """Sampling completions of `new` tokens each from one prompt: the prompt is prefilled once, and every token but the last of
-    a completion is fed back."""
+    """Sampling completions of `new` tokens each from one prompt: the prompt is prefilled once, and
+    every token but the last of a completion is fed back."""
     prompt_pairs = prompt * (prompt + 1) // 2
     total = config.flops(prompt, prompt_pairs, 0)
     for n in new:
@@ -53,7 +57,8 @@ def sequence_flops(config: Config, completions: list[Completion]) -> int:
 
 
 def rollout_flops(config: Config, completions: list[Completion]) -> int:
-    """Sampling the completions, which stand in the order of their prompts, sample 0 of each first."""
+    """Sampling the completions, which stand in the order of their prompts, sample 0 of each
+    first."""
     groups = []
     for c in completions:
         if c.sample == 0:
@@ -62,12 +67,13 @@ def rollout_flops(config: Config, completions: list[Completion]) -> int:
     return sum(sampling_flops(config, prompt, new) for prompt, new in groups)
 
 
-# ---- GPUs -------------------------------------------------------------------------------------------------------------
+# ---- GPUs ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class GPU:
-    """memory: 1e9 bytes; flops: dense bf16 FLOP/s with float32 sums; bandwidth: bytes/s of its memory. From data sheets."""
+    """memory: 1e9 bytes; flops: dense bf16 FLOP/s with float32 sums; bandwidth: bytes/s of its
+    memory. From data sheets."""
 
     memory: float
     flops: float
@@ -89,7 +95,13 @@ GPUS = {
     "3090": GPU(25, 71e12, 0.94e12),
     "T4": GPU(16, 65e12, 0.32e12),
 }
-MFU = {"generation": 0.5, "old": 0.45, "reference": 0.45, "train": 0.4, "evaluation": 0.5}  # assumed
+MFU = {
+    "generation": 0.5,
+    "old": 0.45,
+    "reference": 0.45,
+    "train": 0.4,
+    "evaluation": 0.5,
+}  # assumed
 BANDWIDTH = 0.6  # share of the memory's bandwidth that a decode step reaches, assumed
 CONTEXT = 1.5  # 1e9 bytes that CUDA, NCCL and the allocator's gaps take beside the tensors, assumed
 PAGE = 16  # tokens of a page of the KV cache
@@ -105,12 +117,16 @@ def peak_flops(device: torch.device) -> float:
 
 
 def read_gpus(text: str) -> tuple[int, str, GPU]:
-    """32xH100, or 8x48GB@150TF for a GPU that is not in the table -> (how many, name, what each has)."""
+    """32xH100, or 8x48GB@150TF for a GPU that is not in the table -> (how many, name, what each
+    has)."""
     match = re.fullmatch(r"(\d+)x(.+)", text)
     other = match and re.fullmatch(r"(\d+)GB@(\d+)TF", match[2])
     if not match or int(match[1]) == 0 or not (other or match[2] in GPUS):
-        raise ValueError(f"--plan {text}: write a number, x, and one of {', '.join(GPUS)}, or memory and peak of another GPU "
-                         "such as 8x48GB@150TF")
+        raise ValueError(
+            f"--plan {text}: write a number, x, and one of {', '.join(GPUS)}, or memory and peak "
+            "of another GPU "
+            "such as 8x48GB@150TF"
+        )
     if other:
         gpu = GPU(float(other[1]), float(other[2]) * 1e12, GPUS["A100"].bandwidth)
     else:
@@ -118,7 +134,7 @@ def read_gpus(text: str) -> tuple[int, str, GPU]:
     return int(match[1]), match[2], gpu
 
 
-# ---- The plan ---------------------------------------------------------------------------------------------------------
+# ---- The plan ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -149,9 +165,9 @@ class Job:
 def activations(c: Config, recompute: bool) -> int:
     """Bytes per token that a forward in bf16 keeps for its backward, over all layers.
 
-    A layer keeps, for each norm, its input, a float32 statistic, and the result; for attention rotated q and k, v, o and a
-    float32 per head; for the MLP gate, silu(gate), up and their product. With recomputation only one layer at a time does.
-    """
+    A layer keeps, for each norm, its input, a float32 statistic, and the result; for attention
+    rotated q and k, v, o and a float32 per head; for the MLP gate, silu(gate), up and their
+    product. With recomputation only one layer at a time does."""
     norms = 2 * (2 * c.D + 4 + 2 * c.D)
     attention = 2 * c.K * (2 * c.H + 2 * c.J) + 4 * c.H
     mlp = 2 * 4 * c.F
@@ -190,11 +206,17 @@ def passing_memory(job: Job, c: Config) -> dict[str, float]:
     rows = T * job.max_new // (job.max_prompt + job.max_new)  # completion tokens among them
     gathered = 2 * root + 2 * 2 * layer  # in bf16; the next layer is gathered during this one
     kept = activations(c, job.recompute) * T + 8 * c.D * rows
-    block = 4 * min(BLOCK["cuda"], rows * c.V)  # float32 logits, beside their gradient in float32 and in bf16
+    block = 4 * min(
+        BLOCK["cuda"], rows * c.V
+    )  # float32 logits, beside their gradient in float32 and in bf16
     prefill_widths = (2 * (c.H + 2 * c.J) * c.K + 2 * 3 * c.F) // t + 12 * c.D
     return {
         "head, backward": gathered + kept + (2 + 4) * c.D * rows + 2.5 * block + 2 * head,
-        "layers, backward": gathered + kept + 2 * head + (2 + 4) * layer + (2 * 2 * c.F + 2 * c.D) * T,
+        "layers, backward": gathered
+        + kept
+        + 2 * head
+        + (2 + 4) * layer
+        + (2 * 2 * c.F + 2 * c.D) * T,
         "end of backward": gathered + (2 + 4) * root,
         "generation": PREFILL * prefill_widths + 12 * job.slots * c.V,
         "copy of weights": 2 * 2 * (root + layer),  # as gathered, and as parameters of their own
@@ -203,7 +225,9 @@ def passing_memory(job: Job, c: Config) -> dict[str, float]:
 
 def needed_gb(job: Job, c: Config, world: int) -> float:
     """1e9 bytes of each GPU."""
-    return (sum(lasting_memory(job, c, world).values()) + max(passing_memory(job, c).values())) / 1e9
+    return (
+        sum(lasting_memory(job, c, world).values()) + max(passing_memory(job, c).values())
+    ) / 1e9
 
 
 def step_flops(job: Job, c: Config, prompt: int, new: int) -> dict[str, float]:
@@ -220,8 +244,11 @@ def step_flops(job: Job, c: Config, prompt: int, new: int) -> dict[str, float]:
     }
 
 
-def step_seconds(job: Job, c: Config, world: int, gpu: GPU, flops: dict, prompt: int, new: int) -> dict[str, float]:
-    """Seconds of a step by phase. Decoding reads all weights and the cache once for every token of the longest sequence."""
+def step_seconds(
+    job: Job, c: Config, world: int, gpu: GPU, flops: dict, prompt: int, new: int
+) -> dict[str, float]:
+    """Seconds of a step by phase. Decoding reads all weights and the cache once for every token of
+    the longest sequence."""
     seconds = {name: n / (world * gpu.flops * MFU[name]) for name, n in flops.items()}
     sampled = {"generation": job.prompts * job.group, "evaluation": job.eval_problems * job.eval_n}
     for name, sequences in sampled.items():
@@ -239,7 +266,8 @@ def step_seconds(job: Job, c: Config, world: int, gpu: GPU, flops: dict, prompt:
 
 @dataclass(frozen=True)
 class Measured:
-    """What the second half of a run measured: seconds of a step by phase, mean tokens of prompts and of completions."""
+    """What the second half of a run measured: seconds of a step by phase, mean tokens of prompts
+    and of completions."""
 
     seconds: dict[str, float]
     prompt: int
@@ -259,17 +287,24 @@ def measured(run: str) -> Measured | None:
     train = train[len(train) // 2 :]
     new = sum(row["length"] for row in train) / len(train)
     length = sum(row["tokens"] for row in train) / len(train) / (flags["prompts"] * flags["group"])
-    seconds = {name: sum(row["seconds"].get(name, 0) for row in train) / len(train) for name in train[0]["seconds"]}
+    seconds = {
+        name: sum(row["seconds"].get(name, 0) for row in train) / len(train)
+        for name in train[0]["seconds"]
+    }
     evaluations = [row for row in rows if row["kind"] == "eval"]
     if evaluations:
         last = [row for row in evaluations if row["step"] == evaluations[-1]["step"]]
-        seconds["evaluation"] = sum(row["seconds"]["evaluation"] for row in last) / max(1, flags["eval_every"])
+        seconds["evaluation"] = sum(row["seconds"]["evaluation"] for row in last) / max(
+            1, flags["eval_every"]
+        )
     return Measured(seconds, round(length - new), round(new))
 
 
 def read_config(name: str) -> Config:
     """A model's shape, without its weights."""
-    is_hub_name = not Path(name).is_dir() and name.count("/") == 1 and not name.startswith("models/")
+    is_hub_name = (
+        not Path(name).is_dir() and name.count("/") == 1 and not name.startswith("models/")
+    )
     if not is_hub_name:
         return Config.read(locate(name))
     from huggingface_hub import hf_hub_download
@@ -277,8 +312,10 @@ def read_config(name: str) -> Config:
     try:
         return Config.read(Path(hf_hub_download(name, "config.json")).parent)
     except Exception as error:  # the hub client raises a family of its own
-        raise FileNotFoundError(f"--model {name}: no such directory here, and the hub did not give its config.json "
-                                f"({type(error).__name__}); --model DIR needs no more than that file") from error
+        raise FileNotFoundError(
+            f"--model {name}: no such directory here, and the hub did not give its config.json "
+            f"({type(error).__name__}); --model DIR needs no more than that file"
+        ) from error
 
 
 def changes(job: Job, c: Config, world: int) -> dict[str, Job]:
@@ -296,20 +333,33 @@ def changes(job: Job, c: Config, world: int) -> dict[str, Job]:
     return {flag: changed for flag, changed in jobs.items() if changed != job}
 
 
-def table(model: str, job: Job, c: Config, world: int, name: str, gpu: GPU, seen: Measured | None) -> str:
+def table(
+    model: str, job: Job, c: Config, world: int, name: str, gpu: GPU, seen: Measured | None
+) -> str:
     """The plan as text."""
     shards = world // job.replicas
     room = gpu.memory - CONTEXT
-    lines = [f"{model}: {c.N:,} parameters and {c.N_total - c.N:,} in embeddings, on {world} x {name}",
-             f"copies of the model: {job.replicas}, each in {shards} shards" + (", offloaded" if job.offload else ""), "",
-             f"memory of a GPU{'GB':>21}"]
-    lines += [f"  {part:24}{size / 1e9:10.2f}" for part, size in lasting_memory(job, c, world).items()]
+    lines = [
+        f"{model}: {c.N:,} parameters and {c.N_total - c.N:,} in embeddings, on {world} x {name}",
+        f"copies of the model: {job.replicas}, each in {shards} shards"
+        + (", offloaded" if job.offload else ""),
+        "",
+        f"memory of a GPU{'GB':>21}",
+    ]
+    lines += [
+        f"  {part:24}{size / 1e9:10.2f}" for part, size in lasting_memory(job, c, world).items()
+    ]
     passing = passing_memory(job, c)
     largest = max(passing, key=passing.get)
-    lines.append(f"  {largest:24}{passing[largest] / 1e9:10.2f}   the largest of {len(passing)} moments")
+    lines.append(
+        f"  {largest:24}{passing[largest] / 1e9:10.2f}   the largest of {len(passing)} moments"
+    )
     need = needed_gb(job, c, world)
     fits = "fits" if need <= room else "does not fit"
-    lines.append(f"  {'together':24}{need:10.2f}   of {gpu.memory:g}, less {CONTEXT:g} for CUDA and NCCL: {fits}")
+    lines.append(
+        f"  {'together':24}{need:10.2f}   of {gpu.memory:g}, less {CONTEXT:g} for CUDA and NCCL: "
+        f"{fits}"
+    )
     if need > room:
         lines.append(f"with this flag alone{'GB':>16}")
         for flag, changed in changes(job, c, world).items():
@@ -320,16 +370,24 @@ def table(model: str, job: Job, c: Config, world: int, name: str, gpu: GPU, seen
             differing = {k: v for k, v in vars(changed).items() if v != getattr(job, k)}
             everything = replace(everything, **differing)
         size = needed_gb(everything, c, world)
-        lines.append(f"  {'all of them':24}{size:10.2f}{'   fits' if size <= room else '   take more or larger GPUs'}")
+        lines.append(
+            f"  {'all of them':24}{size:10.2f}{'   fits' if size <= room else '   needs more GPUs'}"
+        )
     checkpoint = 12 * c.N_total / 1e9
-    lines.append(f"  disk: {checkpoint:.3g} GB a checkpoint, up to {job.keep + 2} of them; host memory of a rank while one is "
-                 f"written: {checkpoint / shards:.2f} GB")
+    lines.append(
+        f"  disk: {checkpoint:.3g} GB a checkpoint, up to {job.keep + 2} of them; host memory of a "
+        "rank while one is "
+        f"written: {checkpoint / shards:.2f} GB"
+    )
     prompt, new = (seen.prompt, seen.new) if seen else (job.max_prompt, job.max_new)
     flops = step_flops(job, c, prompt, new)
     seconds = seen.seconds if seen else step_seconds(job, c, world, gpu, flops, prompt, new)
     lengths = "as measured" if seen else "the longest possible"
-    lines += ["", f"a step of {job.prompts} x {job.group} sequences of {prompt} + {new} tokens, {lengths}",
-              f"{'FLOP':>36}{'seconds':>12}"]
+    lines += [
+        "",
+        f"a step of {job.prompts} x {job.group} sequences of {prompt} + {new} tokens, {lengths}",
+        f"{'FLOP':>36}{'seconds':>12}",
+    ]
     for phase, duration in seconds.items():
         if duration >= 0.05 or flops.get(phase):
             lines.append(f"  {phase:24}{flops.get(phase, 0):10.2e}{duration:12.1f}")
@@ -337,25 +395,37 @@ def table(model: str, job: Job, c: Config, world: int, name: str, gpu: GPU, seen
     total = job.steps * sum(flops.values())
     hours = job.steps * step_duration / 3600
     C = 6 * c.N * job.prompts * job.group * (prompt + new) * job.steps
-    lines += [f"  {'together':24}{sum(flops.values()):10.2e}{step_duration:12.1f}",
-              f"{job.steps} steps: {hours:.3g} hours, {hours * world:.3g} GPU-hours, {total:.3g} FLOPs, of which C = 6ND counts "
-              f"{C:.3g}"]
+    lines += [
+        f"  {'together':24}{sum(flops.values()):10.2e}{step_duration:12.1f}",
+        f"{job.steps} steps: {hours:.3g} hours, {hours * world:.3g} GPU-hours, {total:.3g} FLOPs, "
+        "of which C = 6ND counts "
+        f"{C:.3g}",
+    ]
     if not seen:
-        lines += [f"rates assumed: {gpu.flops / 1e12:g} TFLOP/s a GPU, of which training gets {MFU['train']:.0%} and other "
-                  f"forwards {MFU['old']:.0%};", f"decoding gets {BANDWIDTH:.0%} of {gpu.bandwidth / 1e12:g} TB/s. "
-                  "--plan with --resume RUN takes the rates of a run."]
+        lines += [
+            f"rates assumed: {gpu.flops / 1e12:g} TFLOP/s a GPU, of which training gets "
+            f"{MFU['train']:.0%} and other "
+            f"forwards {MFU['old']:.0%};",
+            f"decoding gets {BANDWIDTH:.0%} of {gpu.bandwidth / 1e12:g} TB/s. "
+            "--plan with --resume RUN takes the rates of a run.",
+        ]
     return "\n".join(lines)
 
 
 def show(model: str, gpus: str, job: Job, run: str) -> None:
-    """Print the plan, once; ValueError for flags that make no run on so many GPUs. run: --resume, whose rates are taken."""
+    """Print the plan, once; ValueError for flags that make no run on so many GPUs. run: --resume,
+    whose rates are taken."""
     if int(os.environ.get("RANK", 0)) != 0:
         return
     world, name, gpu = read_gpus(gpus)
     if world % job.replicas:
-        raise ValueError(f"--replicas {job.replicas} does not divide {world} GPUs; give a number that does")
+        raise ValueError(
+            f"--replicas {job.replicas} does not divide {world} GPUs; give a number that does"
+        )
     if world % job.sampler_tp:
-        raise ValueError(f"--sampler-tp {job.sampler_tp} does not divide {world} GPUs; give a number that does")
+        raise ValueError(
+            f"--sampler-tp {job.sampler_tp} does not divide {world} GPUs; give a number that does"
+        )
     config = read_config(model)
     check_heads(config, job.sampler_tp)
     print(table(model, job, config, world, name, gpu, measured(run)))

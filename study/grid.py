@@ -35,7 +35,7 @@ from tqdm import tqdm
 
 from grpo import FREE, check, parse_flags
 from model import Config
-from runtime.checkpoint import differing
+from runtime.checkpoint import differing, say_differing
 from runtime.parallel import locate
 from study import report
 from study.ladder import LADDER, RUNGS, SEEDS
@@ -165,9 +165,7 @@ def finished(run: Run, out: Path) -> bool:
         return False
     changed = differing(dataclasses.asdict(flags), there, FREE)
     if changed:
-        said = [f"--{name.replace('_', '-')} {here} (there {old})"
-                for name, (here, old) in changed.items()]
-        raise ValueError(f"{there} was made with other flags: {', '.join(said)}; "
+        raise ValueError(f"{there} was made with other flags: {say_differing(changed)}; "
                          "give another --out, or remove it")
     return whole(run, out)
 

@@ -43,7 +43,7 @@ from tqdm import tqdm
 import data
 from model import Config, Model, packed_attention
 from reward import Grader
-from rollout import Sampler, collect, stop_tokens
+from rollout import Rollout, Sampler, stop_tokens
 from runtime.parallel import load, save
 
 HARD = "arithmetic-hard"
@@ -250,8 +250,8 @@ def measure(directory: Path, problems: Sequence[data.Problem], n: int, temperatu
     stop = stop_tokens(directory, tokenizer)
     sampler = Sampler(model, stop, slots=256, max_len=max_prompt + max_new)
     with Grader() as grader:
-        completions = collect(
-            sampler, tokenizer, grader, problems, n, max_new, temperature, seed=0, step=0)
+        rollout = Rollout(sampler, data.Renderer(tokenizer), grader, max_new, seed=0)
+        completions = rollout.draw(problems, n, temperature, step=0)
     table = {}
     for level in levels:
         mine = [c for c in completions if problems[c.problem].difficulty == level]

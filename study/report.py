@@ -254,7 +254,7 @@ class Study:
 
 # ---------------------------------------------------------------- The forecast game
 def freeze(out: Path, runs, N: int, begun: list[str]) -> None:
-    """Write OUT/forecast.json: L of a model of N parameters, from runs of smaller ones. Never twice.
+    """Write OUT/forecast.json, once: L of a model of N parameters, from runs of smaller ones.
 
     begun: the runs of the largest size that exist already; the page says so.
     """
@@ -297,9 +297,9 @@ class Finding(NamedTuple):
     parts: dict[str, str]
 
 
-def judged(good: int, all_: int) -> str:
+def judged(good: int, count: int) -> str:
     """By chance, one in forty passes."""
-    return "holds" if good == all_ else "partly" if 2 * good >= all_ else "not"
+    return "holds" if good == count else "partly" if 2 * good >= count else "not"
 
 
 def table(head: str, rows: list[list]) -> str:

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -480,10 +481,11 @@ def test_solved_points_are_explained(tmp_path):
     (["run/metrics.jsonl"], "metrics.jsonl files, or --points"),
 ])
 def test_flags_are_checked(tmp_path, flags, message):
-    common = ["--points", str(PAPER / "points.csv"), "--out", str(tmp_path / "o"), "--bootstrap", "5"]
+    csv, out = PAPER / "points.csv", tmp_path / "o"
+    common = ["--points", str(csv), "--out", str(out), "--bootstrap", "5"]
     with pytest.raises(ValueError, match=message):
         fs.main(common + flags)
-    assert not (tmp_path / "o").exists()
+    assert not out.exists()
 
 
 def test_command_ends_with_one_line(tmp_path):
@@ -508,7 +510,13 @@ def test_sizes_read_as_people_write_them(N, text):
 def test_table_aligns_and_shows_intervals():
     rows = [{"N": 72, "L": 0.5, "L_ci": [0.4, 0.61]}, {"N": 8.4e-5, "name": "x"}]
     text = fs.table("Title", ["N", "L", "name"], rows)
-    assert text == "Title\n  N    L                name\n  72B  0.5 [0.4, 0.61]  -\n  84k  -                x"
+    lines = [
+        "Title",
+        "  N    L                name",
+        "  72B  0.5 [0.4, 0.61]  -",
+        "  84k  -                x",
+    ]
+    assert text.splitlines() == lines
 
 
 def test_palette_goes_from_light_to_dark_and_never_fades_into_paper():
@@ -538,7 +546,7 @@ def test_labels_of_close_curves_do_not_touch():
     boxes = [text.get_window_extent() for text in axes[0, 0].texts]
     heights = sorted((box.y0, box.y1) for box in boxes)
     assert len(boxes) == 7
-    for (_, top), (bottom, _) in zip(heights, heights[1:], strict=False):
+    for (_, top), (bottom, _) in pairwise(heights):
         assert bottom >= top - 1
     last = axes[0, 0].transData.transform((curves[0].X_T[-1], 1))[0]
     assert min(box.x0 for box in boxes) > last  # right of the last point

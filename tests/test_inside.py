@@ -202,7 +202,8 @@ BODIES = {  # tests of area(a, b), the product
     else:
         raise AssertionError("it took text")""",
 }
-TESTS = {name: f"def check(candidate):\n    {body}\n\n\ncheck(area)" for name, body in BODIES.items()}
+CHECK = "def check(candidate):\n    {}\n\n\ncheck(area)"
+TESTS = {name: CHECK.format(body) for name, body in BODIES.items()}
 WRONG = "def area(a, b):\n    return 0\n"
 RIGHT = "def area(a, b):\n    return a * b\n"
 MARKER = r"""
@@ -770,7 +771,15 @@ def test_a_reason_is_one_line_that_a_terminal_shows_as_it_is(contained):
     # Caught: a program that moves the cursor or clears the screen of who reads its verdict.
     program = "def f(x):\n    return '\\x1b[2J\\u202e\\n' + x * 1000"
     reason = sandbox.run(program, "assert not f('a'), f('a')", ["f"]).reason
-    assert reason.startswith("AssertionError: ?[2J?") and reason.isprintable() and len(reason) <= 200
+    assert reason.startswith("AssertionError: ?[2J?")
+    assert reason.isprintable() and len(reason) <= 200
+
+
+def test_the_same_program_gets_the_same_verdict(contained):
+    # Caught: hashes of text that differ from process to process, and with them the order of sets.
+    made = "list({str(i) for i in range(1000)})"
+    for _ in range(3):
+        assert sandbox.run(f"def f(): return {made}", f"assert f() == {made}", ["f"]).passed
 
 
 def test_tests_that_call_nothing_pass_nobody(contained):

@@ -174,16 +174,16 @@ def test_kernels_in_the_interpreter(interpreted):
 def test_kernels_compile_ahead_of_time(compiled):
     module.load_triton()
     work = dict(length_B="*i32", o_BJPRK="*fp32", stats_2BJPR="*fp32", P="i32", scale="fp32")
-    work |= dict(pages_stride="i32", q_stride="i32")
+    work |= dict(page_stride="i32", q_stride="i32")
     shape = dict(J=2, R=6, CHUNK=module._CHUNK, PARTS=module._PARTS)
     cases = []
     for dtype, K in (("bf16", 128), ("bf16", 64), ("fp32", 64), ("fp32", 16)):
         block = 64 if dtype == "bf16" else 32
-        types = dict(work, q=f"*{dtype}", kv=f"*{dtype}", o_BHK=f"*{dtype}", pages_BM="*i32", kv_stride="i64")
+        types = dict(work, q=f"*{dtype}", kv=f"*{dtype}", o_BHK=f"*{dtype}", page_BM="*i32", kv_stride="i64")
         cases.append((module.attend_kernel, types, dict(shape, K=K, BLOCK=block, S=16, ROWS=16)))
     cases.append((module.join_kernel, types, dict(shape, K=128, BLOCK=64)))
     strides = dict(kv_stride="i64", k_stride="i32", v_stride="i32")
-    types = dict(kv="*bf16", k="*bf16", v="*bf16", slot_T="*i64", **strides)
+    types = dict(kv="*bf16", k="*bf16", v="*bf16", entry_T="*i64", **strides)
     cases.append((module.write_kernel, types, dict(JK=384, BLOCK=512)))
     for kernel, types, constants in cases:
         compiled(kernel, types, constants)

@@ -1,6 +1,7 @@
-"""study.py and report.py: the grid skips, goes on, survives failures and refuses strangers; verdicts follow the data."""
-
+"""study/grid.py: the grid skips, resumes, survives failures and refuses runs of other flags.
+study/report.py: verdicts follow the data. study/sweeps.py: intervals by hand."""
 import dataclasses
+import io
 import json
 import re
 import sys
@@ -12,10 +13,10 @@ import numpy as np
 import pytest
 from tqdm import tqdm
 
-import points
+from fit_scaling import curves_from, read_csv
 from grpo import parse_flags
 from study import grid as study
-from study import report
+from study import report, sweeps
 
 FAKE = """
 import json, sys, time
@@ -29,7 +30,8 @@ if how == "hang" and not (out / "checkpoint").exists():
     (out / "checkpoint").touch()
     time.sleep(60)
 if how == "fail":
-    print("the reason\\nin two lines\\nE1123 12:00:00.1 77 torch/distributed/elastic/multiprocessing/api.py:1000] failed")
+    print("the reason\\nin two lines")
+    print("E1123 12:00:00.1 77 torch/distributed/elastic/multiprocessing/api.py:1000] failed")
     sys.exit(1)
 (out / "final").mkdir()
 (out / "final" / "config.json").touch()
@@ -38,17 +40,20 @@ if how == "fail":
 
 @pytest.fixture
 def grid(tmp_path, monkeypatch):
-    """A Grid whose runs are FAKE, and three runs for it; `how` says what the second does."""
+    """A Grid whose runs are FAKE, and three runs for it; `how` says what a run does."""
     (tmp_path / "fake.py").write_text(FAKE)
-    runs = [study.Run(f"r{i}", "sizes", "constant", "models/tiny", f"--seed {i} --steps 3") for i in range(3)]
+    runs = [study.Run(f"r{i}", "sizes", "constant", "models/tiny", f"--seed {i} --steps 3")
+            for i in range(3)]
     grid = study.Grid(tmp_path / "out", 2, "--standalone")
     parse_flags([])  # so that threads need not read its source
     grid.out.mkdir()
     grid.how = {}
 
     def command(run):
-        flags = json.dumps(dataclasses.asdict(parse_flags(run.argv(grid.out))) | {"world": 1})
-        return [sys.executable, str(tmp_path / "fake.py"), str(grid.out / run.name), flags, grid.how.get(run.name, "")]
+        flags = dataclasses.asdict(parse_flags(run.argv(grid.out))) | {"world": 1}
+        how = grid.how.get(run.name, "")
+        script = str(tmp_path / "fake.py")
+        return [sys.executable, script, str(grid.out / run.name), json.dumps(flags), how]
 
     monkeypatch.setattr(grid, "command", command)
     return grid, runs
@@ -62,17 +67,21 @@ def test_a_failed_run_is_named_and_the_others_go_on(grid):
     # Caught: an exit code that nobody looks at; a finished run that is run again.
     grid, runs = grid
     grid.how = {"r1": "fail"}
-    grid.all(runs, tqdm(disable=True))
+    with tqdm(total=3, disable=False, file=io.StringIO()) as bar:
+        grid.all(runs, bar)
+        assert bar.n == 3
     assert [bool(run.error) for run in runs] == [False, True, False]
-    assert "exit code 1" in runs[1].error and runs[1].error.endswith("in two lines")
+    assert "exit code 1" in runs[1].error
+    assert runs[1].error.endswith("in two lines")
     again = [dataclasses.replace(run, error="") for run in runs]
     grid.how = {}
     grid.all(again, tqdm(disable=True))
-    assert not any(run.error for run in again) and [starts(grid, run) for run in runs] == [1, 2, 1]
+    assert not any(run.error for run in again)
+    assert [starts(grid, run) for run in runs] == [1, 2, 1]
 
 
 def test_a_stop_loses_nothing_and_is_no_failure(grid):
-    # Caught: a stop that leaves children behind, or counts as a failed run; runs that start after it.
+    # Caught: a stop that leaves children behind, or counts as a failed run; runs started after it.
     grid, runs = grid
     grid.how = {"r0": "hang", "r1": "hang"}
     worker = threading.Thread(target=grid.all, args=(runs, tqdm(disable=True)))
@@ -83,7 +92,8 @@ def test_a_stop_loses_nothing_and_is_no_failure(grid):
         time.sleep(0.05)
     grid.stop()
     worker.join(20)
-    assert not worker.is_alive() and not grid.children and not any(run.error for run in runs)
+    assert not worker.is_alive() and not grid.children
+    assert not any(run.error for run in runs)
     assert not (grid.out / "r2").exists() and not study.finished(runs[0], grid.out)
     grid.stopping = False
     grid.all(runs, tqdm(disable=True))
@@ -94,20 +104,41 @@ def test_runs_with_other_flags_are_refused_by_name(grid):
     grid, runs = grid
     grid.all(runs[:1], tqdm(disable=True))
     other = dataclasses.replace(runs[0], flags="--seed 0 --steps 3 --lr 1e-3")
-    with pytest.raises(ValueError, match=r"r0 was made with other flags: --lr 0\.001 \(there 0\.0005\)"):
+    with pytest.raises(ValueError, match=r"r0 .* other flags: --lr 0\.001 \(there 0\.0005\)"):
         study.finished(other, grid.out)
 
 
+def test_the_largest_size_waits_for_its_forecast(grid, monkeypatch):
+    # Caught: a forecast that is frozen after runs of the largest size, or from their losses.
+    grid, runs = grid
+    order = []
+    sizes = {"small": 10, "large": 30}
+    runs = [dataclasses.replace(run, model=model, part=part) for run, model, part in
+            zip(runs, ("large", "small", "small"), ("sizes", "sizes", "reuse"), strict=True)]
+    monkeypatch.setattr(study, "size", sizes.get)
+    monkeypatch.setattr(study, "finished", lambda run, out: False)
+    monkeypatch.setattr(grid, "execute", lambda run: order.append(run.name))
+
+    def freeze(out, small, N, begun):
+        order.append([[run.name for run in small], N])
+
+    monkeypatch.setattr(report, "freeze", freeze)
+    study.execute_all(grid, runs)
+    assert order[:2] == ["r1", [["r1"], 30]] and set(order[2:]) == {"r0", "r2"}
+
+
 def test_the_grid_is_what_it_says():
-    # Caught: a sweep without its level 1, seeds that do not reach the flags, a run that grpo.py would refuse.
+    # Caught: a sweep without its level 1, seeds that do not reach the flags, a run that grpo.py
+    # would refuse.
     for quick in (True, False):
         runs = study.ladder_grid(quick)
         assert len({run.name for run in runs}) == len(runs)
         for run in runs:
             flags = parse_flags(run.argv(Path("x")))
             study.check(flags, 1)
-            assert flags.prompts * flags.steps // flags.reuse >= flags.prompts  # a step never holds a problem twice
-            assert Path(flags.model, "config.json").is_file() and re.search(rf"-{flags.seed}(-|$)", Path(flags.model).name)
+            assert flags.prompts * flags.steps // flags.reuse >= flags.prompts  # no repeats a step
+            assert Path(flags.model, "config.json").is_file()
+            assert re.search(rf"-{flags.seed}(-|$)", Path(flags.model).name)
     taus = {parse_flags(run.argv(Path("x"))).reuse for run in runs if run.part == "reuse"}
     groups = {parse_flags(run.argv(Path("x"))).group for run in runs if run.part == "group"}
     assert taus == {1, 2, 5, 10, 25, 50, 100} and groups == {4, 8, 16, 32}
@@ -115,42 +146,56 @@ def test_the_grid_is_what_it_says():
 
 
 def test_real_models_get_the_same_questions_once(tmp_path, monkeypatch):
-    # Caught: the recipe's own reuse and group run twice, a sweep of another model than the middle one, a page without a title.
+    # Caught: the recipe's own reuse and group run twice, a sweep of another model than the middle
+    # one, a page without a title.
     recipe = tmp_path / "r.args"
     recipe.write_text("--steps 3 --group 16")
-    runs = study.real_grid(["a/S", "a/M", "a/L"], str(recipe), seeds=2)
-    assert len({run.name for run in runs}) == len(runs) == 6 + 2 * (len(study.TAUS) - 1) + 2 * (len(study.GROUPS) - 1)
-    assert {run.model for run in runs if run.part != "sizes"} == {"a/M"} and {run.arm for run in runs} == {"recipe"}
-    flags = [parse_flags(run.argv(Path("x"))) for run in runs]
-    assert all(f.group == 16 for run, f in zip(runs, flags, strict=True) if run.part != "group")
-    assert 16 not in {f.group for run, f in zip(runs, flags, strict=True) if run.part == "group"}
+    runs = study.real_grid(("a/S", "a/M", "a/L"), str(recipe), seeds=2)
+    sweep = 2 * (len(study.TAUS) - 1) + 2 * (len(study.GROUPS) - 1)
+    assert len({run.name for run in runs}) == len(runs) == 6 + sweep
+    assert {run.model for run in runs if run.part != "sizes"} == {"a/M"}
+    assert {run.arm for run in runs} == {"recipe"}
+    groups = {True: set(), False: set()}
+    for run in runs:
+        groups[run.part == "group"].add(parse_flags(run.argv(Path("x"))).group)
+    assert groups[False] == {16} and 16 not in groups[True]
+
     monkeypatch.setattr(report, "REDRAWS", 20)
-    lines = [line | {"arm": "recipe"} for line in made_up(lambda N: 0.1) if line["arm"] == "inverse"]
+    monkeypatch.setattr(report, "draw", lambda *args, **names: "")
+    lines = [line | {"arm": "recipe"} for line in made_up(lambda N: 0.1)
+             if line["arm"] == "inverse"]
     text, _ = page(tmp_path, lines)
-    assert text.startswith("# ") and "1 / step" not in text and "models/ladder" not in text
-    monkeypatch.setattr(sys, "argv", ["study.py", "--models", "models/tiny", "models/ladder/7k-0", "--recipe", str(recipe)])
+    assert text.startswith("# ")
+    assert "1 / step" not in text and "models/ladder" not in text and "<!--" not in text
+    argv = ["--models", "models/tiny", "models/ladder/7k-0", "--recipe", str(recipe)]
     with pytest.raises(ValueError, match=r"--models: 2 sizes of base models, .*at least three"):
-        study.main()
+        study.main(argv)
+    with pytest.raises(ValueError, match="--models and --recipe go together"):
+        study.main(["--models", "models/tiny"])
+
+
+SPACED = sorted({round(2 ** (i / 2)) for i in range(13)})
 
 
 def made_up(slope, bend=0.0, reuse=lambda tau: 0.0, grouped=lambda G: 0.0, surprise=0.0):
-    """A study as runs.jsonl holds it, with log10 L = E(N) - slope(N) x - bend x^2, x = log10 step, and noise; what reuse,
-    a group and the largest size add to L."""
-    rng, lines, spaced = np.random.default_rng(0), [], sorted({round(2 ** (i / 2)) for i in range(13)})
+    """A study as runs.jsonl holds it: log10 L = -0.1 - slope(N) (x + 0.8) - bend x^2 with
+    x = log10 step, and noise; reuse, group and the largest size add to L."""
+    rng = np.random.default_rng(0)
+    lines = []
 
-    def run(name, part, arm, N, seed, kind="base", steps=spaced, **other):
-        evals = [{"step": 0, "D": 0, "C": 0, "L": 0.9, "levels": {"level 1": 0.2, "level 2": 0.1}}]
+    def run(name, part, arm, N, seed, kind="base", steps=SPACED, tau=1, G=8):
+        evals = [{"step": 0, "D": 0, "C": 0, "L": 0.9}]
         for t in steps:
-            x, G = np.log10(t), other.get("group", 8)
-            L = 10 ** (-0.1 - slope(N) * (x + 0.8) - bend * x**2 + 0.002 * rng.standard_normal())
-            L += reuse(other.get("reuse", 1)) + grouped(G) + surprise * (N == 214000)
-            evals.append({"step": t, "D": 32 * t, "C": 6.0 * N * 32 * t * G * 50, "L": float(L),
-                          "levels": {"level 1": 0.9, "level 2": 0.5}})
-        samples = [{"step": s, "problem": i, "prompt": "a1b+1?", "text": "`|", "truth": "12", "score": 1.0}
-                   for s in (0, steps[-1]) for i in range(5)]
-        lines.append({"name": name, "part": part, "arm": arm, "model": "m", "command": "torchrun grpo.py", "error": "",
-                      "model_type": kind, "N": N, "seed": seed, "reuse": 1, "group": 8, "hours": 0.1, "flops": 1e9,
-                      "evals": evals, "samples": samples} | other)
+            x = np.log10(t)
+            noise = 0.002 * rng.standard_normal()
+            L = 10 ** (-0.1 - slope(N) * (x + 0.8) - bend * x**2 + noise)
+            L += reuse(tau) + grouped(G) + surprise * (N == 214000)
+            C = 6.0 * N * 32 * t * G * 50
+            evals.append({"step": t, "D": 32 * t, "C": C, "L": float(L)})
+        lines.append({
+            "name": name, "part": part, "arm": arm, "model": "m", "command": "torchrun grpo.py",
+            "error": "", "model_type": kind, "N": N, "seed": seed, "reuse": tau, "group": G,
+            "hours": 0.1, "flops": 1e9, "evals": evals})
 
     for N in (7000, 15000, 27000, 84000, 214000):
         for seed in range(3):
@@ -159,9 +204,11 @@ def made_up(slope, bend=0.0, reuse=lambda tau: 0.0, grouped=lambda G: 0.0, surpr
                     run(f"{N}-{seed}-{arm}-{kind}", "sizes", arm, N, seed, kind)
     for seed in range(3):
         for tau in (1, 25, 100):
-            run(f"tau{tau}-{seed}", "reuse", "constant", 27000, seed, steps=range(10, 101, 10), reuse=tau)
-        for group in (4, 8, 32):
-            run(f"group{group}-{seed}", "group", "constant", 27000, seed, steps=range(2, 65, 2), group=group)
+            steps = range(10, 101, 10)
+            run(f"tau{tau}-{seed}", "reuse", "constant", 27000, seed, steps=steps, tau=tau)
+        for G in (4, 8, 32):
+            steps = range(2, 65, 2)
+            run(f"group{G}-{seed}", "group", "constant", 27000, seed, steps=steps, G=G)
     return lines
 
 
@@ -171,6 +218,7 @@ def few_redraws(monkeypatch):
 
 
 def page(path, lines):
+    path.mkdir(exist_ok=True)
     head = {"commit": "abc", "torch": "2", "python": "3", "cores": 2, "device": "CPU"}
     (path / "runs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [head, *lines]))
     report.write(path)
@@ -179,54 +227,128 @@ def page(path, lines):
     return text, dict(verdicts)
 
 
+def saturating(N):
+    return 0.2 / (1 + 3e4 / N)
+
+
 def test_verdicts_follow_the_data(tmp_path, monkeypatch):
     # Caught: a verdict written by hand, a rule with its sign turned round, a cell left out.
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
-    def slope(N):
-        return 0.2 / (1 + 3e4 / N)
-
-    law = made_up(slope, reuse=lambda tau: 0.05 * (tau == 100), grouped=lambda G: 0.001 * (8 - G))
-    path, small = tmp_path / "a", [line for line in law if line["part"] == "sizes" and line["N"] < 214000]
-    runs = [study.Run(line["name"], line["part"], line["arm"], line["model"], "") for line in small]
-    monkeypatch.setattr(report, "read_run", lambda at: next(line for line in small if line["name"] == at.name))
+    law = made_up(saturating, reuse=lambda tau: 0.05 * (tau == 100),
+                  grouped=lambda G: 0.001 * (8 - G))
+    small = [line for line in law if line["part"] == "sizes" and line["N"] < 214000]
+    runs = [study.Run(line["name"], line["part"], line["arm"], line["model"], "")
+            for line in small]
+    by_name = {line["name"]: line for line in small}
+    monkeypatch.setattr(report, "read_run", lambda at: by_name[at.name])
+    monkeypatch.setattr(report, "draw", lambda *args, **names: "")  # takes most of the time
+    path = tmp_path / "a"
+    path.mkdir()
     report.freeze(path, runs, 214000, [])
     frozen = (path / "forecast.json").read_text()
     report.freeze(path, runs[:4], 214000, [])
     assert (path / "forecast.json").read_text() == frozen  # never twice
+    with pytest.raises(ValueError, match="forecasts 214,000 parameters, not 84,000"):
+        report.freeze(path, runs, 84000, [])
     text, verdicts = page(path, law)
     assert verdicts == {"1": "✔", "2": "✔", "3": "✔", "4": "✔", "5": "✔", "6": "✔"}, text
-    assert "beats both rivals" in text and "before a run of the largest was begun" in text
+    assert "beats both rivals" in text and "before a run of the largest size was begun" in text
+    assert re.search(r"G = 32 ends 0\.02\d ± 0\.\d* lower than G = 4 at equal prompts", text)
 
-    text, verdicts = page(path, made_up(slope, surprise=0.1))  # a largest size that does not heed its forecast
+    text, verdicts = page(path, made_up(saturating, surprise=0.1))  # the forecast is missed
     assert verdicts["5"] == "✘" and verdicts["6"] == "◐" and "in 4 of 8 cells" in text
 
-    text, verdicts = page(tmp_path / "b", made_up(lambda N: 0.0, bend=0.25, reuse=lambda tau: 0.05 * (tau > 1)))
-    assert {k: verdicts[k] for k in "1234"} == {"1": "✘", "2": "✘", "3": "✘", "4": "◐"} and verdicts["6"] == "?"
+    flat = made_up(lambda N: 0.0, bend=0.25, reuse=lambda tau: 0.05 * (tau > 1))
+    text, verdicts = page(tmp_path / "b", flat)
+    assert verdicts == {"1": "✘", "2": "✘", "3": "✘", "4": "◐", "5": "✘", "6": "?"}, text
 
 
 def test_too_few_runs_are_said_and_the_page_is_written(tmp_path):
-    # Caught: a division by n - p - 1 = 0, figures without a line, a page that dies with its last run.
-    lines = made_up(lambda N: 0.1)
-    few = [line for line in lines if line["arm"] == "inverse" and line["model_type"] == "base" and line["seed"] == 0]
+    # Caught: a division by n - p - 1 = 0, figures without a line, a page that dies with its last
+    # run.
+    few = [line for line in made_up(lambda N: 0.1)
+           if line["arm"] == "inverse" and line["model_type"] == "base" and line["seed"] == 0]
     _, verdicts = page(tmp_path, [line for line in few if line["part"] == "sizes"][:4])
     assert verdicts["3"] == verdicts["4"] == verdicts["5"] == verdicts["6"] == "?" != verdicts["1"]
     text, verdicts = page(tmp_path, [line | {"error": "exit code 1"} for line in few])
-    assert set(verdicts.values()) == {"?"} and "What is missing" in text and "no run of the sizes" in text
+    assert set(verdicts.values()) == {"?"}
+    assert "What is missing" in text and "no run of the sizes" in text
 
 
 def test_the_page_stands_alone_and_names_what_is_missing(tmp_path):
     lines = made_up(lambda N: 0.1)
-    lines[5] |= {"error": "exit code 1:\nout of luck"}
+    lines[5] |= {"error": "exit code 1:\n$here is out of luck"}
     text, _ = page(tmp_path, lines)
-    assert "What is missing" in text and lines[5]["name"] in text and "out of luck" in text
+    assert "What is missing" in text and lines[5]["name"] in text
+    assert "$here is out of luck" in text  # the words of a run are no template
+    assert not re.search(r"\$(?!here is out)\w", text)
     html = (tmp_path / "report.html").read_text()
     sources = re.findall(r'<img[^>]* src="([^"]{0,30})', html)
-    assert len(sources) == len(re.findall(r"!\[", text)) > 15 and all(s.startswith("data:image/png;base64,") for s in sources)
+    assert len(sources) == len(re.findall(r"!\[", text)) > 15
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
     assert "http://" not in html and "<script" not in html
     for name in re.findall(r"\]\((\w+\.png)\)", text):
         assert (tmp_path / name).stat().st_size > 5000
-    mine = [line for line in lines if not line["error"] and line["part"] == "sizes" and line["arm"] == "inverse"]
-    written = points.curves_from(points.read_csv(tmp_path / "points_inverse.csv"))
+    mine = [line for line in lines if not line["error"] and line["part"] == "sizes"
+            and line["arm"] == "inverse"]
+    written = curves_from(read_csv(tmp_path / "points_inverse.csv"))
     assert len(written["base", "D"]) == 5 and written["base", "D"][0].L_ST.shape[0] == 3
-    assert len((tmp_path / "points_inverse.csv").read_text().splitlines()) == 1 + sum(len(line["evals"]) for line in mine)
+    points = (tmp_path / "points_inverse.csv").read_text().splitlines()
+    assert len(points) == 1 + sum(len(line["evals"]) for line in mine)
+
+
+def test_gathered_runs_hold_what_the_report_reads(tmp_path):
+    # Caught: losses of another evaluation set, FLOPs of one phase only, N in billions.
+    out = tmp_path / "r0"
+    out.mkdir()
+    flags = {"seed": 3, "model": "models/x-Instruct", "reuse": 5, "group": 8}
+    (out / "flags.json").write_text(json.dumps(flags))
+    eval_ = {"kind": "eval", "source": "a", "flops": {"evaluate": 2.0}, "gpu_hours": 0.1}
+    train = {"kind": "train", "N": 6832, "flops": {"rollout": 3.0, "train": 4.0}}
+    records = [eval_ | {"step": 0, "D": 0, "C": 0, "test_loss": 0.9},
+               eval_ | {"step": 0, "D": 0, "C": 0, "test_loss": 0.1, "source": "b"},
+               train | {"gpu_hours": 0.2},
+               eval_ | {"step": 1, "D": 32, "C": 7.0, "test_loss": 0.8, "gpu_hours": 0.3}]
+    text = "".join(json.dumps(record) + "\n" for record in records)
+    (out / "metrics.jsonl").write_text(text)
+    assert report.read_run(out) == {
+        "model_type": "instruct", "reuse": 5, "group": 8, "N": 6832, "seed": 3, "hours": 0.3,
+        "flops": 13.0, "evals": [{"step": 0, "D": 0, "C": 0, "L": 0.9},
+                                 {"step": 1, "D": 32, "C": 7.0, "L": 0.8}]}
+
+
+def test_sweeps_read_and_pair_as_by_hand():
+    # Caught: the slope for the level, a normal quantile for Student's t, seeds paired with others.
+    x = np.array([50, 80, 100, 120, 200])
+    L = 0.5 + 0.1 * np.log(x / 100) + np.array([0.01, -0.01, 0.02, -0.01, -0.01])
+    reading = sweeps.read_at([(3, 9.0), *zip(x, L, strict=True)], 100)  # 3 is too far away
+    u = np.log(x / 100)
+    slope = (u - u.mean()) @ L / ((u - u.mean()) @ (u - u.mean()))
+    level = L.mean() - slope * u.mean()
+    rest = L - level - slope * u
+    error = np.sqrt(rest @ rest / 3 * (1 / 5 + u.mean() ** 2 / ((u - u.mean()) @ (u - u.mean()))))
+    assert np.isclose(reading.value, level) and np.isclose(reading.half, 3.18245 * error, rtol=1e-5)
+    assert sweeps.read_at([(100, 0.5), (110, 0.5), (120, 0.5)], 100) is None
+    assert sweeps.read_at([(X, 0.5) for X in (120, 130, 140, 150)], 100) is None
+
+    def run(tau, seed, L):
+        evals = [{"step": 0, "L": 1.0}, *({"step": t, "L": L} for t in (90, 95, 100, 105))]
+        return {"reuse": tau, "seed": seed, "evals": evals}
+
+    runs = [run(1, 0, 0.30), run(1, 1, 0.20), run(5, 1, 0.23), run(5, 0, 0.31), run(5, 7, 0.9)]
+    found = sweeps.paired(runs, "reuse", "step", 100)
+    assert np.isclose(found[5].above.value, 0.02) and found[5].seeds == 2
+    assert np.isclose(found[5].above.half, 12.7062 * 0.01, rtol=1e-4)
+    with pytest.raises(ValueError, match="no run of reuse 1"):
+        sweeps.paired([run(1, 0, 0.3) | {"evals": []}, *runs[2:]], "reuse", "step", 100)
+
+
+def test_the_committed_study_keeps_its_verdicts():
+    # Caught: a rule or a reading that moved. REDRAWS is small here, so only rules without
+    # bootstrap are asked.
+    found = report.Study(Path(__file__).resolve().parent.parent / "results" / "study")
+    first = report.trend(found.cells[0].single.N, found.cells[0].single.k)
+    assert str(first) == "+0.362 ± 0.102"
+    forms = report.forms(found.cells[0].single.N, found.cells[0].single.k)
+    assert f"{forms.power:.1f} {forms.constant:.1f}" == "0.4 20.4"
+    runs = report.sweep_of(found.runs, "reuse")
+    assert str(sweeps.paired(runs, "reuse", "step", 100)[100].above) == "+0.090 ± 0.038"
