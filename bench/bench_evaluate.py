@@ -77,8 +77,8 @@ def main() -> None:
     prompt_tokens = sum(len(c.prompt) for c in found)
     bar = "under" if share < BAR else "NOT under"
     print(
-        f"{len(test.problems)} problems, {prompt_tokens:,} tokens: {total:.1f} s, {inside:.1f} s in "
-        f"the model, {share:.1%} outside it ({bar} {BAR:.0%})"
+        f"{len(test.problems)} problems, {prompt_tokens:,} tokens: {total:.1f} s, {inside:.1f} s "
+        f"in the model, {share:.1%} outside it ({bar} {BAR:.0%})"
     )
     row = {
         "parameters": config.N_total,

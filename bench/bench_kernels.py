@@ -147,9 +147,9 @@ def measure(case: Case, repeat: int, bytes_per_s: float) -> list[dict]:
     us = {name: 1e3 * ms / QUEUED for name, ms in race(rounds, repeat).items()}
     floor_us = 1e6 * case.bytes_read / bytes_per_s
     for name, duration in us.items():
-        ratio = duration / us["ours"]
-        of_floor = floor_us / duration
-        row = {"case": case.name, "name": name, "us": duration, "ratio": ratio, "of_floor": of_floor}
+        row = {"case": case.name, "name": name, "us": duration}
+        row["ratio"] = duration / us["ours"]
+        row["of_floor"] = floor_us / duration
         rows.append(row)
     return rows
 

@@ -103,7 +103,8 @@ def both(function: Callable, hidden_TD, weight_VD, target_T) -> None:
 def extra_memory(name: str, flags: Flags) -> int:
     """Bytes of peak memory of one forward + backward above the inputs, the gradients included."""
     function = CONTENDERS[name]
-    hidden_TD, weight_VD, target_T = inputs = make_inputs(flags)
+    inputs = make_inputs(flags)
+    hidden_TD, weight_VD, _ = inputs
     if GPU:
         both(function, *inputs)
         hidden_TD.grad = None
@@ -142,24 +143,20 @@ def memory_in_own_process(name: str) -> int:
     return int(done.stdout.split()[-1])
 
 
-def main() -> None:
-    flags = tyro.cli(Flags, description=__doc__)
-    if flags.memory_of:
-        print(extra_memory(flags.memory_of, flags))
-        return
+def product(hidden_TD, weight_VD) -> None:
+    """The ceiling: the product of the head in pieces that fit, the results thrown away."""
+    for piece_CD in weight_VD.split(8192):
+        hidden_TD @ piece_CD.T
+
+
+def measure(flags: Flags) -> tuple[float, list[dict]]:
+    """-> (milliseconds of the product alone, a row for each contender)."""
     inputs = make_inputs(flags)
     hidden_TD, weight_VD, _ = inputs
-    # The ceiling: the same product in pieces that fit, the results thrown away.
-    pieces = weight_VD.detach().split(8192)
-
-    def product():
-        for piece_CD in pieces:
-            hidden_TD.detach() @ piece_CD.T
-
-    forwards = {"product": product}
+    forwards = {"product": partial(product, hidden_TD.detach(), weight_VD.detach())}
     steps = {}
     memory = {}
-    failed = {}
+    not_run = []
     for name, function in CONTENDERS.items():
         try:
             for _ in range(2):  # compiles, tunes, warms up
@@ -167,7 +164,7 @@ def main() -> None:
         except Exception as error:
             if name == "ours":
                 raise
-            failed[name] = one_line(error)
+            not_run.append({"name": name, "not_run": one_line(error)})
             continue
         memory[name] = extra_memory(name, flags) if GPU else memory_in_own_process(name)
         forwards[name] = torch.no_grad()(partial(function, *inputs))
@@ -175,33 +172,41 @@ def main() -> None:
     race(forwards, 1)  # the warm-up
     forward_ms = race(forwards, flags.repeat)
     both_ms = race(steps, flags.repeat)
-
-    product_ms = forward_ms["product"]
-    tflops = 2 * flags.tokens * weight_VD.numel() / product_ms / 1e9
-    print(f"T = {flags.tokens}, D = {flags.width}, V = {flags.vocab}, {DTYPE}")
-    print(f"the product hidden @ weight.T alone: {product_ms:.1f} ms, {tflops:.3g} TFLOP/s\n")
-    print(f"{'':28}{'forward ms':>12}{'of product':>12}{'fwd+bwd ms':>12}{'extra MB':>12}"
-          "    times ours: fwd, fwd+bwd, MB")  # fmt: skip
     rows = []
     for name in steps:
         row = {
             "name": name,
             "forward_ms": forward_ms[name],
-            "of_product": product_ms / forward_ms[name],
+            "of_product": forward_ms["product"] / forward_ms[name],
             "forward_backward_ms": both_ms[name],
             "extra_mb": memory[name] / 1e6,
         }
         rows.append(row)
+    return forward_ms["product"], rows + not_run
+
+
+def main() -> None:
+    flags = tyro.cli(Flags, description=__doc__)
+    if flags.memory_of:
+        print(extra_memory(flags.memory_of, flags))
+        return
+    product_ms, rows = measure(flags)
+    tflops = 2 * flags.tokens * flags.vocab * flags.width / product_ms / 1e9
+    print(f"T = {flags.tokens}, D = {flags.width}, V = {flags.vocab}, {DTYPE}")
+    print(f"the product hidden @ weight.T alone: {product_ms:.1f} ms, {tflops:.3g} TFLOP/s\n")
+    print(f"{'':28}{'forward ms':>12}{'of product':>12}{'fwd+bwd ms':>12}{'extra MB':>12}"
+          "    times ours: fwd, fwd+bwd, MB")  # fmt: skip
+    for row in rows:
+        if "not_run" in row:
+            print(f"{row['name']:28}not run: {row['not_run'][:110]}")
+            continue
         keys = ("forward_ms", "forward_backward_ms", "extra_mb")
         forward, step, extra = (row[key] / rows[0][key] for key in keys)
         print(
-            f"{name:28}{row['forward_ms']:12.2f}{row['of_product']:12.0%}"
+            f"{row['name']:28}{row['forward_ms']:12.2f}{row['of_product']:12.0%}"
             f"{row['forward_backward_ms']:12.2f}{row['extra_mb']:12.0f}{forward:16.2f}{step:9.2f}"
             f"{extra:8.2f}"
         )
-    for name, reason in failed.items():
-        rows.append({"name": name, "not_run": reason})
-        print(f"{name:28}not run: {reason[:110]}")
     ceilings = {"product_ms": product_ms, "product_tflops": tflops}
     files = ("kernels/logprob.py", "bench/bench_logprob.py", "bench/common.py")
     record("logprob", vars(flags), rows, ceilings, files)

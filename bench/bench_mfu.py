@@ -111,8 +111,8 @@ def main() -> None:
     }
     recomputation = "on" if flags.recompute else "off"
     print(
-        f"{flags.shape}, {T:,} tokens in {len(b.length_B)} sequences, {len(b.row_R):,} in the loss, "
-        f"recomputation {recomputation}, {device.type} {DTYPE}\n"
+        f"{flags.shape}, {T:,} tokens in {len(b.length_B)} sequences, {len(b.row_R):,} in the "
+        f"loss, recomputation {recomputation}, {device.type} {DTYPE}\n"
     )
     memory = f", peak {peak_gb:.1f} GB" if GPU else ""
     print(f"{row['ms']:.1f} ms, {row['tokens_per_second']:,.0f} tokens/s{memory}")

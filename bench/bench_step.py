@@ -32,11 +32,11 @@ import data
 from bench.common import DEVICE, GPU, ROOT, SHAPES, random_weights, record, write_config
 from model import Config, Model
 
+TINY = ROOT / "models" / "tiny"
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 AS_IT_COMES = "as it comes"
 Way = Literal["as it comes", "generate", "continuous batching", "vllm"]
-WAYS = ("generate", "continuous batching", "vllm") if GPU else (AS_IT_COMES, "generate",
-                                                                "continuous batching")
+WAYS = ("generate", "continuous batching", "vllm" if GPU else AS_IT_COMES)
 
 
 @dataclass
@@ -73,7 +73,7 @@ def make_checkpoint(folder: Path, flags: Flags) -> None:
     """Random weights, a tokenizer, and the prompts that grpo.py will draw, in its order."""
     V = SHAPES[flags.shape].V
     write_config(folder, flags.shape, eos_token_id=V, pad_token_id=0)
-    tokenizer, settings = (json.loads((ROOT / "models/tiny" / name).read_text()) for name in TOKENIZER)
+    tokenizer, settings = (json.loads((TINY / name).read_text()) for name in TOKENIZER)
     vocabulary = tokenizer["model"]["vocab"]
     added = tokenizer["added_tokens"]
     for token in added:
@@ -185,6 +185,9 @@ def measure(folder: Path, flags: Flags) -> tuple[dict[str, list[Measured]], dict
     """-> (the processes of each side, why a way to run TRL has none)."""
     found = {name: [] for name in ("ours", *flags.peers)}
     failed = {}
+    python = flags.peer_python
+    if subprocess.run([python, "-c", "import trl"], capture_output=True).returncode:
+        failed = dict.fromkeys(flags.peers, f"{python.name} cannot import trl, see --help")
     for _ in range(flags.rounds):
         for name, processes in found.items():
             if name == "ours":
@@ -210,13 +213,6 @@ def check_same_work(name: str, found: Measured, own: Measured, flags: Flags) -> 
 def main() -> None:
     flags = tyro.cli(Flags, description=__doc__)
     torch.set_num_threads(flags.threads)
-    has_trl = subprocess.run([flags.peer_python, "-c", "import trl"], capture_output=True)
-    if has_trl.returncode:
-        raise SystemExit(
-            f"{flags.peer_python} cannot import trl. Make an environment for it and name its Python:\n"
-            "    python -m venv trl && trl/bin/pip install torch trl\n"
-            "    python -m bench.bench_step --peer-python trl/bin/python"
-        )
     with tempfile.TemporaryDirectory() as folder:
         make_checkpoint(Path(folder), flags)
         (Path(folder) / "flags.json").write_text(json.dumps(asdict(flags), default=str))
@@ -233,8 +229,9 @@ def main() -> None:
     rows = []
     peer_versions = {}
     for name, processes in found.items():
+        for process in processes:
+            check_same_work(name, process, own, flags)
         last = processes[-1]
-        check_same_work(name, last, own, flags)
         peer_versions |= last.versions
         seconds = [s for process in processes for s in process.seconds]
         row = {"name": name, "seconds": seconds, "tokens": last.tokens, "phases": last.phases}
@@ -252,9 +249,8 @@ def main() -> None:
         print(f"{name:28}not run: {reason[:120]}")
     phases = [f"{name} {duration:.3f}" for name, duration in own.phases.items()]
     print(f"ours by phase: {', '.join(phases)}")
-    measured = ("*.py", "runtime", "kernels", "bench/bench_step.py", "bench/step_trl.py",
-                "bench/common.py")
-    record("step", vars(flags), rows, {}, measured, peer_versions)
+    files = ("*.py", "runtime", "kernels", "bench/*step*.py", "bench/common.py")
+    record("step", vars(flags), rows, {}, files, peer_versions)
 
 
 if __name__ == "__main__":
