@@ -52,7 +52,13 @@ from rollout import Completion, Rollout, Sampler, stop_tokens
 from runtime.display import show
 from runtime.flags import check_numbers, parse
 from runtime.ledger import explain
-from runtime.parallel import connect, read_model, read_tokenizer
+from runtime.parallel import (
+    check_tokenizer,
+    connect,
+    find_weights,
+    read_model,
+    read_tokenizer,
+)
 
 EVALUATION = -1  # the `step` that keys the noise of an evaluation
 
@@ -527,6 +533,8 @@ def main(flags: Flags) -> None:
     device, directory, config = connect(flags.model)
     rank, world = dist.get_rank(), dist.get_world_size()
     tokenizer = read_tokenizer(directory)
+    check_tokenizer(tokenizer, config)
+    find_weights(directory, config)
     renderer = data.Renderer(tokenizer, flags.template, flags.template_args)
     for test in sets:
         problems, notes = data.load(test.name, split="test", prompt=flags.prompt)
@@ -565,7 +573,7 @@ def main(flags: Flags) -> None:
     stop_ids = stop_tokens(directory, tokenizer, renderer.end_token)
     sampler = Sampler(model, stop_ids, flags.slots, flags.max_prompt + flags.max_new, flags.kv_gb)
     graders = max(1, (os.cpu_count() or 2) // (2 * world))
-    with Grader(graders, **({"reward": flags.reward} if flags.reward else {})) as grader:
+    with Grader(graders, reward=flags.reward) as grader:
         rollout = Rollout(sampler, renderer, grader, flags.max_new, flags.seed)
         for test in sets:
             known = {

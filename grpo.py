@@ -66,8 +66,10 @@ from runtime.flags import check_numbers, flag_name, parse
 from runtime.ledger import Ledger, Signals, Stopped, explain
 from runtime.parallel import (
     check_team,
+    check_tokenizer,
     connect,
     copy_weights,
+    find_weights,
     full,
     load,
     make_mesh,
@@ -522,6 +524,8 @@ def main(f: Flags) -> None:
 
     # The problems to train on and those held out, and how they are asked.
     tokenizer = read_tokenizer(directory)
+    check_tokenizer(tokenizer, config)
+    find_weights(directory, config)
     renderer = data.Renderer(tokenizer, f.template, f.template_args)
     problems, tests, notes = load_problems(f.data, f.eval, f.eval_problems, f.seed, f.prompt)
     problems, dropped = data.drop_long(problems, renderer, f.max_prompt)
@@ -550,7 +554,7 @@ def main(f: Flags) -> None:
     graders = max(1, (os.cpu_count() or 2) // (2 * world))
     with (
         Signals() as signals,
-        Grader(graders, GRADE_SECONDS, **({"reward": f.reward} if f.reward else {})) as grader,
+        Grader(graders, GRADE_SECONDS, reward=f.reward) as grader,
     ):
         ledger = Ledger(out, config, device, signals, dataclasses.asdict(f))
         with ledger.phase("loading"), discarded_on_error(opened):

@@ -39,10 +39,10 @@ import tyro
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
-from model import Config, Model
+from model import Config, Model, read_json
 from runtime.flags import flag_name, parse
 from runtime.ledger import Ledger, Progress
-from runtime.parallel import locate, make_mesh, save, shard
+from runtime.parallel import locate, make_mesh, save, shard, sync
 
 LINES = (
     "metrics.jsonl",
@@ -149,16 +149,6 @@ def refuse_links(*paths: Path) -> None:
             )
 
 
-def read_json(path: Path) -> dict:
-    """The object in a JSON file; ValueError that names the file if there is none."""
-    try:
-        return json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{path} is not JSON: {error}; restore the file, or take another run or checkpoint"
-        ) from error
-
-
 def read_state(checkpoint: Path) -> dict:
     """state.json of a checkpoint: progress, bytes, flags, world, dtype, scheduler, data."""
     return read_json(checkpoint / "state.json")
@@ -240,9 +230,9 @@ class Checkpoints:
             if dist.get_rank() == 0:
                 (partial / "state.json").write_text(json.dumps(state))
                 for path in (partial / "state.json", *(self.run / name for name in LINES), partial):
-                    synchronise(path)
+                    sync(path)
                 partial.rename(target)
-                synchronise(target.parent)
+                sync(target.parent)
                 self._prune()
         except (
             CheckpointException,
@@ -270,15 +260,6 @@ class Checkpoints:
             if path != best:
                 half_deleted = path.rename(path.with_suffix(".partial"))  # must not look whole
                 shutil.rmtree(half_deleted)
-
-
-def synchronise(path: Path) -> None:
-    """Make a file or directory survive a loss of power."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def restore(

@@ -360,6 +360,14 @@ def numbers(row: dict) -> dict[str, float]:
     return found
 
 
+def tell_torchrun(message: str) -> None:
+    """Leave the message where torchrun looks, so that its own report ends with the message."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        found = {"message": message, "extraInfo": {"timestamp": int(time.time())}}
+        Path(path).write_text(json.dumps({"message": found}))
+
+
 @record
 def explain(run) -> None:
     """Call run(). Errors that a user can mend end in one line and exit code 2; torchrun shows the
@@ -367,15 +375,15 @@ def explain(run) -> None:
     try:
         run()
     except (ValueError, OSError, ImportError, Stopped) as error:
-        if hasattr(
-            error, "__notes__"
-        ):  # raised in the middle of a phase: a bug, not the user's doing
+        if hasattr(error, "__notes__"):  # raised in the middle of a phase: a bug
             raise
         # All ranks of a node tend to fail alike, so the first one speaks. A rank still alive after
         # two seconds is alone.
         if int(os.environ.get("LOCAL_RANK", 0)):
             time.sleep(2)
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr, flush=True)
+        message = f"{Path(sys.argv[0]).name}: {error}"
+        print(message, file=sys.stderr, flush=True)
+        tell_torchrun(message)
         sys.exit(2)
     finally:
         if dist.is_initialized():

@@ -18,7 +18,7 @@ from types import SimpleNamespace
 import pytest
 
 import data
-from data import Problem
+from data import Problem, Renderer
 
 SCALING_DATA = os.environ.get("SCALING_DATA")
 

@@ -285,7 +285,7 @@ def test_bad_input_ends_with_a_message(tmp_path):
     for flags, message in [
         (["--eval", "arithmetic:test:2", "--k", "4"], "pass@k needs k from 1 to n"),
         (["--eval", "arithmetic:test", "--eval", "arithmetic:test:2"], "names a set twice"),
-        (["--eval", "nowhere.parquet"], "no file nowhere.parquet"),
+        (["--eval", "nowhere.parquet"], "nowhere.parquet"),
         (["--compare", "nowhere.jsonl", "nowhere.jsonl"], "No such file"),
         (["--eval", tmp_path / "unanswered.jsonl"], "unanswered"),
     ]:
