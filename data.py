@@ -753,6 +753,15 @@ class Renderer:
         self.cache: dict[tuple, array] = {}  # turns: token ids
         self.end_token: int | None = self.find_end_token() if self.chat else None
 
+    def describe(self) -> str:
+        """How prompts are rendered, for the first lines of a run."""
+        if not self.chat:
+            return "prompts are plain text; a completion ends with the model's end of text"
+        if self.end_token is None:
+            return "prompts follow the chat template, which names no token that ends a turn"
+        end = self.tokenizer.decode([self.end_token])
+        return f"prompts follow the chat template; a turn ends with {end}"
+
     def __call__(self, problem: Problem) -> list[int]:
         return self.render_all([problem])[0]
 

@@ -53,7 +53,7 @@ from torch import Tensor
 
 import data
 from data import PROMPT
-from evaluate import EvaluationSet, evaluate, load_problems
+from evaluate import EvaluationSet, check_reward, evaluate, load_problems
 from model import Config, Model
 from reward import Grader
 from rollout import Completion, Interrupted, Rollout, Sampler, stop_tokens
@@ -524,7 +524,8 @@ def main(f: Flags) -> None:
     sets = load_problems(f.data, f.eval, f.eval_problems, f.seed, f.prompt)
     sets.drop_long(renderer, f.max_prompt)
     problems = data.order(sets.training, f.reuse, f.steps * f.prompts)
-    for note in [*sets.notes, *warnings_for(f, problems, config)]:
+    check_reward(f.reward, problems[0])
+    for note in [renderer.describe(), *sets.notes, *warnings_for(f, problems, config)]:
         say(note)
 
     # The directory of the run: a new one, or one as it was at its newest checkpoint.
@@ -610,6 +611,7 @@ def main(f: Flags) -> None:
 
     ranks = os.environ.get("LOCAL_WORLD_SIZE", 1)
     again = f"torchrun --nproc_per_node {ranks} grpo.py --resume {shlex.quote(str(out))}"
+    again += f" --reward {shlex.quote(f.reward)}" if f.reward else ""
     if ledger.stop == "disk":
         raise Stopped(
             f"{ledger.error}; earlier checkpoints are whole. To go on from there: {again}"
@@ -716,6 +718,12 @@ def parse_flags(argv: list[str]) -> Flags:
         return f
     names = [known.name for known in dataclasses.fields(Flags)]
     stored = {name: value for name, value in read_flags(f.resume).items() if name in names}
+    theirs = stored.get("reward", "")
+    if theirs and f.reward != theirs:  # a run may come from somebody else, and this is code
+        raise ValueError(
+            f"{f.resume} was made with --reward {theirs}, whose code a resumed run executes; if "
+            f"you trust it, repeat the flag: --resume {f.resume} --reward {theirs}"
+        )
     for name in (
         "eval",
         "template_args",
@@ -825,17 +833,20 @@ def warnings_for(f: Flags, problems: Sequence[data.Problem], config) -> list[str
 
 
 def cannot_learn(p, stats: dict, f: Flags) -> str:
-    """A sentence, once, when the last steps gave nothing to learn from."""
-    if p.equal_steps != 5:
+    """A sentence, once, when the last five steps gave nothing to learn from."""
+    if p.idle_steps != 5:
         return ""
-    reason = f"all rewards of a group were the same ({stats['reward']:.3f} on average in this step)"
+    reason = f"in every group all rewards were the same, {stats['reward']:.3f} on average"
     if stats["truncated"] == 1:
-        reason = f"every completion was truncated at --max-new {f.max_new}"
+        reason = f"every completion was truncated at --max-new {f.max_new}; raise it"
     elif stats["no_answer"] == 1:
         reason = (
-            f"no completion held an answer, such as \\boxed{{..}}, within --max-new {f.max_new}"
+            f"no completion held an answer such as \\boxed{{..}} within --max-new {f.max_new}; "
+            "look into samples.jsonl"
         )
-    return f"warning: nothing was learned in five steps: {reason}"
+    elif stats["reward"] == 0:
+        reason = "every reward is 0; take easier problems, or a model that solves some of them"
+    return f"warning: nothing was learned in the last five steps: {reason}"
 
 
 def plan_job(f: Flags) -> plan.Job:
