@@ -33,7 +33,7 @@ import re
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import blake2b
@@ -322,26 +322,57 @@ def parse_sets(texts: list[str]) -> list[EvaluationSet]:
     return sets
 
 
-def load_problems(name: str, evals: list[str], eval_problems: int, seed: int, prompt: str):
-    """-> (the training problems, the evaluation sets with their problems, notes for the first lines
-    of a run).
+@dataclass
+class ProblemSets:
+    """The problems that a run trains on, and those that it is evaluated on."""
+
+    training: Sequence[data.Problem]
+    tests: list[EvaluationSet]
+    notes: list[str]  # for the first lines of a run
+
+    def drop_long(self, renderer: data.Renderer, limit: int) -> None:
+        """Drop problems whose prompts have more than `limit` tokens, and note how many."""
+        self.training, dropped = data.drop_long(self.training, renderer, limit)
+        for test in self.tests:
+            test.problems, more = data.drop_long(test.problems, renderer, limit)
+            dropped += more
+        if dropped:
+            self.notes.append(f"{dropped:,} prompts over --max-prompt {limit} tokens dropped")
+
+    @property
+    def digest(self) -> str:
+        """What a resumed run must find again."""
+        parts = [data.digest(self.training)]
+        parts += [data.digest(test.problems) for test in self.tests]
+        return "".join(parts)
+
+    def describe_first(self) -> str:
+        return f"{len(self.tests[0].problems)} problems of {self.tests[0].label}"
+
+
+def load_problems(
+    name: str, evals: list[str], eval_problems: int, seed: int, prompt: str
+) -> ProblemSets:
+    """The training problems and the evaluation sets with their problems.
 
     evals: the --eval flags. Without any, and for an --eval without a NAME, the set is held out from
     the training data: the test split of the tiny world, or evenly spaced problems of a file, which
-    then are not trained on."""
+    then are not trained on.
+    """
     problems, notes = data.load(name, seed=seed, prompt=prompt)
-    sets = parse_sets(evals or [":1:1"])
-    for test in sets:
+    notes = list(notes)
+    tests = parse_sets(evals or [":1:1"])
+    for test in tests:
         if test.name or isinstance(problems, data.Arithmetic):
             found, more = data.load(test.name or name, split="test", seed=seed, prompt=prompt)
             test.problems = list(found[:eval_problems])
-            notes = notes + more
+            notes += more
         else:
             count = max(1, min(eval_problems, len(problems) // 5))
             problems, test.problems = data.split_held_out(problems, count)
-            notes = [*notes, f"{name}: {len(problems):,} problems to train on, {count} held out"]
+            notes.append(f"{name}: {len(problems):,} problems to train on, {count} held out")
         test.check()
-    return problems, sets, notes
+    return ProblemSets(problems, tests, notes)
 
 
 def evaluate(
@@ -573,7 +604,7 @@ def main(flags: Flags) -> None:
     stop_ids = stop_tokens(directory, tokenizer, renderer.end_token)
     sampler = Sampler(model, stop_ids, flags.slots, flags.max_prompt + flags.max_new, flags.kv_gb)
     graders = max(1, (os.cpu_count() or 2) // (2 * world))
-    with Grader(graders, **({"reward": flags.reward} if flags.reward else {})) as grader:
+    with Grader(graders, reward=flags.reward) as grader:
         rollout = Rollout(sampler, renderer, grader, flags.max_new, flags.seed)
         for test in sets:
             known = {

@@ -892,11 +892,14 @@ def palette(levels):
     return dict(zip(levels, colours, strict=True))
 
 
-def panels(rows, columns, size=(4.6, 3.8), sharey=True):
+def panels(rows, columns, size=(4.6, 3.8), ylabel="", sharey=True):
     """A figure and its axes (rows, columns); size: inches of one panel."""
-    whole = size[0] * columns, size[1] * rows
-    return pyplot().subplots(
-        rows, columns, figsize=whole, sharey=sharey, squeeze=False, layout="constrained")
+    width, height = size
+    figure, axes = pyplot().subplots(
+        rows, columns, figsize=(width * columns, height * rows), sharey=sharey, squeeze=False,
+        layout="constrained")
+    figure.supylabel(ylabel, fontsize=10)
+    return figure, axes
 
 
 def save(figure, path, kinds=("png", "pdf")):
@@ -998,29 +1001,26 @@ def draw_laws(out, studies):
     """Write the figures k, loss_C, loss_D and residuals of one model type into `out`."""
     model_type = studies[0].own.model_type
     suffix = "" if model_type == "base" else f"_{model_type}"
-    figure, axes = panels(1, len(studies))
+    figure, axes = panels(1, len(studies), ylabel="k(N), decades of L per decade of X")
     for s, axis in zip(studies, axes[0], strict=True):
         k_panel(axis, s.own, s.shown("all", "inter"))
-    axes[0, 0].set_ylabel("k(N), decades of L per decade of X")
     save(figure, out / f"k{suffix}")
 
     for s in studies:
         laws = s.shown("inter", "intra") or s.shown("all")
-        figure, axes = panels(1, len(laws), (4.8, 4.2))
+        figure, axes = panels(1, len(laws), (4.8, 4.2), LOSS_LABEL)
         for law, axis in zip(laws, axes[0], strict=True):
             loss_panel(axis, s.curves, law, TITLES[law.protocol])
-        axes[0, 0].set_ylabel(LOSS_LABEL)
         save(figure, out / f"loss_{law.x}{suffix}")
 
     law = studies[-1].laws["all"]
     count = len(law.curves)
     columns = math.ceil(count / 2)
-    figure, axes = panels(2, columns, (2.4, 1.9))
+    figure, axes = panels(2, columns, (2.4, 1.9), f"L minus the law in {law.x}")
     for curve, axis in zip(law.curves, axes.flat, strict=False):
         residual_panel(axis, law, curve)
     for axis in axes.flat[count:]:
         axis.set_axis_off()
-    figure.supylabel(f"L minus the law in {law.x}", fontsize=10)
     save(figure, out / f"residuals{suffix}")
 
 
@@ -1092,14 +1092,14 @@ class Flags:
     """Fit the scaling law of RL post-training to finished runs, or to a table of points."""
     runs: tuple[Path, ...]  # metrics.jsonl files of finished runs
     points: Path | None = None
-    """instead of runs, a CSV: N (billions: 7e-6 is 7,000 parameters), L, and C, D, or X with
-    x_kind; optional step, run, seed, model_type"""
+    """instead of runs, a CSV: N (billions; 7e-6 is 7,000 parameters), L, and C or D (or X
+    and x_kind); optional step, run, seed, model_type"""
     out: Path = Path("fit")  # directory for fit.json and the figures
-    source: str | None = None  # evaluation set of the runs (default: the first one met)
+    source: str | None = None  # evaluation set of the runs; None is the first one met
     loss: Literal["linear", "log", "both"] = "both"
     """error to minimise, of L or of log L; with both, everything but the fits uses that of L"""
     first: float = 0.24  # steps that intra fits; below 1 a share (the paper: 25 of 105)
-    upto: float | None = None  # largest size that inter fits, billions (default: all but one)
+    upto: float | None = None  # largest size that inter fits, billions; None is all but one
     clip_steps: tuple[float, float] = (1, math.inf)  # first and last step used
     bootstrap: int = 1000  # redraws behind the 95% intervals, 0 for none
     seed: int = 0  # of the redraws
@@ -1108,10 +1108,12 @@ class Flags:
     target: float | None = None  # question: what C and D does each size need for this loss?
 
 
+PROTOCOLS = ("all", "inter", "intra")
+LOSSES = {"linear": ["linear"], "log": ["log"], "both": ["linear", "log"]}
 RANGES = {
     "first": (1e-3, 1e9),
     "upto": (1e-9, 1e5),
-    "bootstrap": (0, 10**6),
+    "bootstrap": (0, 20000),  # a gigabyte
     "seed": (0, 2**63),
     "compute": (1, 1e40),
     "data": (1, 1e40),
@@ -1133,15 +1135,16 @@ def check(flags):
 
 
 def one_setting(rows):
-    """The rows of the runs with the commonest reuse factor and group size."""
-    settings = [(row["reuse"], row["group"]) for row in rows]
+    """The rows with the commonest reuse factor and group size: other runs are no seeds of these."""
+    settings = [(row.get("reuse"), row.get("group")) for row in rows]
     counts = Counter(settings)
-    chosen = max(counts, key=counts.get)
-    if len(counts) > 1:
-        reuse, group = chosen
-        warn(f"the law is fitted to the runs with reuse {reuse} and group {group}; "
-             f"{len(rows) - counts[chosen]} evaluations with other settings are left out")
-    return [row for row in rows if (row["reuse"], row["group"]) == chosen]
+    if len(counts) < 2:
+        return rows
+    (chosen, count), *_ = counts.most_common()
+    reuse, group = chosen
+    warn(f"the law is fitted to the runs with reuse {reuse} and group {group}; "
+         f"{len(rows) - count} evaluations with other settings are left out")
+    return [row for row, setting in zip(rows, settings, strict=True) if setting == chosen]
 
 
 @dataclass(frozen=True)
@@ -1158,10 +1161,10 @@ class Study:
 
 def study(curves, flags, bar):
     """Every fit of one model type and X."""
-    losses = ["linear", "log"] if flags.loss == "both" else [flags.loss]
+    losses = LOSSES[flags.loss]
     options = {"bootstrap": flags.bootstrap, "seed": flags.seed}
     fits, laws = [], {}
-    for protocol, loss in product(("all", "inter", "intra"), losses):
+    for protocol, loss in product(PROTOCOLS, losses):
         part = select(curves, protocol, flags.first, flags.upto)
         if len(part) < 2 or min(map(len, part)) < 3:
             warn(f"{curves[0].x}, {protocol}: no fit without two sizes of three points "
@@ -1169,7 +1172,7 @@ def study(curves, flags, bar):
         else:
             fits.append(fit(part, loss, protocol=protocol, **options))
             laws.setdefault(protocol, fits[-1])
-        bar.update(1 / len(losses))
+        bar.update()
     own = fit(curves, losses[0], "free", **options)
     return Study(curves, own, fits, laws)
 
@@ -1214,12 +1217,10 @@ def main(argv=None):
 
     flags = tyro.cli(Flags, args=argv, config=(tyro.conf.PositionalRequiredArgs,))
     check(flags)
-    if flags.points:
-        rows = read_csv(flags.points)
-    else:
-        rows = one_setting(read_runs(flags.runs, flags.source))
-    sets = curves_from(rows, flags.clip_steps)
-    with tqdm(total=3 * len(sets), desc="fits", disable=None, leave=False) as bar:
+    rows = read_csv(flags.points) if flags.points else read_runs(flags.runs, flags.source)
+    sets = curves_from(one_setting(rows), flags.clip_steps)
+    count = len(sets) * len(PROTOCOLS) * len(LOSSES[flags.loss])
+    with tqdm(total=count, desc="fits", disable=None, leave=False) as bar:
         studies = [study(curves, flags, bar) for curves in sets.values()]
     result = {name: [] for name in TABLES}
     for s in studies:

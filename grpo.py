@@ -50,20 +50,19 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from tqdm import tqdm
 
 import data
 from data import PROMPT
 from evaluate import EvaluationSet, evaluate, load_problems
-from model import Model
+from model import Config, Model
 from reward import Grader
 from rollout import Completion, Interrupted, Rollout, Sampler, stop_tokens
 from runtime import plan
 from runtime.batch import Batch, Share, deal, log_probs
 from runtime.checkpoint import Checkpoints, discarded_on_error, open_run, read_flags, restore
-from runtime.display import StepProgress, Table, draw_curve, show
+from runtime.display import Display, draw_curve, show
 from runtime.flags import check_numbers, flag_name, parse
-from runtime.ledger import Ledger, Signals, Stopped, explain
+from runtime.ledger import Ledger, Progress, Signals, Stopped, explain
 from runtime.parallel import (
     check_team,
     check_tokenizer,
@@ -360,7 +359,7 @@ def train_step(
     completions: list[Completion],
     f: Flags,
     ledger: Ledger,
-    progress=None,
+    display: Display | None = None,
 ) -> dict:
     """All updates on one rollout; returns the step's statistics, the same on all ranks (a
     collective).
@@ -401,7 +400,7 @@ def train_step(
     with ledger.phase("train"):
         for number, share in enumerate(shares):
             first = number == 0
-            add_gradients(policy, share, sums, f, ledger, progress, may_give_up=first)
+            add_gradients(policy, share, sums, f, ledger, display, may_give_up=first)
             norm = full(
                 torch.nn.utils.clip_grad_norm_(policy.parameters(), f.clip_grad or math.inf)
             ).item()
@@ -466,16 +465,14 @@ def trained_rewards(
 
 
 def add_gradients(
-    policy: Model, share: Share, sums: "Sums", f: Flags, ledger: Ledger, progress, may_give_up: bool
+    policy: Model, share: Share, sums: "Sums", f: Flags, ledger: Ledger, display, may_give_up: bool
 ) -> None:
     """Forward and backward of all micro-batches of an update."""
     for done, b in enumerate(share.batches):
         if may_give_up:
             ledger.give_up_if_asked()
-        last = done == len(share.batches) - 1
-        policy.set_requires_all_reduce(
-            last
-        )  # between replicas gradients are summed once, after the last micro-batch
+        # Between replicas gradients are summed once, after the last micro-batch.
+        policy.set_requires_all_reduce(done == len(share.batches) - 1)
         logp_R, entropy_R = log_probs(policy, b, f.temperature)
         if b.old_R is None:  # one update: rho is 1 and only its gradient counts
             b.old_R = logp_R.detach()
@@ -486,8 +483,8 @@ def add_gradients(
         counts["sampler_gap"] = (b.sampler_R - b.old_R).abs().sum()
         for name, count in counts.items():
             sums.add(name, count / share.completion_tokens)
-        if progress:
-            progress("micro-batches", done + 1, len(share.batches))
+        if display:
+            display.micro_batches(done + 1, len(share.batches))
 
 
 class Sums:
@@ -511,8 +508,9 @@ class Sums:
         return dict(zip(self.NAMES, (total / updates).tolist(), strict=True))
 
 
-def lr_factor(update: int, f: Flags) -> float:
-    """What the learning rate is multiplied by at an update, counted from 1."""
+def lr_factor(done: int, f: Flags) -> float:
+    """What the learning rate is multiplied by at the update after `done` others."""
+    update = done + 1
     if update <= f.warmup:
         return update / f.warmup
     return 1.0 if f.decay == "none" else 1 / update
@@ -534,164 +532,99 @@ def main(f: Flags) -> None:
     if f.plan:
         return plan.show(f.model, f.plan, plan_job(f), f.resume)
     device, directory, config = connect(f.model)
-    timeout = timedelta(
-        minutes=f.timeout + 5
-    )  # later than the limit of a phase, whose message says more
     rank, world = dist.get_rank(), dist.get_world_size()
     say = partial(print, flush=True) if rank == 0 else lambda *_: None
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     check(f, world)
     say(f"{f.model}: {config.N:,} parameters and {config.N_total - config.N:,} in embeddings")
-
-    # The problems to train on and those held out, and how they are asked.
     tokenizer = read_tokenizer(directory)
     check_tokenizer(tokenizer, config)
     find_weights(directory, config)
+
+    # The problems to train on and those held out, and how they are asked.
     renderer = data.Renderer(tokenizer, f.template, f.template_args)
-    problems, tests, notes = load_problems(f.data, f.eval, f.eval_problems, f.seed, f.prompt)
-    problems, dropped = data.drop_long(problems, renderer, f.max_prompt)
-    for test in tests:
-        test.problems, more = data.drop_long(test.problems, renderer, f.max_prompt)
-        dropped += more
-    if dropped:
-        notes = [*notes, f"{dropped:,} prompts over --max-prompt {f.max_prompt} tokens dropped"]
-    digest = data.digest(problems) + "".join(data.digest(test.problems) for test in tests)
-    problems = data.order(problems, f.reuse, f.steps * f.prompts)
-    for note in [*notes, *warnings_for(f, problems, config)]:
+    sets = load_problems(f.data, f.eval, f.eval_problems, f.seed, f.prompt)
+    sets.drop_long(renderer, f.max_prompt)
+    problems = data.order(sets.training, f.reuse, f.steps * f.prompts)
+    for note in [*sets.notes, *warnings_for(f, problems, config)]:
         say(note)
 
     # The directory of the run: a new one, or one as it was at its newest checkpoint.
     name = f"{Path(f.data).stem.replace('/', '-')}-seed{f.seed}-{datetime.now():%m%d-%H%M%S}"
-    opened = open_run(dataclasses.asdict(f), free_flags(f), Path("runs", name), digest, f.data)
+    flags = dataclasses.asdict(f)
+    opened = open_run(flags, free_flags(f), Path("runs", name), sets.digest, f.data)
     out = opened.run
     for note in opened.notes:
         say(note)
+    size = f"{f.steps} steps of {f.prompts} prompts x {f.group} completions"
     begin = f", from {opened.checkpoint.name}" if opened.checkpoint else ""
-    say(
-        f"{out}: {f.steps} steps of {f.prompts} prompts x {f.group} completions, on {world} x "
-        f"{device.type}{begin}"
-    )
+    say(f"{out}: {size}, on {world} x {device.type}{begin}")
 
     graders = max(1, (os.cpu_count() or 2) // (2 * world))
-    with (
-        Signals() as signals,
-        Grader(graders, GRADE_SECONDS, **({"reward": f.reward} if f.reward else {})) as grader,
-    ):
-        ledger = Ledger(out, config, device, signals, dataclasses.asdict(f))
+    with Signals() as signals, Grader(graders, GRADE_SECONDS, reward=f.reward) as grader:
+        ledger = Ledger(out, config, device, signals, flags)
         with ledger.phase("loading"), discarded_on_error(opened):
-            mesh = make_mesh(device.type, f.replicas)
-            home = "cpu" if f.offload else device
-            with torch.device("meta"):
-                policy, reference, sampled = (
-                    Model(config, f.recompute),
-                    Model(config),
-                    Model(config),
-                )
-            if f.sampler_tp > 1:
-                team, _ = dist.new_subgroups(f.sampler_tp, timeout=timeout)
-                tensor_parallel(sampled, team)
-            # The trained policy in float32 and the frozen reference, both sharded; the sampler's
-            # copy, or its part of one.
-            policy = shard(policy, mesh, dtype, f.offload).to_empty(device=home)
-            reference = (
-                shard(reference.to(dtype), mesh, dtype, f.offload).to_empty(device=home)
-                if f.kl
-                else None
-            )
-            optimizer = torch.optim.AdamW(
-                policy.parameters(), f.lr, (0.9, 0.999), weight_decay=f.weight_decay, fused=True
-            )
-            scheduler = torch.optim.lr_scheduler.LambdaLR(
-                optimizer, lambda done: lr_factor(done + 1, f)
-            )
+            policy, reference = make_models(f, config, directory, device)
+            optimizer, scheduler = make_optimizer(f, policy)
             if opened.checkpoint:
                 restore(opened.checkpoint, policy, optimizer, scheduler, ledger)
             else:
                 load(policy, directory)
-            if reference is not None:
-                load(reference, directory)
             stop_ids = stop_tokens(directory, tokenizer, renderer.end_token)
-            sampled = sampled.to(dtype).to_empty(device=device)
-            sampler = Sampler(sampled, stop_ids, f.slots, f.max_prompt + f.max_new, f.kv_gb)
+            sampler = make_sampler(f, config, device, stop_ids)
             copy_weights(policy, sampler.model)
-        checkpoints = Checkpoints(out, f.keep, ledger, digest)
-        rollout = Rollout(sampler, renderer, grader, f.max_new, f.seed, lambda: signals.requested)
+        checkpoints = Checkpoints(out, f.keep, ledger, sets.digest)
+        rollout = Rollout(sampler, renderer, grader, f.max_new, f.seed, signals.is_requested)
         p = ledger.progress
+        display = Display(f.steps, p.step, f.prompts * f.group, say)
         if p.step > f.steps:
-            say(
-                f"--steps {f.steps} is below step {p.step}, which the run has reached already: "
-                "nothing is left to train"
-            )
-
-        def measure() -> list[Completion]:
-            """Evaluate on every set; a few completions of the first one."""
-            samples = []
-            ledger.announce(f"the evaluation after step {p.step} is given up")
-            for test in tests:
-                with ledger.phase("evaluation"):
-                    result, rows, completions = evaluate(rollout, test)
-                ledger.evaluated(result, rows, completions, sampler.preempted)
-                samples = samples or completions[: 3 * test.n : test.n]
-            return samples
+            say(f"--steps {f.steps}: the run has reached step {p.step} already, so nothing is left")
 
         shown = {}  # step: a few completions of its evaluation
-        bar = tqdm(
-            total=f.steps,
-            initial=p.step,
-            unit="step",
-            dynamic_ncols=True,
-            disable=rank > 0 or not sys.stderr.isatty(),
-        )
-        table, progress = Table(f.steps), StepProgress(bar, say)
         try:
-            if (
-                is_due(p.step, f) and p.evaluated_step != p.step
-            ):  # the first one, or one that a signal put off
-                shown[p.step] = measure()
-                say(
-                    f"step {p.step}: pass@1 {p.pass1:.3f} on {len(tests[0].problems)} problems of "
-                    f"{tests[0].label}"
-                )
+            first_or_put_off = is_due(p.step, f) and p.evaluated_step != p.step
+            if first_or_put_off:
+                shown[p.step] = measure(rollout, sets.tests, ledger)
+                say(f"step {p.step}: pass@1 {p.pass1:.3f} on {sets.describe_first()}")
+
             while p.step < f.steps and not ledger.stop:
                 step = p.step + 1
-                progress.begin()
+                display.begin(step)
                 ledger.announce(f"step {step} is given up")
+
+                # The prompts of the step; G completions of each, graded.
                 with ledger.phase("generation"):
                     completions, drawn = draw_groups(
-                        rollout,
-                        problems,
-                        p.D,
-                        step,
-                        f,
-                        lambda n: progress.show("completions", n, f.prompts * f.group),
+                        rollout, problems, p.D, step, f, display.completions
                     )
+
+                # Rewards become advantages, sequences go to ranks and micro-batches, and each
+                # update ascends J.
                 stats = train_step(
-                    policy, reference, optimizer, scheduler, completions, f, ledger, progress.show
+                    policy, reference, optimizer, scheduler, completions, f, ledger, display
                 )
+
+                # The sampler gets the new weights.
                 with ledger.phase("weights"):
                     copy_weights(policy, sampler.model)
+
                 line = ledger.trained(completions, drawn, stats, sampler.preempted)
-                bar.update()
-                say(table.row(line, p.pass1)) if bar.disable else bar.set_postfix(
-                    table.cells(line, p.pass1)
-                )
+                display.row(line, p.pass1)
                 if warning := cannot_learn(p, stats, f):
                     say(warning)
                 if p.failed_steps == 3:
                     raise Stopped(
                         f"no finite gradient in three steps in a row, at step {step}: try a lower "
-                        "--lr, or look for "
-                        f"nan in the model's weights; see {out}"
+                        f"--lr; see {out}"
                     )
                 if is_due(step, f) and not ledger.stop:
-                    shown[step] = measure()
+                    shown[step] = measure(rollout, sets.tests, ledger)
                 if step % f.save_every == 0 or step == f.steps:
                     checkpoints.save(policy, optimizer, scheduler)
         except Interrupted:
             pass  # a step that had changed nothing, or an evaluation, was given up
         finally:
-            bar.close()
-            # CUDA graphs that hold collectives go before the process group (pytorch issue 115388)
+            display.close()
+            # CUDA graphs that hold collectives go before the process group (pytorch issue 115388).
             sampler.close()
         if p.step:
             checkpoints.close(policy, optimizer, scheduler)
@@ -704,18 +637,75 @@ def main(f: Flags) -> None:
         )
     if ledger.stop:
         return say(f"ended after step {p.step} of {f.steps}, as asked; to go on: {again}")
-    save(policy, directory, out / "final", dtype)
+    save(policy, directory, out / "final", compute_dtype(device))
     if rank == 0:
-        for when, step in {"before": 0, "after": f.steps}.items():
-            if step in shown:  # not if an earlier start of this run has shown it
-                print(f"\n{when}:\n{show(shown[step], tokenizer)}")
-        start = "" if p.first_pass1 is None else f" (from {p.first_pass1:.3f})"
-        print(f"\nstep {p.step}: pass@1 {p.pass1:.3f}{start}")
-        print(f"curve: {draw_curve(out)}")
-        final = str(out / "final")
-        loading = f"M.from_pretrained({final!r})"
-        command = f"from transformers import AutoModelForCausalLM as M; print({loading})"
-        print(f'model: python -c "{command}"')
+        show_result(out, p, {"before": shown.get(0), "after": shown.get(f.steps)}, tokenizer)
+
+
+def compute_dtype(device: torch.device) -> torch.dtype:
+    """bf16 on a GPU, float32 on a CPU; parameters of the trained policy are float32 everywhere."""
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
+def make_models(f: Flags, config: Config, directory: Path, device) -> tuple[Model, Model | None]:
+    """-> (the policy, sharded and not filled yet, the frozen reference or None)."""
+    dtype = compute_dtype(device)
+    mesh = make_mesh(device.type, f.replicas)
+    home = "cpu" if f.offload else device
+    with torch.device("meta"):
+        policy, reference = Model(config, f.recompute), Model(config).to(dtype)
+    policy = shard(policy, mesh, dtype, f.offload).to_empty(device=home)
+    if not f.kl:
+        return policy, None
+    reference = shard(reference, mesh, dtype, f.offload).to_empty(device=home)
+    return policy, load(reference, directory)
+
+
+def make_optimizer(f: Flags, policy: Model):
+    """-> (AdamW, the schedule of its learning rate)."""
+    optimizer = torch.optim.AdamW(
+        policy.parameters(), f.lr, betas=(0.9, 0.999), weight_decay=f.weight_decay, fused=True
+    )
+    factor = partial(lr_factor, f=f)
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def make_sampler(f: Flags, config: Config, device, stop_ids: list[int]) -> Sampler:
+    """The sampler with a copy of the model of its own, or with this rank's part of one."""
+    with torch.device("meta"):
+        model = Model(config)
+    if f.sampler_tp > 1:
+        # Later than the limit of a phase, whose message says more.
+        timeout = timedelta(minutes=f.timeout + 5)
+        team, _ = dist.new_subgroups(f.sampler_tp, timeout=timeout)
+        tensor_parallel(model, team)
+    model = model.to(compute_dtype(device)).to_empty(device=device)
+    return Sampler(model, stop_ids, f.slots, f.max_prompt + f.max_new, f.kv_gb)
+
+
+def measure(rollout: Rollout, tests: list[EvaluationSet], ledger: Ledger) -> list[Completion]:
+    """Evaluate on every set and write the lines; returns a few completions of the first set."""
+    samples = []
+    ledger.announce(f"the evaluation after step {ledger.progress.step} is given up")
+    for test in tests:
+        with ledger.phase("evaluation"):
+            result, rows, completions = evaluate(rollout, test)
+        ledger.evaluated(result, rows, completions, rollout.sampler.preempted)
+        samples = samples or completions[: 3 * test.n : test.n]
+    return samples
+
+
+def show_result(out: Path, p: Progress, shown: dict, tokenizer) -> None:
+    """Print some completions, the result, and where to find the curve and the model."""
+    for when, completions in shown.items():
+        if completions:  # not if an earlier start of this run has shown them
+            print(f"\n{when}:\n{show(completions, tokenizer)}")
+    before = "" if p.first_pass1 is None else f" (from {p.first_pass1:.3f})"
+    print(f"\nstep {p.step}: pass@1 {p.pass1:.3f}{before}")
+    print(f"curve: {draw_curve(out)}")
+    loading = f"M.from_pretrained({str(out / 'final')!r})"
+    command = f"from transformers import AutoModelForCausalLM as M; print({loading})"
+    print(f'model: python -c "{command}"')
 
 
 # ---- Flags: ranges, rules, warnings --------------------------------------------------------------

@@ -814,7 +814,7 @@ class Rollout:
         Each rank draws for its share of the problems, and every rank gets all completions. Ranks
         that hold a model together draw together, and each grades its share.
         on_graded: called with every completion that this rank grades, once it is graded.
-        progress: called with the number of sequences that this rank has finished.
+        progress: called with the number of finished sequences, of all ranks by this one's share.
         """
         grading = Grading(self, problems, G, on_graded, progress)
         interrupted = False
@@ -852,6 +852,7 @@ class Grading:
         self.team = dist.get_world_size(group) if group else 1  # ranks that hold a model together
         self.member = rank % self.team
         self.places = range(rank // self.team, len(problems), world // self.team)
+        self.total = len(problems)
         self.problems = [problems[i] for i in self.places]
         self.prompts = rollout.renderer.render_all(self.problems)
         self.rollout = rollout
@@ -868,7 +869,7 @@ class Grading:
         """Have a finished sample graded, unless another member of the team does that."""
         self.finished += 1
         if self.progress:
-            self.progress(self.finished)
+            self.progress(self.finished * self.total // len(self.places))
         if (s.prompt * self.G + s.sample) % self.team == self.member:
             text = self.rollout.renderer.text(s.ids)
             problem = self.problems[s.prompt]
@@ -916,29 +917,3 @@ def gather(completions: list[Completion]) -> list[Completion]:
     parts = [None] * dist.get_world_size()
     dist.all_gather_object(parts, completions)
     return [completion for part in parts for completion in part]
-
-
-# ---- Bridge: goes when grpo.py, evaluate.py, runtime/ and study/ draw by Rollout ----------------
-
-
-def collect(sampler, tokenizer, grader, problems, G, max_new, temperature, seed, step,
-            template="auto", keep=None):  # fmt: skip
-    import data
-
-    class Stand:
-        def render_all(self, problems):
-            return [data.render(problem, tokenizer, template) for problem in problems]
-
-        def text(self, ids):
-            return tokenizer.decode(ids, skip_special_tokens=True)
-
-    rollout = Rollout(sampler, Stand(), grader, max_new, seed)
-    return rollout.draw(problems, G, temperature, step, keep)
-
-
-def row(completion, problem, source):
-    return completion.row(problem, source)
-
-
-Sampler.set_back = property(lambda self: self.preempted)
-Sampler.captured = property(lambda self: self.graphs.captured if self.graphs else {})

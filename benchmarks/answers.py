@@ -184,7 +184,12 @@ def grade_code(text: str, prompt: str, tests: str) -> Verdict:
 def submit(
     grader: Grader, pool: ThreadPoolExecutor, problem: Problem, text: str
 ) -> "Future[Verdict]":
-    """The verdict on a completion of a problem of any kind. The pool runs programs."""
+    """The verdict on a completion of a problem of any kind. The pool runs programs.
+
+    A user's reward function, if the grader has one, judges problems of every kind.
+    """
+    if grader.reward:
+        return grader.submit(text, problem)
     if problem.kind == "math":
         return grader.submit(text, problem.answer)
     if problem.kind == "code":

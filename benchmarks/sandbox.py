@@ -144,7 +144,7 @@ class Sandbox(AbstractContextManager):
             stderr=self.errors,
             env=ENVIRONMENT,
             cwd="/",
-            start_new_session=True,
+            start_new_session=True,  # the probe looks for the leader of this session
             pass_fds=pipes,
         )
 
@@ -224,7 +224,7 @@ def attempt(way: str, limits: Limits, patience: float) -> list[str]:
         sandbox = stack.enter_context(Sandbox(way, "probe", limits))
         with alarm(patience, sandbox):
             sandbox.wait_ready()
-            sandbox.give(outside=str(outside), port=server.getsockname()[1], pid=os.getpid())
+            sandbox.give(outside=str(outside), port=server.getsockname()[1])
             leaks = sandbox.report()
         if leaks is None:
             raise ChildProcessError(sandbox.error_text())
@@ -277,7 +277,7 @@ def execute(
 ) -> Result:
     """Run a program and its tests once. The jobs: arguments of inside.serve_program and run_tests.
 
-    TimeoutError or ChildProcessError if the sandboxes do not start; then nothing was run.
+    OSError (TimeoutError, ChildProcessError) if the sandboxes do not start; then nothing was run.
     """
     requests = os.pipe()
     answers = os.pipe()
@@ -318,6 +318,6 @@ def run(
     for patience in PATIENCE:
         try:
             return execute(way, program_job, tests_job, limits, patience)
-        except (TimeoutError, ChildProcessError) as error:
+        except OSError as error:  # the machine is busy, or short of processes or files
             failed = error
     raise Refused(f"programs could be contained before ({way}), and no longer can: {failed}")

@@ -79,6 +79,9 @@ class Signals:
             "the work in progress is given up"  # what happens to it; the ledger keeps this true
         )
 
+    def is_requested(self) -> bool:
+        return self.requested
+
     def __enter__(self):
         self.first = -1.0
         self.reader, self.writer = os.pipe()

@@ -94,6 +94,8 @@ ARM_NAMES = {
     "inverse": "learning rate / step",
     "recipe": "the recipe",
 }
+PAPER_NAME = "the paper: Qwen2.5 base models"
+MISSING = "the finished runs do not answer this ($error)."
 REDRAWS = 1000  # behind the 95% intervals
 
 
@@ -131,11 +133,12 @@ def read_run(path: Path) -> dict:
     records = read_lines(path / "metrics.jsonl")
     points = read_runs([path / "metrics.jsonl"])
     same = {name: points[0][name] for name in ("model_type", "reuse", "group")}
+    flops = [sum(record["flops"].values()) for record in records]
     return same | {
         "N": round(points[0]["N"] * 1e9),
         "seed": flags["seed"],
         "hours": records[-1]["gpu_hours"],
-        "flops": sum(sum(record["flops"].values()) for record in records),
+        "flops": sum(flops),
         "evals": [{name: point[name] for name in ("step", "D", "C", "L")} for point in points],
     }
 
@@ -291,10 +294,9 @@ def forecast(cell: Cell, x: str, curves: list[Curve], N: float) -> dict:
 
 # ---------------------------------------------------------------- Tables and figures
 class Finding(NamedTuple):
-    """What a section of page.md shows: its verdict, one sentence, and its other names."""
+    """What fills a section of page.md."""
     verdict: str
-    here: str
-    parts: dict[str, str]
+    names: dict
 
 
 def judged(good: int, count: int) -> str:
@@ -302,9 +304,9 @@ def judged(good: int, count: int) -> str:
     return "holds" if good == count else "partly" if 2 * good >= count else "not"
 
 
-def table(head: str, rows: list[list]) -> str:
-    """Markdown. head: its first line; numbers of a row are written with three decimals."""
-    lines = [head, "|" + "---|" * (head.count("|") - 1)]
+def table_rows(rows: list[list]) -> str:
+    """Markdown; fractions with three decimals. The heads of the tables stand in page.md."""
+    lines = []
     for row in rows:
         cells = [f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row]
         lines.append(f"| {' | '.join(cells)} |")
@@ -346,12 +348,10 @@ def larger_learn_more(study: Study) -> Finding:
         means = [np.mean(runs.k[runs.N == N]) if N in runs.N else "-" for N in sizes]
         rows.append([cell.name, *means, k, L_D, L_C])
     count = len(study.cells)
-    here = (f"of {count} cells, k rises with size in {rises}, the loss after equal data falls "
-            f"with size in {falls_D}, and the loss after equal compute falls with size in "
-            f"{falls_C}, each with 95% confidence.")
-    heads = " | ".join(f"k {label(N)}" for N in sizes)
-    return Finding(judged(rises + falls_D + falls_C, 3 * count), here, {
-        "table": table(f"| cell | {heads} | k | L at equal D | L at equal C |", rows),
+    return Finding(judged(rises + falls_D + falls_C, 3 * count), {
+        "cells": count, "rises": rises, "falls_D": falls_D, "falls_C": falls_C,
+        "sizes": " | ".join(f"k {label(N)}" for N in sizes), "dashes": "---|" * len(sizes),
+        "rows": table_rows(rows),
         "figures": draw(study.out / "slopes", slope_panel, study.cells, sizes,
                         title="k of every run (small) and the mean of each size",
                         ylabel="k, decades of L per decade of D")})
@@ -373,39 +373,28 @@ def slope_panel(axis, cells: list[Cell], sizes: list[float]) -> None:
 
 
 # ---------------------------------------------------------------- 2. The power law
-def paper_fit(x: str, shape: str) -> Fit:
-    """The paper's base models, fitted as ours are."""
-    curves = curves_from(read_csv(PAPER / "points.csv"))["base", x]
-    return fit(curves, "log", shape) if shape == "free" else fit(curves, bootstrap=REDRAWS)
-
-
 def power_law(study: Study) -> Finding:
     sizes = sorted({curve.N for found in study.fitted for curve in found.curves})
-    rows = []
-    by_arm = {}
-    figures = {"C": "", "D": ""}
+    rows, r2_of_arm = [], {}
     for found in study.fitted:
         r2 = dict(zip(found.own.N, found.r2, strict=True))
+        shown = [r2.get(N, "-") for N in sizes]
         early, late = half_slopes(found.curves)
-        change = f"{early:.3f} then {late:.3f}"
-        rows.append([found.name, *(r2.get(N, "-") for N in sizes), change])
-        by_arm.setdefault(found.cell.arm, []).extend(found.r2)
-        figures[found.x] += draw(study.out / f"loss_{found.file}", loss_panel, found.curves,
-                                 found.own, title=found.cell.name, ylabel=LOSS_LABEL)
-    for x in figures:
-        own = paper_fit(x, "free")
-        figures[x] += draw(study.out / f"paper_{x}", loss_panel, own.curves, own,
-                           title="the paper: Qwen2.5 base models", ylabel=LOSS_LABEL)
-    straight = {arm: np.mean(np.array(r2) >= 0.95) for arm, r2 in by_arm.items()}
-    verdict = "partly" if max(straight.values()) >= 0.5 else "not"
-    if min(straight.values()) == 1:
+        rows.append([found.name, *shown, f"{early:.3f} then {late:.3f}"])
+        r2_of_arm.setdefault(found.cell.arm, []).extend(found.r2)
+    shares, sentences = [], []
+    for arm, r2 in r2_of_arm.items():
+        share = np.mean(np.array(r2) >= 0.95)
+        shares.append(share)
+        sentences.append(f"with {ARM_NAMES[arm]}, {share:.0%} of the curves have an R2 of at least "
+                         f"0.95 (lowest {min(r2):.2f}, median {np.median(r2):.2f})")
+    verdict = "partly" if max(shares) >= 0.5 else "not"
+    if min(shares) == 1:
         verdict = "holds"
-    here = [f"with {ARM_NAMES[arm]}, {straight[arm]:.0%} of the curves have an R2 of at least 0.95 "
-            f"(lowest {min(r2):.2f}, median {np.median(r2):.2f})" for arm, r2 in by_arm.items()]
-    heads = " | ".join(map(label, sizes))
-    return Finding(verdict, "; ".join(here) + ".", {
-        "table": table(f"| R2 of cell | {heads} | k early and late |", rows),
-        "figures_C": figures["C"], "figures_D": figures["D"]})
+    return Finding(verdict, {
+        "arms": "; ".join(sentences), "sizes": " | ".join(map(label, sizes)),
+        "dashes": "---|" * len(sizes), "rows": table_rows(rows),
+        "figures_D": loss_figures(study, "D"), "figures_C": loss_figures(study, "C")})
 
 
 def half_slopes(curves: list[Curve]) -> tuple[float, float]:
@@ -416,6 +405,22 @@ def half_slopes(curves: list[Curve]) -> tuple[float, float]:
         early.append(curve.keep(first))
         late.append(curve.keep(second))
     return np.median(fit(early, "log", "free").k), np.median(fit(late, "log", "free").k)
+
+
+def loss_figures(study: Study, x: str) -> str:
+    """The mean curves of every cell against x, and those of the paper."""
+    figures = ""
+    for found in study.fitted:
+        if found.x == x:
+            figures += draw(study.out / f"loss_{found.file}", loss_panel, found.curves, found.own,
+                            title=found.cell.name, ylabel=LOSS_LABEL)
+    curves = paper_curves(x)
+    return figures + draw(study.out / f"paper_{x}", loss_panel, curves, fit(curves, "log", "free"),
+                          title=PAPER_NAME, ylabel=LOSS_LABEL)
+
+
+def paper_curves(x: str) -> list[Curve]:
+    return curves_from(read_csv(PAPER / "points.csv"))["base", x]
 
 
 # ---------------------------------------------------------------- 3. Saturation
@@ -464,22 +469,25 @@ def saturates(study: Study) -> Finding:
         if cell.kind == "base":
             explained.append(f"log N explains {by_size:.0%} of the variance of k and skill "
                              f"{by_skill:.0%} ({cell.name})")
-    laws, figures = [], ""
+    count = len(study.cells)
+    return Finding(judged(wins, count), {
+        "cells": count, "wins": wins, "rejected": rejected, "explained": "; ".join(explained),
+        "rows": table_rows(rows), "figures": k_figures(study),
+        "laws": table_rows([[found.name, found.law.verdict()] for found in study.fitted])})
+
+
+def k_figures(study: Study) -> str:
+    """The law fitted to the mean curves of every cell against D, and to those of the paper."""
+    figures = ""
+    ylabel = "k of the mean curve, against D"
     for found in study.fitted:
-        laws.append([found.name, found.law.verdict()])
         if found.x == "D":
             figures += draw(study.out / f"k_{found.file}", k_panel, found.own, [found.law],
-                            title=found.cell.name, ylabel="k of the mean curve, against D")
-    figures += draw(study.out / "paper_k", k_panel, paper_fit("D", "free"),
-                    [paper_fit("D", "saturating")], title="the paper: Qwen2.5 base models",
-                    ylabel="k of the mean curve, against D")
-    count = len(study.cells)
-    here = (f"the saturating form wins in {wins} of {count} cells; a constant k is rejected in "
-            f"{rejected}. Skill is pass@1 before training: {'; '.join(explained)}.")
-    return Finding(judged(wins, count), here, {
-        "forms": table("| cell | a N^b | constant | N0 | R2 on log N | R2 on skill |", rows),
-        "laws": table("| cell | the fitted law |", laws),
-        "figures": figures})
+                            title=found.cell.name, ylabel=ylabel)
+    curves = paper_curves("D")
+    own, law = fit(curves, "log", "free"), fit(curves, bootstrap=REDRAWS)
+    return figures + draw(study.out / "paper_k", k_panel, own, [law], title=PAPER_NAME,
+                          ylabel=ylabel)
 
 
 # ---------------------------------------------------------------- 4. Reuse, 5. Groups
@@ -526,11 +534,9 @@ def reuse_is_free(study: Study) -> Finding:
     series = {f"here: {label(runs[0]['N'] / 1e9)}, step {step}": above,
               "the paper: 7B, step 100": theirs}
     worst = max(low, key=low.get)
-    here = (f"up to tau = 25, reuse costs at most {low[worst]} of loss (at tau = {worst:g}); "
-            f"tau = {top:g} costs {above[top]}.")
-    return Finding(verdict, here, {
-        "table": table("| tau | L | L above tau = 1 (paired; 95%) | seeds "
-                       "| the paper's at step 100 |", rows),
+    return Finding(verdict, {
+        "worst": f"{worst:g}", "most": low[worst], "top": f"{top:g}", "at_top": above[top],
+        "rows": table_rows(rows),
         "figures": draw(study.out / "reuse", sweep_panel, series, xlabel=TAU,
                         ylabel="L above that of tau = 1", title="at a fixed number of steps")})
 
@@ -545,17 +551,16 @@ def groups(study: Study) -> Finding:
         smallest = min(found)
         for group, level in found.items():
             above = level.above if group > smallest else "-"
-            rows.append([f"{x} = {end:.3g}", f"{group:g}", level.L, above, level.seeds])
-        series = {f"{size}, at {x} = {end:.3g}": {g: level.above for g, level in found.items()}}
+            rows.append([f"{x} = {end:.4g}", group, level.L, above, level.seeds])
+        series = {size: {group: level.above for group, level in found.items()}}
         figures += draw(study.out / f"group_{x}", sweep_panel, series,
                         xlabel="group size G (completions per prompt)",
-                        ylabel=f"L above that of G = {smallest}", title=f"at equal {AXIS[x]}")
+                        ylabel=f"L above that of G = {smallest}",
+                        title=f"{size}, at equal {AXIS[x]}: {end:.4g}")
         largest[x] = found[max(found)].above
-    here = (f"G = {max(found)} ends {apart(largest['D'])} than G = {smallest} at equal prompts, "
-            f"and {apart(largest['C'])} at equal compute.")
-    return Finding("holds" if largest["D"].high < 0 else "not", here, {
-        "table": table("| at | G | L | L above the smallest G (paired; 95%) | seeds |", rows),
-        "figures": figures})
+    return Finding("holds" if largest["D"].high < 0 else "not", {
+        "G": max(found), "smallest": smallest, "equal_D": apart(largest["D"]),
+        "equal_C": apart(largest["C"]), "rows": table_rows(rows), "figures": figures})
 
 
 def apart(effect: Effect) -> str:
@@ -608,17 +613,14 @@ def forecasts(study: Study) -> Finding:
                         ylabel=LOSS_LABEL)
     if not rows:
         raise ValueError("no frozen forecast of the largest size, or no run of it")
-    here = (f"the blind forecast of {label(frozen['N'] / 1e9)} beats both rivals, the losses and "
-            f"the line of the next smaller size, in {good} of {len(rows)} cells.")
     begun = frozen.get("begun")
     when = "before a run of the largest size was begun"
     if begun:
         when = f"when {len(begun)} runs of the largest size existed already, unread"
-    head = ("| cell | blind | carried over | its line | E refitted | k forecast | k found "
-            "| points within the band |")
-    return Finding(judged(good, len(rows)), here, {
-        "made": frozen["made"], "read": str(len(frozen["runs_read"])), "when": when,
-        "table": table(head, rows), "figures": figures})
+    return Finding(judged(good, len(rows)), {
+        "size": label(frozen["N"] / 1e9), "good": good, "cells": len(rows),
+        "made": frozen["made"], "read": len(frozen["runs_read"]), "when": when,
+        "rows": table_rows(rows), "figures": figures})
 
 
 def forecast_panel(axis, made: dict, curve: Curve) -> None:
@@ -644,8 +646,7 @@ def write(out: Path) -> None:
         try:
             findings.append(make(study))
         except ValueError as error:
-            why = f"the finished runs do not answer this ({error})."
-            findings.append(Finding("missing", why, {}))
+            findings.append(Finding("missing", {"error": error}))
     text = page(study, findings)
     (out / "report.md").write_text(text)
     (out / "report.html").write_text(to_html(text, out))
@@ -674,16 +675,16 @@ def page(study: Study, findings: list[Finding]) -> str:
     head, *sections, end = re.split(r"^(?=## )", text, flags=re.M)
     filled, overview = [], []
     for section, rule, finding in zip(sections, rules(), findings, strict=True):
-        verdict = MARK[finding.verdict]
-        title = re.match(r"## (.*): \$verdict", section)[1]
-        overview.append([title, verdict, finding.here])
-        print(f"{verdict:>18}  {title}: {finding.here}")
         if finding.verdict == "missing":
-            section = section.partition("$here")[0] + "$here\n\n"
-        names = {"rule": rule, "verdict": verdict, "here": finding.here}
-        filled.append(Template(section).substitute(names | finding.parts))
+            section = re.sub(r"^Here: .*", f"Here: {MISSING}\n\n", section, flags=re.M | re.S)
+        verdict = MARK[finding.verdict]
+        names = finding.names | {"rule": rule, "verdict": verdict}
+        filled.append(Template(section).substitute(names))
+        title, here = re.match(r"## (.*?): .*?^Here: (.*?)\n\n", filled[-1], re.M | re.S).groups()
+        overview.append([title, verdict, " ".join(here.split())])
+        print(f"{verdict:>18}  {title}: {overview[-1][2]}")
     names = {"command": "python -m study.grid"} | study.head | about(study)
-    names["overview"] = table("| finding | verdict | here |", overview)
+    names["overview"] = table_rows(overview)
     return Template(head).substitute(names) + "".join(filled) + Template(end).substitute(names)
 
 

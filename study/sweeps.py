@@ -99,7 +99,8 @@ def sweep_panel(axis, series: dict[str, dict[float, Effect]]) -> None:
                       capsize=3, color=SERIES[i], label=name)
     axis.axhline(0, color="0.4", lw=0.8)
     axis.set_xticks(range(len(levels)), [f"{level:g}" for level in levels])
-    axis.legend(loc="upper left")
+    if len(series) > 1:
+        axis.legend(loc="upper left")
 
 
 # ---------------------------------------------------------------- The paper's reuse runs

@@ -362,6 +362,15 @@ def test_runs_make_the_round_trip(tmp_path, capsys):
     assert text.startswith("k of each size") and " 84k " in text and "8.4e-05" not in text
 
 
+def test_rows_of_other_settings_are_no_seeds():
+    # fails when a table's rows with another reuse factor are averaged with the rest
+    rows = [{"N": N, "D": 10 * s, "L": 0.5, "step": s, "reuse": reuse, "run": f"{N} {reuse}"}
+            for N in (1, 2) for s in range(1, 5) for reuse in (1, 4)]
+    rows += [{"N": 4, "D": 10, "L": 0.5, "step": 1, "reuse": 4, "run": "more"}]
+    with pytest.warns(UserWarning, match="reuse 4 and group None; 8 evaluations"):
+        assert {r["reuse"] for r in fs.one_setting(rows)} == {4}
+
+
 def test_test_loss_is_read_and_loss_of_older_runs(tmp_path):
     # fails when an evaluation's `loss` is preferred, which newer runs may use for the surrogate
     new = write_run(tmp_path / "new", 20_000, 0.1, 0)

@@ -277,7 +277,7 @@ SHARED = {
         + "import os, threading\nm = marker()\n"
         + "def area(a, b):\n"
         + "    threading.Timer(0.1, lambda: (print(m, flush=True), os._exit(0))).start()\n"
-        + "    threading.Event().wait(5)",
+        + "    threading.Event().wait()",
     ),
     "a jump over the tests": (
         "loop",
@@ -474,15 +474,18 @@ APART = {
 
 @pytest.fixture(scope="module")
 def contained():
+    """Programs can be run here. They have more time, since this machine may be busy."""
     try:
         sandbox.holding(sandbox.Limits())
     except sandbox.Refused as error:
         pytest.skip(str(error))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sandbox.run, "__defaults__", ("", sandbox.Limits(seconds=120)))
+        yield
 
 
-def judge(program: str, tests: str, seconds: float = 60) -> sandbox.Result:
-    limits = sandbox.Limits(seconds=seconds)
-    return sandbox.run(f"{QUESTION}\n{program}\n", TESTS[tests], ["area"], QUESTION, limits)
+def judge(program: str, tests: str) -> sandbox.Result:
+    return sandbox.run(f"{QUESTION}\n{program}\n", TESTS[tests], ["area"], QUESTION)
 
 
 def passes_in_one_process(program: str, tests: str) -> bool:
@@ -491,7 +494,7 @@ def passes_in_one_process(program: str, tests: str) -> bool:
     whole = f"{QUESTION}\n{program}\n{TESTS[tests]}\n"
     text = f"exec(compile({whole!r}, 'program', 'exec'), {{'__name__': 'p'}})\nprint({end!r})"
     command = [sys.executable, "-I", "-S", "-c", text]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     return done.returncode == 0 and done.stdout.strip().endswith(end)
 
 

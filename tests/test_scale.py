@@ -242,7 +242,7 @@ def endless(argv, place, begun):
 
     when = 2 if place == "evaluation" else 1  # training lines by then
     synchronise, log_probs, step = rollout.Sampler._synchronise, grpo.log_probs, torch.optim.AdamW.step
-    calls, updates = {"old": 0}, []
+    updates = []
 
     def slow_sampler(self, *args):
         wait_at("generation", 5)
