@@ -204,11 +204,13 @@ def all_equal(reward_PG: Tensor) -> Tensor:
 
 def advantages(reward_PG: Tensor, kind: str = "std") -> Tensor:
     """adv_PG, the dtype of reward_PG: A_i, each group against itself, exactly 0 where all rewards
-    are equal.
+    are equal. mean and std are over the G rewards of a prompt:
 
-    std, the unbiased one: GRPO (arXiv 2402.03300); mean: Dr. GRPO (arXiv 2503.20783); loo, against
-    the mean of the other completions, which is r - mean times G / (G - 1): RLOO (arXiv 2402.14740).
+    std   (r - mean) / (std + 1e-6), with the unbiased std: GRPO (arXiv 2402.03300)
+    mean  r - mean: Dr. GRPO (arXiv 2503.20783)
+    loo   r - mean of the other G - 1, which is (r - mean) G / (G - 1): RLOO (arXiv 2402.14740)
     """
+    # <solution id="advantages" points="10">
     G = reward_PG.shape[1]
     adv_PG = reward_PG - reward_PG.mean(1, keepdim=True)
     if kind == "std":
@@ -216,17 +218,21 @@ def advantages(reward_PG: Tensor, kind: str = "std") -> Tensor:
     if kind == "loo":
         adv_PG = adv_PG * G / (G - 1)
     return adv_PG.masked_fill(all_equal(reward_PG)[:, None], 0.0)
+    # </solution>
 
 
 def token_weights(new_B: Tensor, in_loss_B: Tensor, aggregate: str, max_new: int) -> Tensor:
     """weight_B, float32: w_i, what each token counts in the loss of an update, by sequence.
 
     new_B, int64: completion tokens of every sequence of the update, over all ranks.
-    in_loss_B, bool: which of them are in the loss. With S of them:
+    in_loss_B, bool: which of them are in the loss; the others weigh 0. With S of them in the loss,
+    and sums over these S alone:
     tokens     1 / sum |o|        (DAPO, eq. 8)
     sequences  1 / (S |o_i|)      (GRPO, eq. 3)
     constant   1 / (S max_new)    (Dr. GRPO)
+    If no sequence is in the loss, every weight is 0.
     """
+    # <solution id="weights" points="8">
     new_B = new_B.double()
     S = in_loss_B.sum().clamp(min=1)
     if aggregate == "tokens":
@@ -236,14 +242,20 @@ def token_weights(new_B: Tensor, in_loss_B: Tensor, aggregate: str, max_new: int
     else:
         denominator_B = S * max_new
     return (in_loss_B / denominator_B).float()
+    # </solution>
 
 
 def token_kl(logp_R: Tensor, ref_R: Tensor, estimator: str) -> Tensor:
     """kl_R within +-10: KL(pi, pi_ref) estimated from one token each (Schulman 2020, "Approximating
-    KL divergence").
+    KL divergence"). With d = ref_R - logp_R:
+
+    k1  -d
+    k2  d^2 / 2
+    k3  exp(d) - d - 1
 
     d is bounded to +-20 before exp, as in verl, so that one unlikely token cannot make the update
-    infinite."""
+    infinite: bounded_exp."""
+    # <solution id="kl" points="6">
     d_R = ref_R - logp_R
     if estimator == "k1":
         kl_R = -d_R
@@ -252,6 +264,7 @@ def token_kl(logp_R: Tensor, ref_R: Tensor, estimator: str) -> Tensor:
     else:
         kl_R = bounded_exp(d_R) - d_R - 1
     return kl_R.clamp(-10, 10)
+    # </solution>
 
 
 def bounded_exp(log_R: Tensor) -> Tensor:
@@ -266,10 +279,17 @@ def grpo_loss(logp_R: Tensor, b: Batch, f: Flags) -> tuple[Tensor, dict[str, Ten
     logp_R, float32, carries gradients; everything in b is constant. PPO's clipped surrogate (arXiv
     1707.06347, eq. 7) with the dual clip (arXiv 1912.09729, eq. 5), or CISPO's weighted log pi
     (arXiv 2506.13585, eq. 4); the ratio of a sequence: GSPO (arXiv 2507.18071, eq. 7); the
-    importance weight for what the sampler computed differently: TIS (Yao et al. 2025)."""
+    importance weight for what the sampler computed differently: TIS (Yao et al. 2025).
+
+    With rho = exp(log_ratio_R), c = rho clipped to 1 - clip_low .. 1 + clip_high, and A = b.adv_R,
+    the gain of a token and whether it was clipped (was_clipped_R, bool) are
+    clip   min(rho A, c A), and for A < 0 at least dual_clip A unless dual_clip is 0;  c A < rho A
+    cispo  c A logp_R, where no gradient flows through c;  c != rho
+    """
     log_ratio_R = logp_R - b.old_R
     if f.ratio == "sequence":
         log_ratio_R = b.per_token(b.mean_tokens(log_ratio_R))
+    # <solution id="surrogate" points="12">
     ratio_R = bounded_exp(log_ratio_R)  # rho_it
     clipped_R = ratio_R.clamp(1 - f.clip_low, 1 + f.clip_high)
 
@@ -282,6 +302,7 @@ def grpo_loss(logp_R: Tensor, b: Batch, f: Flags) -> tuple[Tensor, dict[str, Ten
         if f.dual_clip:
             lowest_R = torch.where(b.adv_R < 0, f.dual_clip * b.adv_R, -torch.inf)  # c A
             gain_R = torch.maximum(gain_R, lowest_R)
+    # </solution>
 
     if f.correct != "none":
         log_gap_R = b.old_R - b.sampler_R
