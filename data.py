@@ -188,6 +188,7 @@ def make_tokenizer():
 
 # ---- Files, directories, the hub ------------------------------------------------------------
 
+MOST_FILES = 10_000  # of a directory that is a data set
 SUFFIXES = (".jsonl", ".json", ".parquet")
 
 
@@ -295,13 +296,21 @@ def parse_json(text: str, path: Path, line: int):
 
 def read_directory(path: Path, split: str) -> list[dict]:
     """A split of a directory in Hugging Face data-set layout."""
+    found = itertools.chain.from_iterable(files for _, _, files in os.walk(path))
+    if sum(1 for _ in itertools.islice(found, MOST_FILES + 1)) > MOST_FILES:
+        # The package datasets would look at each of them, for hours in a home directory.
+        raise ValueError(
+            f"{path}: more than {MOST_FILES:,} files, so this is no data set; give the directory "
+            "that holds nothing else, or a file"
+        )
     from datasets import load_dataset
 
     try:
         return load_dataset(str(path), split=split).to_list()
     except Exception as error:  # of many types; the remedy is the same
+        cause = error.__cause__ or error
         raise ValueError(
-            f"{path} (split {split}) is no data set that the package datasets can read: {error}\n"
+            f"{path} (split {split}) is no data set that the package datasets can read: {cause}\n"
             "Give one of its .jsonl, .json or .parquet files, or another split as DIRECTORY:split."
         ) from error
 
