@@ -232,7 +232,7 @@ def token_weights(new_B: Tensor, in_loss_B: Tensor, aggregate: str, max_new: int
     constant   1 / (S max_new)    (Dr. GRPO)
     If no sequence is in the loss, every weight is 0.
     """
-    # <solution id="weights" points="8">
+    # <solution id="weights" points="6">
     new_B = new_B.double()
     S = in_loss_B.sum().clamp(min=1)
     if aggregate == "tokens":
@@ -255,7 +255,7 @@ def token_kl(logp_R: Tensor, ref_R: Tensor, estimator: str) -> Tensor:
 
     d is bounded to +-20 before exp, as in verl, so that one unlikely token cannot make the update
     infinite: bounded_exp."""
-    # <solution id="kl" points="6">
+    # <solution id="kl" points="4">
     d_R = ref_R - logp_R
     if estimator == "k1":
         kl_R = -d_R
@@ -289,7 +289,7 @@ def grpo_loss(logp_R: Tensor, b: Batch, f: Flags) -> tuple[Tensor, dict[str, Ten
     log_ratio_R = logp_R - b.old_R
     if f.ratio == "sequence":
         log_ratio_R = b.per_token(b.mean_tokens(log_ratio_R))
-    # <solution id="surrogate" points="12">
+    # <solution id="surrogate" points="10">
     ratio_R = bounded_exp(log_ratio_R)  # rho_it
     clipped_R = ratio_R.clamp(1 - f.clip_low, 1 + f.clip_high)
 
