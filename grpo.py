@@ -835,6 +835,7 @@ def warnings_for(f: Flags, problems: Sequence[data.Problem], config) -> list[str
         defaults = Flags()
         names = ("ratio", "surrogate", "clip_low", "clip_high")
         idle = [flag_name(name) for name in names if getattr(f, name) != getattr(defaults, name)]
+    ignored = not f.kl and f.kl_estimator != Flags.kl_estimator
     longest = f.max_prompt + f.max_new
     found = [
         (
@@ -842,6 +843,7 @@ def warnings_for(f: Flags, problems: Sequence[data.Problem], config) -> list[str
             f"{', '.join(idle)}: without effect with --updates 1, where the ratio is always 1; try "
             "--updates 4",
         ),
+        (ignored, f"--kl-estimator {f.kl_estimator}: without effect with --kl 0"),
         (
             config.max_position and longest > config.max_position,
             f"--max-prompt {f.max_prompt} + --max-new {f.max_new} exceed the {config.max_position} "
