@@ -188,6 +188,7 @@ def make_tokenizer():
 
 # ---- Files, directories, the hub ------------------------------------------------------------
 
+MOST_FILES = 10_000  # of a directory that is a data set
 SUFFIXES = (".jsonl", ".json", ".parquet")
 
 
@@ -295,13 +296,21 @@ def parse_json(text: str, path: Path, line: int):
 
 def read_directory(path: Path, split: str) -> list[dict]:
     """A split of a directory in Hugging Face data-set layout."""
+    found = itertools.chain.from_iterable(files for _, _, files in os.walk(path))
+    if sum(1 for _ in itertools.islice(found, MOST_FILES + 1)) > MOST_FILES:
+        # The package datasets would look at each of them, for hours in a home directory.
+        raise ValueError(
+            f"{path}: more than {MOST_FILES:,} files, so this is no data set; give the directory "
+            "that holds nothing else, or a file"
+        )
     from datasets import load_dataset
 
     try:
         return load_dataset(str(path), split=split).to_list()
     except Exception as error:  # of many types; the remedy is the same
+        cause = error.__cause__ or error
         raise ValueError(
-            f"{path} (split {split}) is no data set that the package datasets can read: {error}\n"
+            f"{path} (split {split}) is no data set that the package datasets can read: {cause}\n"
             "Give one of its .jsonl, .json or .parquet files, or another split as DIRECTORY:split."
         ) from error
 
@@ -338,7 +347,7 @@ def read_hub(name: str, split: str) -> list[dict]:
 class Layout(NamedTuple):
     questions: tuple[str, ...]  # columns; a dot enters a nested one
     answer: str  # column
-    written: str = "alone"  # how: alone; unit, 9 (apples); working, ends in \boxed{9}; either
+    written: str = "alone"  # unit: 9 (apples); working: ends in \boxed{9}; either: alone or working
 
     def __str__(self):
         return f"{' + '.join(self.questions)} -> {self.answer}"
@@ -753,6 +762,15 @@ class Renderer:
         self.cache: dict[tuple, array] = {}  # turns: token ids
         self.end_token: int | None = self.find_end_token() if self.chat else None
 
+    def describe(self) -> str:
+        """How prompts are rendered, for the first lines of a run."""
+        if not self.chat:
+            return "prompts are plain text; a completion ends with the model's end of text"
+        if self.end_token is None:
+            return "prompts follow the chat template, which names no token that ends a turn"
+        end = self.tokenizer.decode([self.end_token])
+        return f"prompts follow the chat template; a turn ends with {end}"
+
     def __call__(self, problem: Problem) -> list[int]:
         return self.render_all([problem])[0]
 
@@ -777,8 +795,11 @@ class Renderer:
     def text(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True)
 
-    def apply_template(self, conversations: list[tuple], prompt: bool = True) -> list[str]:
-        """The chat template's text for conversations of (role, content) pairs."""
+    def apply_template(self, conversations: list[tuple], open_turn: bool = True) -> list[str]:
+        """The chat template's text for conversations of (role, content) pairs.
+
+        open_turn: whether the text ends with the header of the model's turn.
+        """
         chats = []
         for turns in conversations:
             chats.append([{"role": role, "content": content} for role, content in turns])
@@ -786,7 +807,7 @@ class Renderer:
         try:
             with processor_time_limit(TEMPLATE_SECONDS, message):
                 return self.tokenizer.apply_chat_template(
-                    chats, tokenize=False, add_generation_prompt=prompt, **self.template_args
+                    chats, tokenize=False, add_generation_prompt=open_turn, **self.template_args
                 )
         except Exception as error:  # a template raises whatever its author chose
             raise ValueError(
@@ -797,7 +818,8 @@ class Renderer:
     def find_end_token(self) -> int | None:
         """The special token that the template writes right after the model's turn, if any."""
         answer = "ANSWER"
-        (text,) = self.apply_template([(("user", "QUESTION"), ("assistant", answer))], prompt=False)
+        turns = (("user", "QUESTION"), ("assistant", answer))
+        (text,) = self.apply_template([turns], open_turn=False)
         _, found, rest = text.rpartition(answer)
         ids = self.tokenizer(rest.lstrip(), add_special_tokens=False)["input_ids"]
         if found and ids and ids[0] in self.tokenizer.added_tokens_decoder:

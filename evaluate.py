@@ -33,7 +33,7 @@ import re
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import blake2b
@@ -52,20 +52,33 @@ from rollout import Completion, Rollout, Sampler, stop_tokens
 from runtime.display import show
 from runtime.flags import check_numbers, parse
 from runtime.ledger import explain
-from runtime.parallel import connect, read_model, read_tokenizer
+from runtime.parallel import (
+    check_tokenizer,
+    connect,
+    find_weights,
+    read_model,
+    read_tokenizer,
+)
 
 EVALUATION = -1  # the `step` that keys the noise of an evaluation
+MOST_COMPLETIONS = 10_000  # of one problem
 
 
 # ---- What graded completions say -----------------------------------------------------------------
 
 
 def mean_se(x_P) -> tuple[float, float | None]:
-    """The mean over problems and its standard error, None for a single problem."""
+    """The mean over problems and its standard error, None for a single problem.
+
+    x_P: a value for each problem. The standard error is s / sqrt(P), with s^2 the unbiased
+    estimate of the variance between problems.
+    """
+    # <solution id="pass_at_k" points="2">
     x_P = np.asarray(x_P, dtype=float)
     if len(x_P) < 2:
         return float(x_P.mean()), None
     return float(x_P.mean()), float(x_P.std(ddof=1) / len(x_P) ** 0.5)
+    # </solution>
 
 
 def wilson(share: float, count: int) -> tuple[float, float]:
@@ -84,14 +97,22 @@ def interval(mean: float, se: float | None, count: int) -> tuple[float, float]:
     0 or unknown."""
     if se:
         return mean - 1.96 * se, mean + 1.96 * se
+    if not 0 <= mean <= 1:  # of a user's reward: equal everywhere, and no share
+        return mean, mean
     return wilson(mean, count)
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """1 - C(n - c, k) / C(n, k) as a product, in which nothing overflows and 0 and 1 are exact."""
+    """1 - C(n - c, k) / C(n, k) as a product, in which nothing overflows and 0 and 1 are exact.
+
+    c of n completions are right, 1 <= k <= n. The chance that k of the n, drawn without putting
+    any back, hold a right one.
+    """
+    # <solution id="pass_at_k" points="4">
     if n - c < k:
         return 1.0
     return 1.0 - float(np.prod(1.0 - k / np.arange(n - c + 1, n + 1)))
+    # </solution>
 
 
 def maj_at_k(
@@ -192,13 +213,14 @@ def summarise(
         "verdicts": {verdict: verdicts.count(verdict) for verdict in sorted(set(verdicts))},
     }
     kinds = {problem.kind for problem in problems}
-    if n > 1:
+    if n > 1 and set(score_PG.flat) <= {0.0, 1.0}:  # a user's reward may have other values
         ks = ks or sorted({*(2**i for i in range(n.bit_length())), n})
         right_P = score_PG.sum(1)
         result["pass_at_k"] = {
             str(k): mean_se([pass_at_k(n, int(c), k) for c in right_P]) for k in ks
         }
-        if kinds <= {"math", "choice"}:  # tables and programs do not vote
+        # Tables and programs do not vote, nor do completions that a user's function grades.
+        if kinds <= {"math", "choice"} and not grader.reward:
             same = agreement(grader)
             answers = [row["answer"] for row in rows]
             result["maj_at_k"] = {}
@@ -223,7 +245,7 @@ def plus_minus(mean: float, se: float | None, count: int) -> str:
     """A mean with its standard error; with Wilson's interval where all outcomes are the same."""
     if se:
         return f"{mean:.4f} ± {se:.4f}"
-    low, high = wilson(mean, count)
+    low, high = interval(mean, se, count)
     return f"{mean:.4f}, 95% interval [{low:.3f}, {high:.3f}]"
 
 
@@ -276,8 +298,15 @@ class EvaluationSet:
         found = cls(
             name, int(n or 1), cls.temperature if temperature is None else float(temperature)
         )
-        if found.n < 1:
-            raise ValueError(f"--eval {text}: at least one completion of each problem is needed")
+        if not 1 <= found.n <= MOST_COMPLETIONS:
+            raise ValueError(
+                f"--eval {text}: {found.n} completions of each problem; must be from 1 to "
+                f"{MOST_COMPLETIONS:,}"
+            )
+        if found.temperature and not 1e-3 <= found.temperature <= 100:
+            raise ValueError(
+                f"--eval {text}: temperature {found.temperature:g}; must be 0 or from 0.001 to 100"
+            )
         if found.n > 1 and found.temperature == 0:
             raise ValueError(
                 f"--eval {text}: at temperature 0 all {found.n} completions are the same; take 1 "
@@ -306,6 +335,24 @@ class EvaluationSet:
             sandbox.holding(sandbox.Limits())
 
 
+def check_reward(reward: str, problem: data.Problem) -> None:
+    """ValueError if a user's reward function, FILE.py:FUNCTION, fails on an empty completion.
+
+    Later failures count as 0 and are logged as `crashed`; a function that is wrong altogether
+    would otherwise look like a model that learns nothing.
+    """
+    if not reward:
+        return
+    with Grader(reward=reward) as grader:
+        verdict = grader.submit("", problem).result()
+    if verdict.verdict in ("crashed", "timeout"):
+        raise ValueError(
+            f"--reward {reward}: fails on an empty completion ({verdict.rule}); it must return a "
+            "number for any (completion, problem), where problem is a dict such as "
+            f"{{'answer': {problem.answer[:20]!r}, ..}}"
+        )
+
+
 def parse_sets(texts: list[str]) -> list[EvaluationSet]:
     """The evaluation sets of several --eval; ValueError if one is named twice."""
     sets = [EvaluationSet.parse(text) for text in texts]
@@ -316,26 +363,57 @@ def parse_sets(texts: list[str]) -> list[EvaluationSet]:
     return sets
 
 
-def load_problems(name: str, evals: list[str], eval_problems: int, seed: int, prompt: str):
-    """-> (the training problems, the evaluation sets with their problems, notes for the first lines
-    of a run).
+@dataclass
+class ProblemSets:
+    """The problems that a run trains on, and those that it is evaluated on."""
+
+    training: Sequence[data.Problem]
+    tests: list[EvaluationSet]
+    notes: list[str]  # for the first lines of a run
+
+    def drop_long(self, renderer: data.Renderer, limit: int) -> None:
+        """Drop problems whose prompts have more than `limit` tokens, and note how many."""
+        self.training, dropped = data.drop_long(self.training, renderer, limit)
+        for test in self.tests:
+            test.problems, more = data.drop_long(test.problems, renderer, limit)
+            dropped += more
+        if dropped:
+            self.notes.append(f"{dropped:,} prompts over --max-prompt {limit} tokens dropped")
+
+    @property
+    def digest(self) -> str:
+        """What a resumed run must find again."""
+        parts = [data.digest(self.training)]
+        parts += [data.digest(test.problems) for test in self.tests]
+        return "".join(parts)
+
+    def describe_first(self) -> str:
+        return f"{len(self.tests[0].problems)} problems of {self.tests[0].label}"
+
+
+def load_problems(
+    name: str, evals: list[str], eval_problems: int, seed: int, prompt: str
+) -> ProblemSets:
+    """The training problems and the evaluation sets with their problems.
 
     evals: the --eval flags. Without any, and for an --eval without a NAME, the set is held out from
     the training data: the test split of the tiny world, or evenly spaced problems of a file, which
-    then are not trained on."""
+    then are not trained on.
+    """
     problems, notes = data.load(name, seed=seed, prompt=prompt)
-    sets = parse_sets(evals or [":1:1"])
-    for test in sets:
+    notes = list(notes)
+    tests = parse_sets(evals or [":1:1"])
+    for test in tests:
         if test.name or isinstance(problems, data.Arithmetic):
             found, more = data.load(test.name or name, split="test", seed=seed, prompt=prompt)
             test.problems = list(found[:eval_problems])
-            notes = notes + more
+            notes += more
         else:
             count = max(1, min(eval_problems, len(problems) // 5))
             problems, test.problems = data.split_held_out(problems, count)
-            notes = [*notes, f"{name}: {len(problems):,} problems to train on, {count} held out"]
+            notes.append(f"{name}: {len(problems):,} problems to train on, {count} held out")
         test.check()
-    return problems, sets, notes
+    return ProblemSets(problems, tests, notes)
 
 
 def evaluate(
@@ -527,6 +605,8 @@ def main(flags: Flags) -> None:
     device, directory, config = connect(flags.model)
     rank, world = dist.get_rank(), dist.get_world_size()
     tokenizer = read_tokenizer(directory)
+    check_tokenizer(tokenizer, config)
+    find_weights(directory, config)
     renderer = data.Renderer(tokenizer, flags.template, flags.template_args)
     for test in sets:
         problems, notes = data.load(test.name, split="test", prompt=flags.prompt)
@@ -542,6 +622,9 @@ def main(flags: Flags) -> None:
             ]
         if rank == 0 and notes:
             print("\n".join(notes))
+    check_reward(flags.reward, sets[0].problems[0])
+    if rank == 0:
+        print(renderer.describe())
 
     rows = {}
     path = Path(flags.out)
@@ -565,7 +648,7 @@ def main(flags: Flags) -> None:
     stop_ids = stop_tokens(directory, tokenizer, renderer.end_token)
     sampler = Sampler(model, stop_ids, flags.slots, flags.max_prompt + flags.max_new, flags.kv_gb)
     graders = max(1, (os.cpu_count() or 2) // (2 * world))
-    with Grader(graders, **({"reward": flags.reward} if flags.reward else {})) as grader:
+    with Grader(graders, reward=flags.reward) as grader:
         rollout = Rollout(sampler, renderer, grader, flags.max_new, flags.seed)
         for test in sets:
             known = {

@@ -50,24 +50,25 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from tqdm import tqdm
 
 import data
 from data import PROMPT
-from evaluate import EvaluationSet, evaluate, load_problems
-from model import Model
+from evaluate import EvaluationSet, check_reward, evaluate, load_problems
+from model import Config, Model
 from reward import Grader
 from rollout import Completion, Interrupted, Rollout, Sampler, stop_tokens
 from runtime import plan
 from runtime.batch import Batch, Share, deal, log_probs
 from runtime.checkpoint import Checkpoints, discarded_on_error, open_run, read_flags, restore
-from runtime.display import StepProgress, Table, draw_curve, show
+from runtime.display import Display, draw_curve, show
 from runtime.flags import check_numbers, flag_name, parse
-from runtime.ledger import Ledger, Signals, Stopped, explain
+from runtime.ledger import Ledger, Progress, Signals, Stopped, explain
 from runtime.parallel import (
     check_team,
+    check_tokenizer,
     connect,
     copy_weights,
+    find_weights,
     full,
     load,
     make_mesh,
@@ -203,11 +204,13 @@ def all_equal(reward_PG: Tensor) -> Tensor:
 
 def advantages(reward_PG: Tensor, kind: str = "std") -> Tensor:
     """adv_PG, the dtype of reward_PG: A_i, each group against itself, exactly 0 where all rewards
-    are equal.
+    are equal. mean and std are over the G rewards of a prompt:
 
-    std, the unbiased one: GRPO (arXiv 2402.03300); mean: Dr. GRPO (arXiv 2503.20783); loo, against
-    the mean of the other completions, which is r - mean times G / (G - 1): RLOO (arXiv 2402.14740).
+    std   (r - mean) / (std + 1e-6), with the unbiased std: GRPO (arXiv 2402.03300)
+    mean  r - mean: Dr. GRPO (arXiv 2503.20783)
+    loo   r - mean of the other G - 1, which is (r - mean) G / (G - 1): RLOO (arXiv 2402.14740)
     """
+    # <solution id="advantages" points="10">
     G = reward_PG.shape[1]
     adv_PG = reward_PG - reward_PG.mean(1, keepdim=True)
     if kind == "std":
@@ -215,17 +218,21 @@ def advantages(reward_PG: Tensor, kind: str = "std") -> Tensor:
     if kind == "loo":
         adv_PG = adv_PG * G / (G - 1)
     return adv_PG.masked_fill(all_equal(reward_PG)[:, None], 0.0)
+    # </solution>
 
 
 def token_weights(new_B: Tensor, in_loss_B: Tensor, aggregate: str, max_new: int) -> Tensor:
     """weight_B, float32: w_i, what each token counts in the loss of an update, by sequence.
 
     new_B, int64: completion tokens of every sequence of the update, over all ranks.
-    in_loss_B, bool: which of them are in the loss. With S of them:
+    in_loss_B, bool: which of them are in the loss; the others weigh 0. With S of them in the loss,
+    and sums over these S alone:
     tokens     1 / sum |o|        (DAPO, eq. 8)
     sequences  1 / (S |o_i|)      (GRPO, eq. 3)
     constant   1 / (S max_new)    (Dr. GRPO)
+    If no sequence is in the loss, every weight is 0.
     """
+    # <solution id="weights" points="6">
     new_B = new_B.double()
     S = in_loss_B.sum().clamp(min=1)
     if aggregate == "tokens":
@@ -235,14 +242,20 @@ def token_weights(new_B: Tensor, in_loss_B: Tensor, aggregate: str, max_new: int
     else:
         denominator_B = S * max_new
     return (in_loss_B / denominator_B).float()
+    # </solution>
 
 
 def token_kl(logp_R: Tensor, ref_R: Tensor, estimator: str) -> Tensor:
     """kl_R within +-10: KL(pi, pi_ref) estimated from one token each (Schulman 2020, "Approximating
-    KL divergence").
+    KL divergence"). With d = ref_R - logp_R:
+
+    k1  -d
+    k2  d^2 / 2
+    k3  exp(d) - d - 1
 
     d is bounded to +-20 before exp, as in verl, so that one unlikely token cannot make the update
-    infinite."""
+    infinite: bounded_exp."""
+    # <solution id="kl" points="4">
     d_R = ref_R - logp_R
     if estimator == "k1":
         kl_R = -d_R
@@ -251,6 +264,7 @@ def token_kl(logp_R: Tensor, ref_R: Tensor, estimator: str) -> Tensor:
     else:
         kl_R = bounded_exp(d_R) - d_R - 1
     return kl_R.clamp(-10, 10)
+    # </solution>
 
 
 def bounded_exp(log_R: Tensor) -> Tensor:
@@ -265,10 +279,17 @@ def grpo_loss(logp_R: Tensor, b: Batch, f: Flags) -> tuple[Tensor, dict[str, Ten
     logp_R, float32, carries gradients; everything in b is constant. PPO's clipped surrogate (arXiv
     1707.06347, eq. 7) with the dual clip (arXiv 1912.09729, eq. 5), or CISPO's weighted log pi
     (arXiv 2506.13585, eq. 4); the ratio of a sequence: GSPO (arXiv 2507.18071, eq. 7); the
-    importance weight for what the sampler computed differently: TIS (Yao et al. 2025)."""
+    importance weight for what the sampler computed differently: TIS (Yao et al. 2025).
+
+    With rho = exp(log_ratio_R), c = rho clipped to 1 - clip_low .. 1 + clip_high, and A = b.adv_R,
+    the gain of a token and whether it was clipped (was_clipped_R, bool) are
+    clip   min(rho A, c A), and for A < 0 at least dual_clip A unless dual_clip is 0;  c A < rho A
+    cispo  c A logp_R, where no gradient flows through c;  c != rho
+    """
     log_ratio_R = logp_R - b.old_R
     if f.ratio == "sequence":
         log_ratio_R = b.per_token(b.mean_tokens(log_ratio_R))
+    # <solution id="surrogate" points="10">
     ratio_R = bounded_exp(log_ratio_R)  # rho_it
     clipped_R = ratio_R.clamp(1 - f.clip_low, 1 + f.clip_high)
 
@@ -281,6 +302,7 @@ def grpo_loss(logp_R: Tensor, b: Batch, f: Flags) -> tuple[Tensor, dict[str, Ten
         if f.dual_clip:
             lowest_R = torch.where(b.adv_R < 0, f.dual_clip * b.adv_R, -torch.inf)  # c A
             gain_R = torch.maximum(gain_R, lowest_R)
+    # </solution>
 
     if f.correct != "none":
         log_gap_R = b.old_R - b.sampler_R
@@ -337,7 +359,7 @@ def train_step(
     completions: list[Completion],
     f: Flags,
     ledger: Ledger,
-    progress=None,
+    display: Display | None = None,
 ) -> dict:
     """All updates on one rollout; returns the step's statistics, the same on all ranks (a
     collective).
@@ -378,7 +400,7 @@ def train_step(
     with ledger.phase("train"):
         for number, share in enumerate(shares):
             first = number == 0
-            add_gradients(policy, share, sums, f, ledger, progress, may_give_up=first)
+            add_gradients(policy, share, sums, f, ledger, display, may_give_up=first)
             norm = full(
                 torch.nn.utils.clip_grad_norm_(policy.parameters(), f.clip_grad or math.inf)
             ).item()
@@ -443,16 +465,14 @@ def trained_rewards(
 
 
 def add_gradients(
-    policy: Model, share: Share, sums: "Sums", f: Flags, ledger: Ledger, progress, may_give_up: bool
+    policy: Model, share: Share, sums: "Sums", f: Flags, ledger: Ledger, display, may_give_up: bool
 ) -> None:
     """Forward and backward of all micro-batches of an update."""
     for done, b in enumerate(share.batches):
         if may_give_up:
             ledger.give_up_if_asked()
-        last = done == len(share.batches) - 1
-        policy.set_requires_all_reduce(
-            last
-        )  # between replicas gradients are summed once, after the last micro-batch
+        # Between replicas gradients are summed once, after the last micro-batch.
+        policy.set_requires_all_reduce(done == len(share.batches) - 1)
         logp_R, entropy_R = log_probs(policy, b, f.temperature)
         if b.old_R is None:  # one update: rho is 1 and only its gradient counts
             b.old_R = logp_R.detach()
@@ -463,8 +483,8 @@ def add_gradients(
         counts["sampler_gap"] = (b.sampler_R - b.old_R).abs().sum()
         for name, count in counts.items():
             sums.add(name, count / share.completion_tokens)
-        if progress:
-            progress("micro-batches", done + 1, len(share.batches))
+        if display:
+            display.micro_batches(done + 1, len(share.batches))
 
 
 class Sums:
@@ -488,8 +508,9 @@ class Sums:
         return dict(zip(self.NAMES, (total / updates).tolist(), strict=True))
 
 
-def lr_factor(update: int, f: Flags) -> float:
-    """What the learning rate is multiplied by at an update, counted from 1."""
+def lr_factor(done: int, f: Flags) -> float:
+    """What the learning rate is multiplied by at the update after `done` others."""
+    update = done + 1
     if update <= f.warmup:
         return update / f.warmup
     return 1.0 if f.decay == "none" else 1 / update
@@ -511,186 +532,182 @@ def main(f: Flags) -> None:
     if f.plan:
         return plan.show(f.model, f.plan, plan_job(f), f.resume)
     device, directory, config = connect(f.model)
-    timeout = timedelta(
-        minutes=f.timeout + 5
-    )  # later than the limit of a phase, whose message says more
     rank, world = dist.get_rank(), dist.get_world_size()
     say = partial(print, flush=True) if rank == 0 else lambda *_: None
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     check(f, world)
     say(f"{f.model}: {config.N:,} parameters and {config.N_total - config.N:,} in embeddings")
+    tokenizer = read_tokenizer(directory)
+    check_tokenizer(tokenizer, config)
+    find_weights(directory, config)
 
     # The problems to train on and those held out, and how they are asked.
-    tokenizer = read_tokenizer(directory)
     renderer = data.Renderer(tokenizer, f.template, f.template_args)
-    problems, tests, notes = load_problems(f.data, f.eval, f.eval_problems, f.seed, f.prompt)
-    problems, dropped = data.drop_long(problems, renderer, f.max_prompt)
-    for test in tests:
-        test.problems, more = data.drop_long(test.problems, renderer, f.max_prompt)
-        dropped += more
-    if dropped:
-        notes = [*notes, f"{dropped:,} prompts over --max-prompt {f.max_prompt} tokens dropped"]
-    digest = data.digest(problems) + "".join(data.digest(test.problems) for test in tests)
-    problems = data.order(problems, f.reuse, f.steps * f.prompts)
-    for note in [*notes, *warnings_for(f, problems, config)]:
+    sets = load_problems(f.data, f.eval, f.eval_problems, f.seed, f.prompt)
+    sets.drop_long(renderer, f.max_prompt)
+    problems = data.order(sets.training, f.reuse, f.steps * f.prompts)
+    check_reward(f.reward, problems[0])
+    for note in [renderer.describe(), *sets.notes, *warnings_for(f, problems, config)]:
         say(note)
 
     # The directory of the run: a new one, or one as it was at its newest checkpoint.
     name = f"{Path(f.data).stem.replace('/', '-')}-seed{f.seed}-{datetime.now():%m%d-%H%M%S}"
-    opened = open_run(dataclasses.asdict(f), free_flags(f), Path("runs", name), digest, f.data)
+    flags = dataclasses.asdict(f)
+    opened = open_run(flags, free_flags(f), Path("runs", name), sets.digest, f.data)
     out = opened.run
     for note in opened.notes:
         say(note)
+    size = f"{f.steps} steps of {f.prompts} prompts x {f.group} completions"
     begin = f", from {opened.checkpoint.name}" if opened.checkpoint else ""
-    say(
-        f"{out}: {f.steps} steps of {f.prompts} prompts x {f.group} completions, on {world} x "
-        f"{device.type}{begin}"
-    )
+    say(f"{out}: {size}, on {world} x {device.type}{begin}")
 
     graders = max(1, (os.cpu_count() or 2) // (2 * world))
-    with (
-        Signals() as signals,
-        Grader(graders, GRADE_SECONDS, **({"reward": f.reward} if f.reward else {})) as grader,
-    ):
-        ledger = Ledger(out, config, device, signals, dataclasses.asdict(f))
+    with Signals() as signals, Grader(graders, GRADE_SECONDS, reward=f.reward) as grader:
+        ledger = Ledger(out, config, device, signals, flags)
         with ledger.phase("loading"), discarded_on_error(opened):
-            mesh = make_mesh(device.type, f.replicas)
-            home = "cpu" if f.offload else device
-            with torch.device("meta"):
-                policy, reference, sampled = (
-                    Model(config, f.recompute),
-                    Model(config),
-                    Model(config),
-                )
-            if f.sampler_tp > 1:
-                team, _ = dist.new_subgroups(f.sampler_tp, timeout=timeout)
-                tensor_parallel(sampled, team)
-            # The trained policy in float32 and the frozen reference, both sharded; the sampler's
-            # copy, or its part of one.
-            policy = shard(policy, mesh, dtype, f.offload).to_empty(device=home)
-            reference = (
-                shard(reference.to(dtype), mesh, dtype, f.offload).to_empty(device=home)
-                if f.kl
-                else None
-            )
-            optimizer = torch.optim.AdamW(
-                policy.parameters(), f.lr, (0.9, 0.999), weight_decay=f.weight_decay, fused=True
-            )
-            scheduler = torch.optim.lr_scheduler.LambdaLR(
-                optimizer, lambda done: lr_factor(done + 1, f)
-            )
+            policy, reference = make_models(f, config, directory, device)
+            optimizer, scheduler = make_optimizer(f, policy)
             if opened.checkpoint:
                 restore(opened.checkpoint, policy, optimizer, scheduler, ledger)
             else:
                 load(policy, directory)
-            if reference is not None:
-                load(reference, directory)
             stop_ids = stop_tokens(directory, tokenizer, renderer.end_token)
-            sampled = sampled.to(dtype).to_empty(device=device)
-            sampler = Sampler(sampled, stop_ids, f.slots, f.max_prompt + f.max_new, f.kv_gb)
+            sampler = make_sampler(f, config, device, stop_ids)
             copy_weights(policy, sampler.model)
-        checkpoints = Checkpoints(out, f.keep, ledger, digest)
-        rollout = Rollout(sampler, renderer, grader, f.max_new, f.seed, lambda: signals.requested)
+        checkpoints = Checkpoints(out, f.keep, ledger, sets.digest)
+        rollout = Rollout(sampler, renderer, grader, f.max_new, f.seed, signals.is_requested)
         p = ledger.progress
+        display = Display(f.steps, p.step, f.prompts * f.group, say)
         if p.step > f.steps:
-            say(
-                f"--steps {f.steps} is below step {p.step}, which the run has reached already: "
-                "nothing is left to train"
-            )
-
-        def measure() -> list[Completion]:
-            """Evaluate on every set; a few completions of the first one."""
-            samples = []
-            ledger.announce(f"the evaluation after step {p.step} is given up")
-            for test in tests:
-                with ledger.phase("evaluation"):
-                    result, rows, completions = evaluate(rollout, test)
-                ledger.evaluated(result, rows, completions, sampler.preempted)
-                samples = samples or completions[: 3 * test.n : test.n]
-            return samples
+            say(f"--steps {f.steps}: the run has reached step {p.step} already, so nothing is left")
 
         shown = {}  # step: a few completions of its evaluation
-        bar = tqdm(
-            total=f.steps,
-            initial=p.step,
-            unit="step",
-            dynamic_ncols=True,
-            disable=rank > 0 or not sys.stderr.isatty(),
-        )
-        table, progress = Table(f.steps), StepProgress(bar, say)
         try:
-            if (
-                is_due(p.step, f) and p.evaluated_step != p.step
-            ):  # the first one, or one that a signal put off
-                shown[p.step] = measure()
-                say(
-                    f"step {p.step}: pass@1 {p.pass1:.3f} on {len(tests[0].problems)} problems of "
-                    f"{tests[0].label}"
-                )
+            first_or_put_off = is_due(p.step, f) and p.evaluated_step != p.step
+            if first_or_put_off:
+                shown[p.step] = measure(rollout, sets.tests, ledger)
+                say(f"step {p.step}: pass@1 {p.pass1:.3f} on {sets.describe_first()}")
+
             while p.step < f.steps and not ledger.stop:
                 step = p.step + 1
-                progress.begin()
+                display.begin(step)
                 ledger.announce(f"step {step} is given up")
+
+                # The prompts of the step; G completions of each, graded.
                 with ledger.phase("generation"):
                     completions, drawn = draw_groups(
-                        rollout,
-                        problems,
-                        p.D,
-                        step,
-                        f,
-                        lambda n: progress.show("completions", n, f.prompts * f.group),
+                        rollout, problems, p.D, step, f, display.completions
                     )
+
+                # Rewards become advantages, sequences go to ranks and micro-batches, and each
+                # update ascends J.
                 stats = train_step(
-                    policy, reference, optimizer, scheduler, completions, f, ledger, progress.show
+                    policy, reference, optimizer, scheduler, completions, f, ledger, display
                 )
+
+                # The sampler gets the new weights.
                 with ledger.phase("weights"):
                     copy_weights(policy, sampler.model)
+
                 line = ledger.trained(completions, drawn, stats, sampler.preempted)
-                bar.update()
-                say(table.row(line, p.pass1)) if bar.disable else bar.set_postfix(
-                    table.cells(line, p.pass1)
-                )
+                display.row(line, p.pass1)
                 if warning := cannot_learn(p, stats, f):
                     say(warning)
                 if p.failed_steps == 3:
                     raise Stopped(
                         f"no finite gradient in three steps in a row, at step {step}: try a lower "
-                        "--lr, or look for "
-                        f"nan in the model's weights; see {out}"
+                        f"--lr; see {out}"
                     )
                 if is_due(step, f) and not ledger.stop:
-                    shown[step] = measure()
+                    shown[step] = measure(rollout, sets.tests, ledger)
                 if step % f.save_every == 0 or step == f.steps:
                     checkpoints.save(policy, optimizer, scheduler)
         except Interrupted:
             pass  # a step that had changed nothing, or an evaluation, was given up
         finally:
-            bar.close()
-            # CUDA graphs that hold collectives go before the process group (pytorch issue 115388)
+            display.close()
+            # CUDA graphs that hold collectives go before the process group (pytorch issue 115388).
             sampler.close()
         if p.step:
             checkpoints.close(policy, optimizer, scheduler)
 
     ranks = os.environ.get("LOCAL_WORLD_SIZE", 1)
     again = f"torchrun --nproc_per_node {ranks} grpo.py --resume {shlex.quote(str(out))}"
+    again += f" --reward {shlex.quote(f.reward)}" if f.reward else ""
     if ledger.stop == "disk":
         raise Stopped(
             f"{ledger.error}; earlier checkpoints are whole. To go on from there: {again}"
         )
     if ledger.stop:
         return say(f"ended after step {p.step} of {f.steps}, as asked; to go on: {again}")
-    save(policy, directory, out / "final", dtype)
+    save(policy, directory, out / "final", compute_dtype(device))
     if rank == 0:
-        for when, step in {"before": 0, "after": f.steps}.items():
-            if step in shown:  # not if an earlier start of this run has shown it
-                print(f"\n{when}:\n{show(shown[step], tokenizer)}")
-        start = "" if p.first_pass1 is None else f" (from {p.first_pass1:.3f})"
-        print(f"\nstep {p.step}: pass@1 {p.pass1:.3f}{start}")
-        print(f"curve: {draw_curve(out)}")
-        final = str(out / "final")
-        loading = f"M.from_pretrained({final!r})"
-        command = f"from transformers import AutoModelForCausalLM as M; print({loading})"
-        print(f'model: python -c "{command}"')
+        show_result(out, p, {"before": shown.get(0), "after": shown.get(f.steps)}, tokenizer)
+
+
+def compute_dtype(device: torch.device) -> torch.dtype:
+    """bf16 on a GPU, float32 on a CPU; parameters of the trained policy are float32 everywhere."""
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
+def make_models(f: Flags, config: Config, directory: Path, device) -> tuple[Model, Model | None]:
+    """-> (the policy, sharded and not filled yet, the frozen reference or None)."""
+    dtype = compute_dtype(device)
+    mesh = make_mesh(device.type, f.replicas)
+    home = "cpu" if f.offload else device
+    with torch.device("meta"):
+        policy, reference = Model(config, f.recompute), Model(config).to(dtype)
+    policy = shard(policy, mesh, dtype, f.offload).to_empty(device=home)
+    if not f.kl:
+        return policy, None
+    reference = shard(reference, mesh, dtype, f.offload).to_empty(device=home)
+    return policy, load(reference, directory)
+
+
+def make_optimizer(f: Flags, policy: Model):
+    """-> (AdamW, the schedule of its learning rate)."""
+    optimizer = torch.optim.AdamW(
+        policy.parameters(), f.lr, betas=(0.9, 0.999), weight_decay=f.weight_decay, fused=True
+    )
+    factor = partial(lr_factor, f=f)
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def make_sampler(f: Flags, config: Config, device, stop_ids: list[int]) -> Sampler:
+    """The sampler with a copy of the model of its own, or with this rank's part of one."""
+    with torch.device("meta"):
+        model = Model(config)
+    if f.sampler_tp > 1:
+        # Later than the limit of a phase, whose message says more.
+        timeout = timedelta(minutes=f.timeout + 5)
+        team, _ = dist.new_subgroups(f.sampler_tp, timeout=timeout)
+        tensor_parallel(model, team)
+    model = model.to(compute_dtype(device)).to_empty(device=device)
+    return Sampler(model, stop_ids, f.slots, f.max_prompt + f.max_new, f.kv_gb)
+
+
+def measure(rollout: Rollout, tests: list[EvaluationSet], ledger: Ledger) -> list[Completion]:
+    """Evaluate on every set and write the lines; returns a few completions of the first set."""
+    samples = []
+    ledger.announce(f"the evaluation after step {ledger.progress.step} is given up")
+    for test in tests:
+        with ledger.phase("evaluation"):
+            result, rows, completions = evaluate(rollout, test)
+        ledger.evaluated(result, rows, completions, rollout.sampler.preempted)
+        samples = samples or completions[: 3 * test.n : test.n]
+    return samples
+
+
+def show_result(out: Path, p: Progress, shown: dict, tokenizer) -> None:
+    """Print some completions, the result, and where to find the curve and the model."""
+    for when, completions in shown.items():
+        if completions:  # not if an earlier start of this run has shown them
+            print(f"\n{when}:\n{show(completions, tokenizer)}")
+    before = "" if p.first_pass1 is None else f" (from {p.first_pass1:.3f})"
+    print(f"\nstep {p.step}: pass@1 {p.pass1:.3f}{before}")
+    print(f"curve: {draw_curve(out)}")
+    loading = f"M.from_pretrained({str(out / 'final')!r})"
+    command = f"from transformers import AutoModelForCausalLM as M; print({loading})"
+    print(f'model: python -c "{command}"')
 
 
 # ---- Flags: ranges, rules, warnings --------------------------------------------------------------
@@ -722,6 +739,12 @@ def parse_flags(argv: list[str]) -> Flags:
         return f
     names = [known.name for known in dataclasses.fields(Flags)]
     stored = {name: value for name, value in read_flags(f.resume).items() if name in names}
+    theirs = stored.get("reward", "")
+    if theirs and f.reward != theirs:  # a run may come from somebody else, and this is code
+        raise ValueError(
+            f"{f.resume} was made with --reward {theirs}, whose code a resumed run executes; if "
+            f"you trust it, repeat the flag: --resume {f.resume} --reward {theirs}"
+        )
     for name in (
         "eval",
         "template_args",
@@ -831,17 +854,20 @@ def warnings_for(f: Flags, problems: Sequence[data.Problem], config) -> list[str
 
 
 def cannot_learn(p, stats: dict, f: Flags) -> str:
-    """A sentence, once, when the last steps gave nothing to learn from."""
-    if p.equal_steps != 5:
+    """A sentence, once, when the last five steps gave nothing to learn from."""
+    if p.idle_steps != 5:
         return ""
-    reason = f"all rewards of a group were the same ({stats['reward']:.3f} on average in this step)"
+    reason = f"in every group all rewards were the same, {stats['reward']:.3f} on average"
     if stats["truncated"] == 1:
-        reason = f"every completion was truncated at --max-new {f.max_new}"
+        reason = f"every completion was truncated at --max-new {f.max_new}; raise it"
     elif stats["no_answer"] == 1:
         reason = (
-            f"no completion held an answer, such as \\boxed{{..}}, within --max-new {f.max_new}"
+            f"no completion held an answer such as \\boxed{{..}} within --max-new {f.max_new}; "
+            "look into samples.jsonl"
         )
-    return f"warning: nothing was learned in five steps: {reason}"
+    elif stats["reward"] == 0:
+        reason = "every reward is 0; take easier problems, or a model that solves some of them"
+    return f"warning: nothing was learned in the last five steps: {reason}"
 
 
 def plan_job(f: Flags) -> plan.Job:

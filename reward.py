@@ -1,995 +1,1380 @@
 r"""Decide whether a model's final answer equals the reference: the reward of reinforcement learning on mathematics.
 
-    extract (where is the answer) -> parse (what does it say) -> same (does it say what the truth says) -> 1.0 or 0.0
+    extract (find the answer) -> clean (one spelling) -> read (take it apart) -> same (compare) -> 1.0 or 0.0
 
-The rules of equality, in plain English:
- 1. The answer is what stands in the last box; an empty or unclosed box is no answer, and prose does not fill it.
- 2. Spelling does not matter: spaces, dollar signs, \left, \dfrac, doubled backslashes, a closing period, 1,000 for 1000.
- 3. Exact numbers must be exactly equal: 1/2 = 0.5 = 50%, but 0.33 is not 1/3 and 857499 is not 857500.
- 4. Only a truth that is itself a rounded decimal (three digits or more) can be met by rounding: 1.41 by \sqrt2, or by 1.414.
- 5. Expressions are equal when they are equal wherever both are defined; letters are case-sensitive, and by custom
-    j, k, l, m, n stand for whole numbers. What divides by 0, or stands at a pole, has no value and equals nothing:
-    0/sin π is not 0. A divisor that is only small, as 10^{-60}, is a divisor like any other.
- 6. A name in front ("x =", "f(x) =", "a + b =", "x \in"), a unit, a degree, a percent sign or a base may be missing on one
-    side. On both sides they must agree: 4% is not 40%, 5 dollars are not 5 cents, x = 2 is not y = 2.
- 7. Order counts in tuples, vectors, matrices and ratios (2:4 = 1:2); it does not in sets and lists. A hedge ("540 or 542") is
-    a list of two. Brackets count: (0, 1] is not (0, 1), {2, 3} is not (2, 3). A column vector is a tuple.
- 8. Equations may differ by a non-zero factor, inequalities by a positive one; linear inequalities equal their intervals.
- 9. A choice is its letter: (C), C. and \textbf{(C) } 12 agree. Words are compared without case.
-10. Where a text has two readings (1,000 as a number or a list; \log to base e or 10), the one that suits the truth counts.
+The rules of equality. Each has a block of examples in tests/test_reward.py.
+ 1. The last box counts, also when it is empty. Boxes joined by "and", "or" or a comma are one
+    list. Without a box, what follows ####, "the answer is" or a last line "Answer:" counts. A
+    <think> that is never closed has no answer.
+ 2. Spelling does not matter: spaces, dollar signs, \left, \dfrac, doubled backslashes, a closing
+    period, 1,000 for 1000.
+ 3. Exact numbers must be exactly equal: 1/2 = 0.5 = 50%, but 0.33 is not 1/3 and 857499 is not
+    857500. (Function `equal_values`.)
+ 4. A truth that is a decimal of three digits or more is also met by an exact value, or a longer
+    decimal, that rounds to it: 1.41 by \sqrt2. Not money and not times: \$5.004 is not \$5.00.
+ 5. Expressions are equal when their values agree at random points. An expression without a value
+    (a divisor that more digits do not separate from 0) equals nothing. Letters are
+    case-sensitive; j, k, l, m, n stand for whole numbers.
+ 6. A name in front ("x =", "f(x) =", "x \in"), a unit, a degree or percent sign or a base may be
+    missing on one side. On both sides they must agree: 4% is not 40%, 5 dollars are not 5 cents,
+    x = 2 is not y = 2.
+ 7. Order counts in tuples, vectors, matrices and ratios (2:4 = 1:2). It does not count in sets
+    and lists. A hedge ("540 or 542") is a list of two. Brackets count: (0, 1] is not (0, 1).
+    Names give the order: y = 2, x = 1 is (1, 2).
+ 8. Equations may differ by a non-zero factor, inequalities by a positive one. An inequality in
+    one letter is the set of numbers that satisfy it.
+ 9. A choice is its letter: (C), C. and \textbf{(C) } 12 agree. Words are compared without case
+    and letter by letter: CDAB is not ABCD. Two letters, or letters in the order of the alphabet,
+    are a product: AB = BA, xyz = zyx.
+10. A time is a time: 5:25 is not 10:50. A date is a date: 2/4/2000 is not 1/2/2000.
+11. Where a text has two readings (1,000 as a number or a list; \log to base e or 10), the one
+    that suits the truth counts.
 
-Where we deviate: expressions become our own small tuples, not sympy objects, and nothing is simplified. A sympy object computes
-while it is built (2**10**10 hangs) and its simplifiers have no bound; instead, trees are evaluated at random points (fixed
-seed) with mpmath, sympy's arithmetic, at 60 digits and as many more as the sizes of the numbers on the way ask for, so that
-whole numbers and fractions are compared exactly. Every size is checked before it is computed; text is never run as code.
+Text is never run as code. The parser builds sympy expressions with evaluate=False, because a
+sympy object otherwise computes while it is built (2**10**10 hangs). The values of expressions
+come from `Values`, which walks over them with mpmath and checks sizes before it computes;
+sympy's evalf, subs and simplify have no such bounds.
 """
 import argparse
+import importlib.util
 import itertools
 import json
 import math
+import os
+import queue
 import random
 import re
+import select
 import subprocess
 import sys
 import threading
 import time
 import unicodedata
-from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from fractions import Fraction
 from functools import lru_cache
+from typing import NamedTuple
 
 import mpmath
+import sympy
+from sympy import Add, E, I, Integer, Mul, Pow, Rational, Symbol, Tuple, oo, pi
 
-# Bounds, checked before computing. The longest truth of the study has 78 characters; the longest literal has 13 digits.
-MAX_CHARS, MAX_TOKENS, MAX_DEPTH, MAX_ITEMS, MAX_NODES = 3000, 1500, 40, 200, 10_000
-MAX_BRACES = 10_000    # in a box
-MAX_DIGITS = 1000      # of a literal
-MAX_BITS = 60_000      # of precision: 2022! has 19,283, 2008^{2006} has 22,008
-SECONDS = 1.0          # of this thread's work on one comparison, so that a busy machine changes no reward
+# Bounds, checked before computing. The longest truth of the study has 78 characters.
+MAX_CHARS = 3000
+MAX_TOKENS = 1500
+MAX_DEPTH = 40  # of brackets
+MAX_ITEMS = 200  # of a list
+MAX_BRACES = 10_000  # in a box
+MAX_DIGITS = 1000  # of a literal
+MAX_BITS = 100_000  # of precision; 2022! has 19,283 bits and needs twice as many
+SECONDS = 1.0  # of this thread's work on one comparison, so that a busy machine changes no reward
+LOCAL = threading.local()  # of a thread: the deadline of its comparison, its mpmath context
 
 
 class Refused(Exception):
-    """(verdict, message): the text is not mathematics that we know (unparsed), or a bound is reached (too_large, timeout)."""
+    """(verdict, message): not mathematics that we know (unparsed), or a bound is reached."""
 
 
 class Undefined(Refused):
-    """No value here: 0/0, or not a real number where reals are meant, or not a set of real numbers that we know."""
+    """There is no value here, or no set of real numbers."""
+
+
+class NotReal(Undefined):
+    """The value is not a real number, where real numbers are meant."""
 
 
 def fail(message: str, verdict: str = "unparsed"):
-    raise (Undefined if verdict == "undefined" else Refused)(verdict, message)
+    raise Refused(verdict, message)
 
 
-# ---------------------------------------------------------------------------------------------------------- where is it
+def undefined(message: str):
+    raise Undefined("wrong", message)
 
-BOX = re.compile(r"\\(?:boxed|fbox)(?:\s*\{|\s+([^\s{}$\\]+))")
+
+def in_time():
+    """Raise once this thread has worked on its comparison for SECONDS; called where work grows."""
+    if time.thread_time() > getattr(LOCAL, "deadline", math.inf):
+        fail(f"more than {SECONDS} s", "timeout")
+
+
+# ---- extract ------------------------------------------------------------------------------------
+
+BOX = re.compile(r"\\(?:boxed|fbox)(?:\s*\{|\s+([^\s{}$\\]+))")  # \boxed{5}, \boxed 5
 BRACE = re.compile(r"\\.|[{}]", re.S)
-HEADS = re.compile("####"), re.compile(r"\banswer\s+is\b:?|\bfinal answer\W{0,4}:", re.I)
+SPACE = re.compile(r"\\q?quad|\\text|[\s${}~]")
+JOINED = re.compile(r"(,?)(and|or|)(?:[a-zA-Z]=)?")  # \boxed{3} and $x=\boxed{5}$
+HEAD = re.compile(
+    r"####|\banswer\s+is\b:?|\bfinal\s+answer\W{0,4}:|<answer>"  # "The answer is 42."
+    r"|^\W{0,4}answer\W{0,3}:(?=[^\n]*\s*\Z)",  # "Answer: 42", as the last line
+    re.I | re.M,
+)
+STOP = re.compile(r"\.(?:\s|$)|\n|<\||</|<eos>|<end_of_turn>|\s(?:because|since)\s")  # 42</s>
+
+
+def boxes(text: str) -> list[tuple[int, int, str]]:
+    r"""(start, end, content) of the last five boxes, without those that are never closed."""
+    found = []
+    for box in list(BOX.finditer(text))[-5:]:
+        if box[1]:
+            found.append((box.start(), box.end(), box[1]))
+        depth = 0 if box[1] else 1
+        for brace in itertools.islice(BRACE.finditer(text, box.end()), depth * MAX_BRACES):
+            depth += {"{": 1, "}": -1}.get(brace[0], 0)
+            if not depth:
+                content = text[box.end() : brace.start()].strip()
+                found.append((box.start(), brace.end(), content))
+                break
+    return found
 
 
 def extract(text: str) -> str | None:
-    r"""The final answer in `text`, or None: the last balanced \boxed{...} or \fbox{...} after the last </think>, else
-    what follows ####, else the last "answer is ..." or "final answer: ...". An empty box, or one that is never closed
-    when there is no other, is no answer. Linear in the text's length: five boxes are tried, and MAX_BRACES in each."""
-    text = text[text.rfind("</think>") + 8:] if "</think>" in text else text
-    boxes = deque(BOX.finditer(text), maxlen=5)
-    for box in reversed(boxes):
-        if box[1]:
-            return box[1]
-        depth = 1
-        for brace in itertools.islice(BRACE.finditer(text, box.end()), MAX_BRACES):
-            depth += {"{": 1, "}": -1}.get(brace[0], 0)
-            if not depth:
-                return text[box.end():brace.start()].strip() or None
-    for head in HEADS if not boxes else ():
-        end = max((match.end() for match in head.finditer(text)), default=len(text))
-        if found := re.split(r"\.(?:\s|$)|\n", text[end:], maxsplit=1)[0].strip("* \t"):
-            return found.strip() or None
-    return None
+    r"""The final answer in `text`, or None if there is none: rule 1. Linear in the text's length.
+
+    The last \boxed{...} or \fbox{...} after the last </think>, with the boxes that are joined to
+    it; else the line after the last head such as ####. A box that is never closed is no box."""
+    text = text.rpartition("</think>")[2]
+    if "<think>" in text:
+        return None
+    if found := boxes(text):
+        start, _, answer = found.pop()
+        while found and answer:
+            before, end, content = found.pop()
+            joiner = JOINED.fullmatch(SPACE.sub("", text[end : min(start, end + 60)]))
+            if not joiner or not (joiner[1] or joiner[2]):
+                break
+            answer = f"{content} {joiner[2] or ','} {answer}"
+            start = before
+        return answer or None
+    heads = [] if BOX.search(text) else list(HEAD.finditer(text))
+    if not heads:
+        return None
+    line = text[heads[-1].end() :].lstrip(" \t\r\n*:$")
+    return STOP.split(line.removeprefix("\\[").lstrip(), maxsplit=1)[0].strip("* \t") or None
 
 
-# ------------------------------------------------------------------------------------------------------------- spelling
+# ---- spelling -----------------------------------------------------------------------------------
 
-SIGNS = {  # the one sign that we use: its other spellings
-    "-": "− – —", "*": r"× · ∙ ⋅ \cdot \times \ast", "/": r"÷ ⁄ ∕ \div", "^": "**", "±": r"\pm", "∓": r"\mp",
-    "=": r"== ∈ \in ≡ \equiv", "<": r"\lt", ">": r"\gt", "≤": r"⩽ <= \le \leq \leqslant", "≥": r"⩾ >= \ge \geq \geqslant",
-    "≠": r"!= \ne \neq", "≈": r"\approx \simeq", "∪": r"\cup", "∩": r"\cap",
-    "∖": r"\setminus \backslash", "|": r"\| \vert \lvert \rvert \Vert", "∣": r"\mid", ":": r"\colon", r"\{": r"\lbrace",
-    r"\}": r"\rbrace", "[": r"\lbrack", "]": r"\rbrack", "(": r"\lparen \langle", ")": r"\rparen \rangle",
-    " and ": r"\land \wedge", " or ": r"\lor \vee", "⌊": r"\lfloor", "⌋": r"\rfloor", "⌈": r"\lceil", "⌉": r"\rceil",
-    "'": r"′ ’ \prime", "%": r"\% \percent", "…": r"... \ldots \cdots \dots",
-    "°": r"º ∘ \circ \degree", "π": r"\pi", "∞": r"\infty", "∅": r"\emptyset \varnothing", "√": r"\sqrt", "ℝ": r"\R",
-    "$": r"\$", "€": r"\euro", "£": r"\pound", "¶": r"\\"}
-GREEK = dict(zip("""alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi chi psi
-    omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega ell""".split(), "αβγδεζηθικλμνξρστυφχψωΓΔΘΛΞΠΣΦΨΩℓ", strict=True))
-FUNCTIONS = {name: name for name in "sin cos tan cot sec csc sinh cosh tanh coth exp log lg ln max min cis gcd lcm".split()}
-FUNCTIONS |= {f"{arc}{name}": f"a{name}" for arc in ("arc", "a") for name in "sin cos tan cot sec csc sinh cosh tanh".split()}
-FUNCTIONS |= {"tg": "tan", "ctg": "cot", "arctg": "atan", "cosec": "csc"}
-DECORATIONS = """angle triangle overline bar widehat overrightarrow underline measuredangle vec hat tilde mathcal mathbb
-    dot""".split()
-NAMES = {  # the tokens of commands, and of words outside \text
-    **{name: ("fn", function) for name, function in FUNCTIONS.items()}, **{name: ("cmd", name) for name in DECORATIONS},
-    **{name: ("sym", letter) for name, letter in GREEK.items() if len(name) > 2},
-    "frac": ("cmd", "frac"), "binom": ("cmd", "binom"), "mod": ("mod", None), "pmod": ("mod", None), "bmod": ("mod", None),
-    "and": ("and", None), "or": ("or", None), "percent": ("%", None), "degree": ("°", None), "degrees": ("°", None),
-    "per": ("/", None), "pi": ("π", None), "sqrt": ("√", None), "infty": ("∞", None), "infinity": ("∞", None)}
-STYLE = "text|textbf|textit|textrm|textsf|mathrm|mathbf|mathsf|mathit|mathtt|mbox|hbox|boldsymbol|bm|emph"
-SPELLED = {spelling: sign for sign, group in SIGNS.items() for spelling in group.split()}
-SPELLED |= {f"\\{name}": letter for name, letter in GREEK.items()}
-COMMANDS = {*NAMES, *STYLE.split("|"), *"begin end int sum prod lim".split(), *(s[1:] for s in SPELLED if s[1:].isalpha())}
-SPELLING = re.compile(rf"\\\\|\\(?:{'|'.join(sorted(COMMANDS, key=len, reverse=True))})|\\[a-zA-Z]+"     # \pi in \piR, a slip
-                      r"|\\[%$|]|<=|>=|!=|==|\*\*|\.\.\.|[^\x00-\x7f]")
-SCRIPTS = str.maketrans({"½": "\\frac12", "¼": "\\frac14", "¾": "\\frac34", "⅓": "\\frac13", "⅔": "\\frac23", "ℝ": "\\R ",
-                         "⁻": "^{-}", "ⁿ": "^{n}", **{c: f"^{{{i}}}" for i, c in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")},
-                         **{c: f"_{{{i}}}" for i, c in enumerate("₀₁₂₃₄₅₆₇₈₉")}})
-WRAP = re.compile(rf"\\(?:{STYLE})\s*\{{([^{{}}]*)\}}")
-BASE = {name: n for n, name in enumerate("two three four five six seven eight nine ten eleven twelve".split(), start=2)}
-POWERS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9}
-CLEAN = [(re.compile(pattern), new) for pattern, new in (
-    (r"\\\\\s*\[-?[\d.]+\s*(?:pt|em|ex|mm)\]", r"\\\\"),                        # \\[2pt] between rows
-    (r"\\(?:boxed|fbox)\s*(?=\{)|\\(?:displaystyle|textstyle|[lL]arge|limits|nolimits|rm|bf|it)(?![a-zA-Z])", ""),
-    (r"\\(?:begin|end)\s*\{(?:cases|aligned|gathered)\}|&(?=\s*=)", ""),        # lines: a list
-    (r"\\(?:left|right|middle|[bB]igg?[lr]?)(?![a-zA-Z])\s*\.?", ""),
-    (r"(?<!\\)\\[()\[\]]|(?<!\\)\$", " "),                                      # \( \) \[ \] $
-    (r"(?<=\d)\s*(?:\{,\}|,\\!|\\!,|\{,\\!\})\s*(?=\d{3})", ""),                # 1{,}000 and 3,\!250
-    (r"(?<!\\)\\[!,;:> ]|~|\\[hv]space\*?\{[^{}]*\}|\\(?:thin|med|thick)space|\\phantom\{[^{}]*\}", " "),
-    (r"(?<![\d.,])\d{1,3}(?: \d{3})+(?![\d/])", lambda run: run[0].replace(" ", "")), (r"\\q?quad", " "),       # 1 000
-    (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"), (r"\\[dt]binom", r"\\binom"), (r"\\operatorname\*?\s*\{([a-zA-Z]+)\}", r"\\\1 "),
-    (r"\\var(?=[a-mo-z])", r"\\"), (r"\\mathbb\s*(?:R|\{R\})", r"\\R "), (r"([\])}])\s*U\s*(?=[\[(\\])", r"\1\\cup "),
-    (r"\(\s*(?:\\[bp]?mod\b|\\(?:text|mathrm)\{\s*mod\s*\}|mod\b)\s*\{?([^(){}]*)\}?\s*\)", r"\\pmod{\1}"),     # (mod 4)
-    (r"\^\s*(?:\\circ(?![a-zA-Z])|\{\s*\\circ\s*\})", "°"), (r"\^\s*(?:\\prime|\{\s*\\prime\s*\})", "'"),
-    (r"° *(?:\\(?:text|mathrm) *\{ *)?([CF])\b *\}?", r" \\text{ degree\1}"),                        # 77° F
-    (rf"(?<=\d) *_ *\{{? *(?:\\(?:{STYLE}) *\{{)? *({'|'.join(BASE)}) *\}}{{0,2}}", lambda found: f"_{BASE[found[1]]} "),
-    (r"(?<![a-zA-Z\\])([A-Zf-h]) ?\^ ?\{? ?-1 ?\}? ?(?=[(=])", r"\1_{-}"),                    # the inverse f^{-1}(x), A^{-1}
-    (rf"(?<=[\d}})]) *(\\(?:{STYLE}) *\{{)? *((?i:hundred|thousand|million|billion))\b",
-     lambda found: rf"\cdot 10^{POWERS[found[2].lower()]} {found[1] or ''}"),
-    (r"(frac|binom|log_)\s*(\d)(?=\s*[\d{])", r"\1{\2}"), (r"((?:frac|binom)\s*\{[^{}]*\})\s*(\d)", r"\1{\2}"),     # \frac12
-    (r"(?<=\d) (\d+)/(\d+)", r"\\frac{\1}{\2}"),                       # 1 3/4 as 1\frac34, and that as 1 + 3/4
-    (r"(?<![\w^_.)}\]/])(\d+) ?\\frac *\{ *(\d+) *\} *\{ *(\d+) *\}",
-     lambda found: "({}+{}/{})".format(*found.groups()) if int(found[2]) < int(found[3]) else found[0]),
-    (r"\{([^{}]*)\\(?:over|(choose))(?![a-z])([^{}]*)\}", lambda m: rf"\{'binom' if m[2] else 'frac'}{{{m[1]}}}{{{m[3]}}}"),
-    (r"(\.\d{0,9}?)(\d{1,9}?)\2+ ?(?:\.{3}|\\[lc]?dots)(?! *[+,])", r"\1\\overline{\2}"),    # 0.333... goes on
-    (r"(?:[,;] *\(?|\() *([j-n]) *\\in *(?:\\mathbb *)?\{?[ZN]\}? *\)?$",
-     lambda found: found[0] if found[1] not in found.string[:found.start()] else ""),                       # k \in Z, by custom
-    (r"\\(?:text|mbox|mathrm)\s*\{\s*(?:for|where)\b(?=.*(?:\\in\b|integer|all|any|every|some|constant|real))"
-     r"(?!.*(?:[,;]|\band\b|\bor\b)).*", ""),
-    (r"\b([ap])\.\s?m\.?(?![a-z])", r"\1m"), (r"\b(?:square|sq\.?)\s(\w+)", r"\1^2"), (r"\bcubic\s(\w+)", r"\1^3"))]
+# The sign that we use, then its other spellings. ⦃⦄ are the braces of a set, ⟦⟧ the edges of a
+# matrix, ¶ ends its rows.
+SIGNS = r"""
+    - − – — ‐ ‑ ‒ ―   * × · ∙ ⋅ \cdot \times \ast   / ÷ ⁄ ∕ \div   ^ **   ± \pm +/-   ∓ \mp
+    = == ∈ \in ≡ \equiv ≈ \approx \simeq   < \lt   > \gt   ≤ ⩽ <= \le \leq \leqslant   ≥ ⩾ >= \ge \geq \geqslant
+    ≠ != \ne \neq   ∪ \cup   ∩ \cap   ∖ \setminus \backslash   : \colon
+    | \| \vert \lvert \rvert \Vert   ∣ \mid   ⦃ \{ \lbrace   ⦄ \} \rbrace   [ \lbrack   ] \rbrack
+    ( \lparen \langle   ) \rparen \rangle   ⌊ \lfloor   ⌋ \rfloor   ⌈ \lceil   ⌉ \rceil   ¶ \\
+    and \land \wedge ∧   or \lor \vee ∨   ' ′ ’ \prime   % \% \percent   … ... \ldots \cdots \dots
+    ° ∘ \circ \degree   π \pi   ∞ \infty \infinity   ∅ \emptyset \varnothing   √ \sqrt   ℝ \R \reals
+    ℤ \Z   $ \$ US$ USD Rs Rs. ₹   € \euro EUR   £ \pounds \pound GBP   ¥ \yen
+    α \alpha   β \beta   γ \gamma   δ \delta   ε \epsilon   ζ \zeta   η \eta   θ \theta   ι \iota
+    κ \kappa   λ \lambda   μ \mu   ν \nu   ξ \xi   ρ \rho   σ \sigma   τ \tau   υ \upsilon   φ \phi
+    χ \chi   ψ \psi   ω \omega   Γ \Gamma   Δ \Delta   Θ \Theta   Λ \Lambda   Ξ \Xi   Π \Pi
+    Σ \Sigma   Φ \Phi   Ψ \Psi   Ω \Omega   ℓ \ell"""
+SPELLED = {}
+for group in re.split(r"\n? {3,}", SIGNS.strip()):
+    sign, *spellings = group.split()
+    SPELLED |= dict.fromkeys(spellings, f" {sign} " if sign in ("and", "or") else sign)
+FUNCTIONS = """arcsin arccos arctan arccot arcsec arccsc arsinh arcosh artanh sinh cosh tanh coth
+    arctg cosec sin cos tan cot sec csc exp log max min cis gcd lcm abs ctg lg ln tg""".split()
+DECORATIONS = """angle triangle overline bar widehat overrightarrow underline measuredangle vec
+    hat tilde mathcal mathbb dot""".split()
+COMMANDS = [*FUNCTIONS, *DECORATIONS, "frac", "binom", *(name[1:] for name in SPELLED)]
+COMMANDS = sorted(filter(str.isalpha, COMMANDS), key=len, reverse=True)
+SPELLING = re.compile(
+    rf"\\\\|\\(?:{'|'.join(COMMANDS)})|\\[a-zA-Z]+|\\[{{}}%$|]"  # \pi in \piR, a slip
+    r"|\+/-|<=|>=|!=|==|\*\*|\.\.\.|\b(?:US\$|USD\b|EUR\b|GBP\b|Rs\b\.?)|[^\x00-\x7f]"
+)
+NUMBERS = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen
+    fifteen sixteen seventeen eighteen nineteen twenty""".split()
+NUMBERS = {name: value for value, name in enumerate(NUMBERS)}
+# Characters that are not seen: controls, zero-width characters, marks of direction.
+INVISIBLE = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
+LOOKALIKES = str.maketrans({"˚": "°", "º": "°", "。": ".", "ℝ": "\\R ", "ℤ": "\\Z "})
+SCRIPTS = re.compile("([¼-¾⅐-⅞])|([⁰¹²³⁴⁵⁶⁷⁸⁹⁻ⁿ]{1,99})|([₀-₉]{1,99})")  # ½, x², x₁
+
+
+def script(found) -> str:
+    r"""2⅕ as 2\frac{1}{5}, x² as x^{2}: the normal form alone would read 21/5 and x2."""
+    text = unicodedata.normalize("NFKC", found[0])
+    if found[1]:
+        return rf"\frac{{{text.replace('⁄', '}{')}}}"
+    return ("^" if found[2] else "_") + f"{{{text}}}"
+
+
+def mixed(found) -> str:
+    r"""1\frac34 as (1+3/4), if the fraction is below one."""
+    whole, above, below = found.groups()
+    return f"({whole}+{above}/{below})" if int(above) < int(below) else found[0]
+
+
+def custom(found) -> str:
+    r"""Drop ", k \in Z" where k stands in the rest: by custom, k is a whole number."""
+    return "" if found[1] in found.string[: found.start()] else found[0]
+
+
+def base(found) -> str:
+    return f"_{NUMBERS[found[1]]} "
+
+
+def unspaced(found) -> str:
+    return found[0].replace(" ", "")
+
+
+NAME = r"[a-zA-Z]{1,12}\*?"
+WORDS = r"text(?:bf|it|rm|sf|tt|normal|up|sc|md)?|math(?:rm|sf|tt|normal)|mbox|hbox|emph"
+LETTERS = r"math(?:bf|it|ord)|boldsymbol|bm|pmb|ensuremath"
+# Applied in this order to a text whose spaces are single, so that every pattern is linear.
+CLEAN = (
+    (r"\\\\ ?\[-?[\d.]{1,9} ?(?:pt|em|ex|mm)\]", r"\\\\"),  # \\[2pt] between rows
+    (r"\\(?:textcolor|color) ?\{\w*\}", ""),  # {\color{red}5}
+    (r"\\(?:left|right|middle)(?![a-zA-Z]) ?\.?|\\[bB]igg?[lrm]?(?![a-zA-Z])", ""),  # \left(
+    (r"\\(?:displaystyle|textstyle|[lL]arge|limits|nolimits|rm|bf|it)(?![a-zA-Z])", ""),
+    (r"\\(?:boxed|fbox) ?(?=\{)|\\(?:begin|end) ?\{(?:cases|align(?:ed|\*)?|gathered)\}", ""),
+    (r"& ?(?==)", ""),  # x &= 1
+    (rf"\\begin ?\{{{NAME}\}}(?:\{{[lcr|]{{1,20}}\}})?", "⟦"),  # \begin{array}{cc}
+    (rf"(?:\\\\)? ?\\end ?\{{{NAME}\}}", "⟧"),
+    (r"(?<!\\)\\[()\[\]]|(?<!\\)(?<!US)\$|\"", " "),  # \( \) \[ \] $
+    (r"(?<=\d) ?(?:\{,\}|,\\!|\\!,|\{,\\!\}|\\,) ?(?=\d{3})", ""),  # 1{,}000, 3,\!250, 1\,000
+    (r"(?<!\\)\\[!,;:> ]|~|\\(?:thin|med|thick)space", " "),
+    (r"\\[hv]space\*? ?\{[^{}]*\}|\\phantom ?\{[^{}]*\}", " "),
+    (r"(?<![\d.,])\d{1,3}(?: \d{3})+(?![\d/])", unspaced),  # 1 000
+    (r"\\q?quad", " "),
+    (r"\\(?:[dtcs]frac|nicefrac)(?![a-zA-Z])", r"\\frac "),
+    (r"\\[dt]binom", r"\\binom "),
+    (r"\\var(?=[a-mo-z])", r"\\"),  # \varphi
+    (r"\\operatorname\*? ?\{([a-zA-Z]+)\}", r"\\\1 "),
+    (r"\\(?:mathbb|mathbf|Bbb) ?\{? ?([RZ])(?![a-zA-Z]) ?\}?", r"\\\1 "),  # \mathbf{R}
+    (r"\\mathbf ?\{(\w)\} ?(?:\\times)? ?\\mathbf ?\{(\w)\}", r"V_{\1\2}"),  # AB is not BA
+    (rf"\\(?:{LETTERS}) ?\{{([^{{}}]*)\}}", r" \1 "),
+    (rf"\\(?:{WORDS}) ?\{{((?:[^{{}}]|\{{[^{{}}]*\}})*)\}}", r'"\1"'),  # \text{ cm} as " cm"
+    (r'"[ ,]*(?i:and)[ ,]*"', " and "),
+    (r'"[ ,]*(?i:or)[ ,]*"', " or "),
+    (rf'" ?({"|".join(FUNCTIONS)}) ?"', r"\\\1 "),  # \text{cis}
+    (r"([\])}]) ?U ?(?=[\[(\\])", r"\1\\cup "),  # (0,1)U(2,3)
+    (r'& ?"? ?(?:if|for|when)\b ?"?', "& "),  # x & \text{if } x > 0
+    (r'" ?([a-z]{2,20}),? (and|or) ?"', r'"\1" \2 '),  # 9 \text{ hens and } 10 \text{ cocks}
+    (r'\( ?(?:\\[bp]?mod\b|"? ?mod\b ?"?)([^()]*)\)|\\[pb]?mod(?![a-z])|" ?mod ?"', r" mod \1"),  # (mod 4)
+    (r"\^ ?\\circ(?![a-zA-Z])|\^ ?\{ ?\\circ ?\}", "°"),
+    (r"\^ ?\\prime|\^ ?\{ ?\\prime ?\}", "'"),
+    (r'° ?"? ?([CF])\b ?"?', r' "degree\1"'),  # 77° F
+    (rf'(?<=[\d)]) ?_ ?[{{" ]{{0,3}}({"|".join(NUMBERS)})\b[}}" ]{{0,3}}', base),  # 204_{five}
+    (r'[("]? ?\b(?:in )?base ?(\d{1,2})\b ?[)"]?', r"_{\1}"),  # 204 (base 5)
+    (r'" ?([0-9A-F]{2,40}) ?" ?_', r"\1_"),  # \mathrm{FF}_{16}
+    (r"(?<![a-zA-Z\\])([A-Zf-h]) ?\^ ?\{? ?-1 ?\}? ?(?=[(=])", r"\1_{-}"),  # f^{-1}(x), A^{-1} =
+    (r"\\frac ?\{ ?(?:d|\\partial) ?(\w) ?\} ?\{ ?(?:d|\\partial) ?\w ?\}", r"\1'"),  # dy/dx
+    (r"(frac|binom|log_) ?(\d)(?= ?[\d{])", r"\1{\2}"),  # \frac12
+    (r"((?:frac|binom) ?\{[^{}]*\}) ?(\d)", r"\1{\2}"),  # \frac{1}2
+    (r"(?<=\d) (\d{1,9})/(\d{1,9})", r"\\frac{\1}{\2}"),  # 1 3/4
+    (r"(?<![\w^_.)}\]/])(\d{1,99}) ?\\frac ?\{ ?(\d{1,99}) ?\} ?\{ ?(\d{1,99}) ?\}", mixed),
+    (r"\{([^{}]*)\\over(?![a-z])([^{}]*)\}", r"\\frac{\1}{\2}"),
+    (r"\{([^{}]*)\\choose(?![a-z])([^{}]*)\}", r"\\binom{\1}{\2}"),
+    (r"(\.\d{0,9}?)(\d{1,9}?)\2{1,99} ?(?:\.{3}|\\[lc]?dots)(?! ?[+,])", r"\1\\overline{\2}"),
+    (r"(?:[,;] ?\(?|\() ?([j-n]) ?\\in ?(?:\\mathbb)? ?\\?[{]?[ZN][}]? ?\)?$", custom),
+    (r'" ?(?:for|where)\b(?=.*(?:\\in\b|integer|all|any|every|some|constant|real))[^,;]*$', ""),
+    (r'(?i)^"? ?(?:the )?(?:final )?answer(?: is)?:? ?"? ?(?=[\d$\\(-])', ""),  # "The answer is" 5
+    (r'(?i)"? ?\ball (?:real numbers|reals)\b ?"?', r" \\R "),
+    (r'\\R ?"? ?(?:except|without) ?"? ?([^"\\]+)$', r"\\R \\setminus\\{\1\\}"),  # except 3
+    (r'(?i)^"? ?(?:there (?:is|are) )?no (?:real )?(?:solutions?|roots?) ?"?$', r"\\emptyset"),
+    (r"(\d+) ?° ?(\d+) ?'", r"(\1+\2/60)°"),  # 30°30'
+    (r"^\| ?(\w) ?\| ?(<|\\leq?|≤) ?([\d./]+)$", r"-\3 \2 \1 \2 \3"),  # |x| < 2
+    (r'"? ?\b(hours?|h|feet|ft) ?"?,? ?(?:and )? ?(?=\d)', r" \1 "),  # 2 hours and 13 minutes
+    (r"([\d}]|\\pi) ?(?:≈|\\approx).*$", r"\1"),  # \frac13 \approx 0.33
+    (r"(?i)\b([ap])\. ?m\b\.?", r"\1m"),  # 6:30 p.m.
+    (r"\b(?:square|sq\.?) (\w{1,20})", r"\1^2"),
+    (r"\bcubic (\w{1,20})", r"\1^3"),
+    (r"\bper cent\b", "percent"),
+    (r"(?<=\d) ?x ?(?=10\^)", "*"),  # 1.5x10^3
+    (r"(?<=\d) to (?=\d{1,9}$)", ":"),  # 3 to 2
+    (r"(?<![a-zA-Z\\])(sqrt|infinity|pi)(?![a-z])", r"\\\1 "),
+    (r"(?<![a-zA-Z\\])a(sin|cos|tan)(?= ?\()", r"\\arc\1"),  # asin(x)
+    (r" \([a-z]{3,20}\)$", ""),  # 42 (apples)
+)
+CLEAN = [(re.compile(pattern), new) for pattern, new in CLEAN]
+
+
+def spell(found) -> str:
+    """The sign for one of its spellings; an unknown command keeps its name and gets a space."""
+    text = found[0]
+    return SPELLED.get(text) or (f"{text} " if text[-1].isalpha() and text.isascii() else text)
 
 
 @lru_cache(8192)
 def clean(text: str) -> str:
-    r"""One spelling for what has many: unicode, doubled backslashes, spacing, math delimiters, \left, a closing period."""
-    text = unicodedata.normalize("NFKC", text.translate(SCRIPTS)).strip()
+    r"""One spelling for what has many: rule 2."""
+    text = INVISIBLE.sub("", text).translate(LOOKALIKES)
+    text = unicodedata.normalize("NFKC", SCRIPTS.sub(script, text))
     if "\\\\" in text and ("\\begin" not in text or not re.search(r"(?<!\\)\\(?!\\)", text)):
-        text = re.sub(r"(?<!\\)(?:\\\\)+(?!\\)", lambda run: run[0][::2], text)     # all are doubled, as in one truth in nine
+        # All backslashes are doubled, as in one truth in nine.
+        text = re.sub(r"(?<!\\)(?:\\\\)+(?!\\)", lambda run: run[0][::2], text)
+    text = " ".join(text.split())
     for pattern, new in CLEAN:
         text = pattern.sub(new, text)
-    text = SPELLING.sub(lambda found: SPELLED.get(found[0]) or found[0] + " " * found[0][-1].isalpha(), text)
-    return re.sub(r"\s+", " ", re.sub(r"[\s.,;]+$", "", text)).strip()
+    return " ".join(SPELLING.sub(spell, text).split()).strip(" ,;").rstrip(" .,;")
 
 
-def plain(text: str) -> str:
-    r"""The cleaned text without \text and other styles."""
-    return re.sub(r"[\s.,;]+$", "", WRAP.sub(r"\1", WRAP.sub(r"\1", clean(text))).replace("{}", "")).strip()
+# ---- reading: an answer is taken apart as text --------------------------------------------------
 
 
-# ------------------------------------------------------------------------------------------------------------- tokens
+class Form(NamedTuple):
+    """What an answer says; `parts` are Forms, but for the first three kinds.
 
-UNITS = {form: group.split()[0] for group in """cm centimeter centimetre|m meter metre|km kilometer kilometre|mm millimeter
-    |in inch inche|ft foot feet|yd yard|mi mile|g gram|kg kilogram|mg milligram|lb pound|oz ounce|s sec second|min minute
-    |h hr hour|day|week|month|year|$ dollar usd|€ euro|£|cent|mph|kph|l liter litre|ml|gallon|unit|acre|rad radian|hz
-    |point|people|person|way|time|am|pm|solution|term|digit|sqft|integer|prime|side|number""".split("|")
-         for name in group.split() for form in (name, name + "s")}
-NOT_UNITS = """not no but is are was isn wrong incorrect maybe possibly perhaps roughly about approximately if unless than more
-    less except excluded without plus minus over undefined none mod base when where with then also through versus at below above
-    squared cubed factorial dozen half halves third thirds fourths fifths sixths eighths tenth tenths hundredths trillion
-    hundred thousand million billion cannot never guess otherwise doubled remainder out""".split()
+    value  one sympy expression; sign is the text of a decimal, whose places count in rule 4
+    words  a word or a date
+    time   minutes after 12; sign is a, p or nothing
+    unit   the bare value, and the number that it is with the unit; sign is the unit
+    seq    a tuple, vector or interval; sign is its brackets
+    list   sign is what joins the items: , or and or ±
+    =      the sides of an equation; sign is the name, if the first side is one
+    <      the sides of inequalities; sign has one sign for each pair of sides
+    set, reals, :, mod, &, ∪, ∩, ∖"""
 
-TOKEN = re.compile(rf"""
-    (?P<num>(?:\d+\.?\d*|\.\d+|\.(?=\\overline))(?:(?:\\overline|\\bar|\\dot)\s*(?:\{{\d+\}}|\d)
-        |(?<=\.)\(\d+\)|[eE][+-]?\d+(?![a-zA-Z\d])|\s?_\s?(?:\d+|\{{\d+\}}))?)
-    |\\(?P<style>{STYLE})\s*\{{(?P<text>[^{{}}]*)\}}|\\(?P<edge>begin|end)\s*\{{(?P<name>[a-zA-Z]+)\*?\}}(?:\{{[lcr|]*\}})?
-    |\\(?P<cmd>[a-zA-Z]+)|(?P<run>[a-zA-Z]+)|(?P<sign>\\[{{}}]|\S)|\s+""", re.X)
-
-
-def tokens(text: str, words: bool = False, found: list | None = None) -> list[tuple[str, object]]:
-    r"""`text` as (kind, value) pairs: num (literal), sym, fn, cmd, word, begin, end, or a sign and None. In `words` (the inside
-    of \text{}) a run of letters is a word; outside it is a product of letters unless it has a name or is a quantity's unit."""
-    found = [] if found is None else found
-    for match in TOKEN.finditer(text):
-        kind, value = match.lastgroup, match[match.lastgroup or 0]
-        if kind == "text":
-            tokens(value, match["style"] not in ("mathbf", "boldsymbol", "bm", "mathit"), found)
-        elif kind in ("name", "num"):
-            found.append((match["edge"] or kind, value))
-        elif kind == "cmd" and value not in STYLE.split("|"):
-            found.append(NAMES.get(value) or fail(f"unknown command \\{value}"))
-        elif kind == "run":
-            low, spaced = value.lower(), text[match.start() - 1:match.start()] == " " and len(value) > 4
-            quantity = found and found[-1][0] in ("num", ")", "}", "word", "°", "!", *CURRENCY) and (words or len(value) > 1)
-            if quantity and (low in UNITS or (spaced and low not in NAMES)):
-                found.append(("word", value))
-            elif name := NAMES.get(value) or (len(value) > 1 and NAMES.get(low)):
-                found.append(name)
-            else:
-                found += [("word", value)] if words and len(value) > 1 else [("sym", letter) for letter in value]
-        elif kind == "sign" and not (words and value == "."):
-            found.append(("sym", value) if value in GREEK.values() else (value, None))
-        if len(found) > MAX_TOKENS:
-            fail(f"more than {MAX_TOKENS} tokens", "too_large")
-    return found
+    kind: str
+    parts: tuple
+    sign: str = ""
 
 
-# ------------------------------------------------------------------------------------------------------------- parsing
-# A tree is a tuple: ("num", Fraction, decimal places or None), ("sym", name), ("const", π|e|i|∞), ("R", "ℝ"), ("text", words),
-# ("+" | "*", ...), ("/" | "^", a, b), ("fn", name, ...), ("mark", unit, x), ("∪" | "∩" | "∖", ...), ("=", ...), ("ratio", ...),
-# ("<" | "≤" | "∣", a, b), ("mod", relation, modulus), ("&", ...), and three collections, whose items follow what
-# joins them: ("seq", brackets, ...), ("set", "{}", ...), ("list", "," | "and" | "or" | "<" | "∪", ...).
-
-def num(value, places=None):
-    return ("num", Fraction(value), places)
-
-
-MINUS, INFINITY, BASES = num(-1), ("const", "∞"), {"ln": ("const", "e"), "lg": num(10)}
-JOINERS, RELATIONS, SIGNED, CURRENCY = (",", ";", "¶", "and", "or"), tuple("=≠<≤>≥≈∣"), ("+", "-"), ("$", "€", "£")
-RELATED = {">": lambda a, b: ("<", b, a), "≥": lambda a, b: ("≤", b, a),
-           "≠": lambda a, b: ("list", "or", ("<", a, b), ("<", b, a))}
-LEVELS = {sign: level for level, signs in enumerate(("&", "∪∩∖", ":", SIGNED, "*/"), start=1) for sign in signs}
-SUM, PRODUCT, KINDS = LEVELS["+"], LEVELS["*"], {":": "ratio", "-": "+"}
-CLOSING = {"(": ")]", "[": "])", "{": "}", "\\{": ("\\}",), "⌊": "⌋", "⌈": "⌉", "|": "|"}
-ROUNDING = {"|": "abs", "⌊": "floor", "⌈": "ceil"}
-CONSTANTS = {"π": ("const", "π"), "∞": INFINITY, "ℝ": ("R", "ℝ"), "∅": ("set", "{}"), "…": ("sym", "…")}
-FACTORS = ("num", "sym", "fn", "cmd", "begin", "(", "[", "{", "\\{", "⌊", "⌈", "√", *CURRENCY, *CONSTANTS)
+OPENING, CLOSING = "([{⦃⌊⌈⟦", ")]}⦄⌋⌉⟧"
+SIGNED = str.maketrans("±∓⨦", "+-±"), str.maketrans("±∓⨦", "-+±")  # ⨦ is a second, independent ±
+BUILDER = re.compile(r"\w(?: ?= ?ℝ)? ?[|∣:](?!=)(.*)")  # in {x | x > 3}, which is read as x > 3
+CLOCK = re.compile(r'"?(\d{1,2})(?::([0-5]\d))?(?:[ "]{0,3}([ap])m ?"?)?', re.I)  # 5:25, 3 pm
+DATE = re.compile(r"\d{1,2}/\d{1,2}/\d{2,4}")  # 2/4/2000
+DECIMAL = re.compile(r"-?\d*\.\d+")
+WORD = re.compile(r"[A-Za-z][A-Za-z .'-]+")
+NO_WORD = re.compile(rf"[a-z]?(?:{'|'.join(FUNCTIONS)})[a-z]?")  # sinx, xlnx
 
 
-def over(a, b):
-    return num(a[1] / b[1]) if a[0] == b[0] == "num" and b[1] else ("/", a, b)
+@lru_cache(64)
+def scanner(separators: str) -> re.Pattern:
+    return re.compile(rf'"[^"]*"|[(\[{{⦃⌊⌈⟦]|[)\]}}⦄⌋⌉⟧]|({separators})')
 
 
-def seq(items):
-    return ("seq", "()", *items)
+def split(text: str, separators: str) -> tuple[list[str], list[str]]:
+    """The parts of `text` between the `separators` outside all brackets and quotes, and these."""
+    parts, signs, depth, start = [], [], 0, 0
+    for found in scanner(separators).finditer(text):
+        in_time()
+        depth += (found[0] in OPENING) - (found[0] in CLOSING)
+        if depth < 0:
+            fail("a bracket that was not opened")
+        if depth > MAX_DEPTH or len(parts) > MAX_ITEMS:
+            fail("too many brackets or items", "too_large")
+        if found[1] and not depth:
+            parts.append(text[start : found.start()].strip())
+            signs.append(found[1])
+            start = found.end()
+    return [*parts, text[start:].strip()], signs
 
 
-def bounded(tree):
-    """The tree, which holds copies of its parts: nested, they could double at every level."""
-    nodes, stack = 0, [tree]
-    while stack:
-        part = stack.pop()
-        stack += part if isinstance(part, tuple) else ()
-        nodes += 1
-        if nodes > MAX_NODES:
-            fail(f"more than {MAX_NODES} parts when written out", "too_large")
-    return tree
+@lru_cache(8192)
+def read(text: str) -> Form:
+    """The Form of a cleaned text: split at what binds least, down to expressions. Raises Refused."""
+    text = text.strip(" ,;¶").rstrip(" .")
+    if found := moment(text):
+        return found
+    for separators, build in LEVELS:
+        parts, signs = split(text, separators)
+        if signs:
+            return build(parts, signs)
+    if ("±" in text or "∓" in text) and text[:1] not in ("{", "⦃"):
+        return Form("list", flat(read(text.translate(pair)) for pair in SIGNED), "±")
+    return bracketed(text) or unit(text) or word(text) or form_of(Parser(text).whole(), text)
 
 
-def conditions(parts):
-    """Inequalities that hold together, less those that infinity always meets."""
-    parts = [part for part in parts if part[1] != ("*", MINUS, INFINITY) and part[2] != INFINITY]
-    return parts[0] if len(parts) == 1 else ("list", "<", *parts)
+def flat(forms, signs: str = "±") -> tuple:
+    """The forms, with the items of a list that is joined by one of `signs` in place of the list."""
+    items = []
+    for form in forms:
+        items += form.parts if form.kind == "list" and form.sign in signs else [form]
+    return tuple(items)
 
 
-def multiply(a, b):
-    """A product of two trees; vectors and matrices are multiplied out here, since their product is not a number's."""
-    if a == MINUS and b[0] == "num":
-        return ("num", -b[1], b[2])
-    if a[0] != b[0] and "seq" in (a[0], b[0]):
-        scalar, vector = (a, b) if b[0] == "seq" else (b, a)
-        return (*vector[:2], *(multiply(scalar, x) for x in vector[2:]))
-    if a[0] == b[0] == "seq":
-        left, right = ([x[2:] if x[0] == "seq" else (x,) for x in matrix[2:]] for matrix in (a, b))
-        if any(len(row) != len(right) for row in left):
-            fail("matrices that do not fit")
-        rows = [[("+", *map(multiply, row, column)) for column in zip(*right, strict=False)] for row in left]
-        return bounded(seq(seq(row) if len(row) > 1 else row[0] for row in rows))
-    return (*a, b) if a[0] == "*" else ("*", a, b)
+def listed(parts: list[str], signs: list[str]) -> Form:
+    """a, b or c. Rows of several items are tuples: 1,2;3,4 is (1,2), (3,4)."""
+    items = [read(part) for part in parts if part]
+    if signs[0] != "," and all(item.kind == "list" and item.sign == "," for item in items):
+        items = [Form("seq", item.parts, "()") for item in items]
+    joiner = signs[0] if signs[0] in ("and", "or") else ","
+    items = flat(items, "±,")
+    return Form("list", items, joiner) if len(items) > 1 else items[0] if items else fail("no item")
 
 
-def literal(text: str):
-    r"""A number as written: 12, .5, 0.\overline{3}, 3.2e5, 204_5. Too large beyond MAX_DIGITS digits."""
-    if "_" in text and len(text) <= MAX_DIGITS:
-        digits, base = re.findall(r"[\d.]+", text)
-        readable = digits.isdigit() and int(max(digits)) < int(base) <= 36
-        return ("mark", f"_{base}", literal(digits)) if readable else fail(f"{digits} is no number in that base")
-    written, _, period = re.sub(r"(?:\\[a-z]+\s*\{?|\()(\d+).*", r"#\1", text).partition("#")
-    if len(text) > MAX_DIGITS or abs(int(written.lower().partition("e")[2] or 0)) > MAX_DIGITS:
+def joined(parts: list[str], signs: list[str]) -> Form:
+    """A ∪ B ∪ C, 1:2:3, or a line x & x > 0 of a case distinction."""
+    return Form(signs[0], tuple(map(read, parts)))
+
+
+def congruence(parts: list[str], signs: list[str]) -> Form:
+    """p = 5 mod 4, which is p = 1 mod 4."""
+    number, modulus = (part.strip("{} ") for part in parts)
+    if modulus.isdigit() and int(modulus):
+        number = re.sub(r"\d{1,30}$", lambda found: str(int(found[0]) % int(modulus)), number)
+    return Form("mod", (read(number), read(modulus)))
+
+
+def related(parts: list[str], signs: list[str]) -> Form:
+    """a = b = c, or a < b ≤ c with the smaller side first; "= 5" is 5."""
+    if not parts[0]:
+        parts, signs = parts[1:], signs[1:]
+    sides = tuple(map(read, parts))
+    if {*signs} & {">", "≥"}:
+        flipped = ["<" if sign == ">" else "≤" if sign == "≥" else fail(f"< and >") for sign in signs]
+        return Form("<", sides[::-1], "".join(flipped[::-1]))
+    if {*signs} != {"="}:
+        return Form("<", sides, "".join(signs)) if signs else sides[0]
+    if len(sides) == 2 and named(sides[1]) and not letters(sides[0]):
+        sides, parts = sides[::-1], parts[::-1]  # 3 = x
+    simple = sides[0].kind != "value" or not isinstance(sides[0].parts[0], Add | Mul | Pow)
+    name = named(sides[0]) and (simple or not letters(sides[-1]))  # ab = 6, but not ab = cd
+    return Form("=", sides, re.sub(r'[{}" ]', "", parts[0]) if name else "")
+
+
+@lru_cache(8192)
+def letters(form) -> frozenset:
+    """The letters of a form or an expression, as sympy symbols."""
+    if isinstance(form, Form):
+        return frozenset().union(*map(letters, form.parts))
+    return form.free_symbols if isinstance(form, sympy.Basic) else frozenset()
+
+
+def named(form: Form) -> bool:
+    """Whether a form is a name, not a value: x, AB, f(2), |AB|, AB/CD, (x, y), sin A, length."""
+    if form.kind != "value":
+        return form.kind == "words" or form.kind in ("seq", ":") and all(map(named, form.parts))
+    expr = form.parts[0]
+    return expr.is_Symbol or bool(letters(form)) and expr.atoms(sympy.Number) <= {MINUS}
+
+
+LEVELS = (
+    ("[;¶]", listed), (r"\bor\b", listed), (r"\band\b", listed), (",", listed), ("&", joined),
+    (r"\bmod\b", congruence), ("[=≠<≤>≥∣]", related), ("∖", joined), ("∪", joined), ("∩", joined),
+    (":", joined),
+)  # fmt: skip
+
+
+def bracketed(text: str) -> Form | None:
+    """(a, b], {a, b}, a set like ℝ, or a group; None if no pair of brackets holds all."""
+    if text in ("ℝ", "∅"):
+        return Form("reals" if text == "ℝ" else "set", ())
+    if text[:1] not in ("(", "[", "{", "⦃") or text[-1] not in CLOSING:
+        return None
+    brackets, inner = text[0] + text[-1], text[1:-1]
+    if brackets == "⦃⦄" and (found := BUILDER.fullmatch(inner.strip())):
+        return read(found[1])
+    try:
+        parts, _ = split(inner, r"[,;¶]|\band\b")
+    except Refused:  # (a)(b)
+        return None
+    items = [read(part) for part in parts if part]
+    if brackets == "⦃⦄" or (brackets == "{}" and len(items) > 1):
+        return Form("set", flat(items))
+    if len(items) > 1:
+        return Form("seq", tuple(items), brackets)
+    return items[0] if items and brackets in "()[]{}" else fail("brackets do not match")
+
+
+def form_of(expr, text: str = "") -> Form:
+    """A value, or the tuple that a vector or a matrix is."""
+    if vector(expr):
+        return Form("seq", tuple(map(form_of, expr)), "()")
+    return Form("value", (expr,), text if DECIMAL.fullmatch(text) else "")
+
+
+# ---- reading: words, times, units ---------------------------------------------------------------
+
+
+def moment(text: str) -> Form | None:
+    """A time of the day or a date (rule 10). 2:4 is a ratio."""
+    found = CLOCK.fullmatch(text)
+    if not found or not (found[2] or found[3]):
+        return Form("words", (text,)) if DATE.fullmatch(text) else None
+    hour, half = int(found[1]), (found[3] or "").lower()
+    return Form("time", (hour % 12 * 60 + int(found[2] or 0),), "p" if hour > 12 else half)
+
+
+def is_product(run: str) -> bool:
+    """Whether letters side by side are a product rather than a word (rule 9).
+
+    AB, xyz, ABC are products; VI, HTH, CDAB, Ann, cat and act are words."""
+    if re.fullmatch("[IVX]+|[A-Z][a-z]{2,}|[A-Z]{4,}", run) or len({*run}) < len(run) > 2:
+        return False
+    return run.isupper() or len(run) < 3 or not re.search("[eiou]|a.*t", run) and sorted(run) in ([*run], [*run][::-1])
+
+
+def word(text: str) -> Form | None:
+    """Words, or a number in words; None for what may be an expression."""
+    bare = " ".join(text.replace('"', " ").split())
+    lower = bare.lower()
+    if lower in NUMBERS:
+        return form_of(Integer(NUMBERS[lower]))
+    run = bare.isalpha() and lower != "no"
+    if not WORD.fullmatch(bare) or not ('"' in text or bare.isalpha()):
+        return None
+    if run and (is_product(bare) or NO_WORD.fullmatch(bare)):
+        return None
+    return Form("words", (re.sub(r"^(?:the|a|an) |s\b|[^a-z]", "", lower),))
+
+
+# One name for each unit; any other word of three letters and more is its own name.
+UNITS = """cm centimeter centimetre|m meter metre|km kilometer kilometre|mm millimeter millimetre
+    |in inch inche|ft foot feet|yd yard|mi mile|g gram|kg kilogram|mg milligram|lb pound|oz ounce
+    |s sec second|min minute|h hr hour|day|week|month|yr year|$ dollar usd|€ euro|£|¥ yuan yen
+    |cent|mi/h mph|/ per|l liter litre|ml|gallon|unit|% percent percentage pct|° degree
+    |people person|point|way|hz|kn"""
+UNITS = {name: group.split()[0] for group in UNITS.split("|") for name in group.split()}
+UNITS |= {f"{name}s": first for name, first in UNITS.items()}
+MULTIPLES = """dozen 12 doz 12 hundred 100 thousand 1000 lakh 100000 million 1000000 crore 10000000
+    billion 1000000000""".split()
+MULTIPLES = dict(zip(MULTIPLES[::2], map(int, MULTIPLES[1::2]), strict=True))
+# Words that make another number of the number before them, or a doubtful one.
+NO_UNITS = """not no but is are was isn wrong incorrect maybe possibly perhaps roughly about
+    approximately if unless than more less except excluded without plus minus over undefined none
+    mod modulo base when where with then also through versus at below above squared cubed
+    factorial cannot never guess otherwise doubled remainder out infinity by root point mille ncr
+    npr divided and or either both neither half halve third quarter fourth fifth sixth seventh
+    eighth ninth tenth eleventh twelfth hundredth thousandth millionth score ten trillion
+    quadrillion""".split()
+NO_UNITS = {*NO_UNITS, *NUMBERS, *MULTIPLES}
+KNOWN = "|".join(name for name in UNITS if len(name) > 1 and name.isalpha())
+TAIL = re.compile(
+    r'(?<=[\d)}\]⟧°!π\w])(?<![a-zA-Z]{2})((?: ?/? ?(?:"[^"]*"'  # " square feet"
+    rf"|\b(?:{KNOWN})\b|(?<=/)\b[msgh]\b|\b[msgh]\b(?=/)"  # cm, m/s
+    r"|(?<= )(?-i:[a-z]{3,})|[%$€£¥°])(?: ?\^ ?\{? ?-?\d ?\}?)?)+)$",  # eggs, %, cm^2
+    re.I,
+)
+NAMES = re.compile(r"[a-z]+|\^ ?\{? ?-?\d|[^\s\"{}.,-]")
+TRIGONOMETRY = re.compile("sin|cos|tan|cot|sec|csc")
+CURRENCY = re.compile(r'(-?) ?"? ?([$€£¥]) ?"?(.+)')
+BASED = re.compile(r"\(?([0-9A-Z]+)(?:\.(\d+))?\)? ?_ ?[{(]{0,2}(\d{1,2})[})]{0,2}")  # (204)_{5}
+
+
+def unit(text: str) -> Form | None:
+    """5 cm^2, $5, 50%, 5 million people, 204_5; None for a text without a unit."""
+    if (found := BASED.fullmatch(text)) and (found[1][0].isdigit() or found[3] == "16"):
+        return based(found[1], found[2] or "", int(found[3]))
+    if found := CURRENCY.fullmatch(text):
+        bare = read(found[1] + found[3])
+        return bare if bare.kind == "unit" else with_unit(bare, found[2])
+    found = TAIL.search(text, max(0, len(text) - 80))
+    if not found or "°" in found[1] and TRIGONOMETRY.search(text):
+        return None
+    names, scale = [], 1
+    for name in NAMES.findall(found[1].lower()):
+        single = name.removesuffix("s")
+        if len(name) > 2 and is_product(name):
+            return None
+        if not names and single in MULTIPLES:
+            scale *= MULTIPLES[single]
+        elif {name, single} & NO_UNITS or not (name.isalpha() or name[0] in "*/^%$€£¥°"):
+            fail(f"{name!r} is no unit")
+        else:
+            names.append(UNITS.get(name, single))
+    bare = read(text[: found.start()])
+    if scale != 1 and bare.kind == "value":
+        bare = form_of(product([Integer(scale), *bare.parts]))
+    return with_unit(bare, "".join(names)) if names else bare
+
+
+def with_unit(bare: Form, name: str) -> Form:
+    """The bare value, and the number that it is if the unit is one: 50% is 1/2."""
+    scale = {"%": Rational(1, 100), "°": pi / 180}.get(name)
+    number = form_of(product([scale, *bare.parts])) if scale and bare.kind == "value" else bare
+    bare = bare._replace(sign="") if name in "$€£¥" else bare  # money is not rounded
+    return Form("unit", (bare, number), name)
+
+
+def based(digits: str, places: str, base: int) -> Form:
+    """204_5 is 54, and may be met by 204."""
+    written = digits + places
+    if not 1 < base <= 36 or any(int(digit, 36) >= base for digit in written):
+        fail(f"{written} is no number in base {base}")
+    number = form_of(Rational(int(written[:MAX_DIGITS], base), base ** len(places)))
+    return Form("unit", (read(written) if written.isdigit() else number, number), f"base {base}")
+
+
+# ---- parsing: one expression to sympy -----------------------------------------------------------
+
+TOKEN = re.compile(
+    r"""(?P<number>(?:\d+\.?\d*|\.\d+|\.(?=\\overline))
+        (?:(?:\\(?:overline|bar|dot)\ ?(?:\{\d+\}|\d))+|(?<=\.)\(\d+\)|[eE][+-]?\d+(?![a-zA-Z\d]))?)
+    |\\?(?P<function>%s)|\\(?P<command>[a-zA-Z]+)|"(?P<word>[^"]*)"
+    |(?P<letter>(?:[fghFGH](?:_(?:\w|\{[^{}]*\}))?'*\ ?\([^()]*\)
+        |[^\W\d_π](?:_\ ?(?:\w|\{[^{}]*\}))?'*))|(?P<sign>\S)|\s+"""
+    % "|".join(FUNCTIONS),
+    re.X,
+)  # 0.\overline{3}, \sin or sin, \frac, "cm", f(x) or x_1', +
+MINUS = Integer(-1)
+ATOMS = {"π": pi, "∞": oo, "…": Symbol("…")}
+LETTERS = {"e": E, "i": I}
+OTHER_NAMES = "tg tan ctg cot arctg atan cosec csc max Max min Min abs Abs arsinh asinh arcosh acosh artanh atanh"
+OTHER_NAMES = dict(zip(OTHER_NAMES.split()[::2], OTHER_NAMES.split()[1::2], strict=True))
+ROUNDING = {"⌊": "floor", "⌈": "ceiling", "|": "Abs"}
+GCD = {"gcd": sympy.Function("gcd"), "lcm": sympy.Function("lcm")}
+
+
+def vector(expr) -> bool:
+    return isinstance(expr, Tuple)
+
+
+def power(base, exponent):
+    if vector(base):
+        fail("a power of a vector")
+    if base.is_Rational and base and exponent is MINUS:
+        return 1 / base
+    return Pow(base, exponent, evaluate=False)
+
+
+def total(terms: list):
+    """A sum that is not computed; vectors are added item by item."""
+    if any(map(vector, terms)):
+        if not all(vector(term) and len(term) == len(terms[0]) for term in terms):
+            fail("a sum of unlike vectors")
+        return Tuple(*(total(list(items)) for items in zip(*terms, strict=True)))
+    return Add(*terms, evaluate=False) if len(terms) > 1 else terms[0]
+
+
+def product(factors: list):
+    """A product that is not computed; one with vectors or matrices is multiplied out."""
+    if len(factors) < 4 and all(factor.is_Rational for factor in factors):
+        return math.prod(factors)
+    if not any(map(vector, factors)):
+        return Mul(*factors, evaluate=False) if len(factors) > 1 else factors[0]
+    result, *rest = factors
+    for factor in rest:
+        in_time()
+        if vector(result) and vector(factor):
+            result = Tuple(*(row_product(row, factor) for row in result))
+        elif vector(factor):
+            result = Tuple(*(product([result, item]) for item in factor))
+        else:
+            result = Tuple(*(product([item, factor]) for item in result))
+        if len(str(result)) > MAX_CHARS:
+            fail("a product of matrices too long to write", "too_large")
+    return result
+
+
+def row_product(row, matrix: Tuple):
+    """A row times a matrix; a column vector is a tuple, and a row of one number is this number."""
+    row, rows = (row if vector(row) else (row,)), [r if vector(r) else (r,) for r in matrix]
+    if len(row) != len(rows):
+        fail("matrices that do not fit")
+    columns = zip(*rows, strict=True)
+    sums = [total([product(pair) for pair in zip(row, column, strict=True)]) for column in columns]
+    return Tuple(*sums) if len(sums) > 1 else sums[0]
+
+
+def literal(text: str) -> Rational:
+    r"""A number as written: 12, .5, 0.\overline{3}, 0.(3), 3.2e5."""
+    written, *repeated = re.findall(r"[\d.]+(?:[eE][+-]?\d+)?", text)
+    exponent = written.lower().partition("e")[2] or 0
+    if len(text) > MAX_DIGITS or abs(int(exponent)) > MAX_DIGITS:
         fail(f"the number {text[:20]} has more than {MAX_DIGITS} digits", "too_large")
-    value, places = Fraction("0" + written), len(written.partition(".")[2])
-    if period:
-        return num(value + Fraction(int(period), 10**places * (10 ** len(period) - 1)))
-    return num(value, places if places and "e" not in text.lower() else None)
+    value = Fraction(f"0{written}0" if written.endswith(".") else f"0{written}")
+    if repeated:
+        period = "".join(repeated)
+        places = len(written.partition(".")[2])
+        value += Fraction(int(period), 10**places * (10 ** len(period) - 1))
+    return Rational(value.numerator, value.denominator)
 
 
 class Parser:
-    """Precedence climbing over the tokens: `expression` reads the signs of LEVELS, and `atom` what stands between them."""
+    """Recursive descent over the tokens of one expression. As in print, 1/2x is (1/2)x."""
 
     def __init__(self, text: str):
-        self.found, self.at, self.depth, self.bars = [*tokens(text), ("the end", None), ("the end", None)], -1, 0, False
-        self.step()
+        self.tokens, self.at, self.bars = [("start", "")], 1, False
+        for found in TOKEN.finditer(text):
+            in_time()
+            kind = found.lastgroup
+            if kind:
+                self.tokens.append((found[0] if kind == "sign" else kind, found[kind]))
+        if len(self.tokens) > MAX_TOKENS:
+            fail(f"more than {MAX_TOKENS} tokens", "too_large")
+        self.tokens.append(("the end", ""))
 
-    def step(self):
-        """Step over the next token: `kind` and `value` become those of the one after it."""
+    @property
+    def kind(self) -> str:
+        return self.tokens[self.at][0]
+
+    def take(self) -> str:
+        """The value of the next token, and step over it."""
         self.at += 1
-        self.kind, self.value = self.found[self.at]
+        return self.tokens[self.at - 1][1]
 
-    def eat(self, *kinds):
-        """The next token's kind, and step over it, if it is one of `kinds`; else None."""
-        if (kind := self.kind) not in kinds:
-            return None
-        self.step()
-        return kind
+    def eat(self, kind: str) -> bool:
+        """Whether the next token is of this kind; if so, step over it."""
+        return self.kind == kind and bool(self.take())
 
-    def need(self, *kinds):
-        return self.eat(*kinds) or fail(f"expected {' or '.join(kinds)}, found {self.kind}")
+    def need(self, kind: str):
+        if self.kind != kind:
+            fail(f"expected {kind}, found {self.kind}")
+        self.at += 1
 
-    def listing(self):
-        """a, b and c; a separator may be doubled or the last."""
-        items, joiner = [self.relation()], ","
-        while sign := self.eat(*JOINERS):
-            joiner = sign if len(sign) > 1 else joiner
-            if len(sign) > 1 or self.kind not in ("the end", "end", "}", ")", "\\}", *JOINERS):
-                items.append(self.relation())
-        if len(items) > MAX_ITEMS:
-            fail(f"a list of more than {MAX_ITEMS}", "too_large")
-        return items[0] if len(items) == 1 else ("list", joiner, *items)
+    def whole(self):
+        value = self.sum()
+        self.need("the end")
+        return value
 
-    def relation(self):
-        r"""a = b = c, or a < b ≤ c (mod m) as pairs, the smaller side first. "= 5" is 5, and \sqrt2 ≈ 1.41 is \sqrt2."""
-        self.eat("=", "≈")
-        sides, signs = [self.expression()], []
-        while sign := self.eat(*RELATIONS):
-            side = self.expression()
-            if sign != "≈" or named(sides[-1]):
-                sides, signs = [*sides, side], [*signs, sign.replace("≈", "=")]
-        modulus = self.argument() if self.eat("mod") else None
-        if modulus and sides[-1][0] == modulus[0] == "num" and modulus[1]:
-            sides[-1] = num(sides[-1][1] % modulus[1])                # p = 5 (mod 4) is p = 1 (mod 4)
-        tree = ("=", *sides) if signs else sides[0]
-        if {*signs} - {"="}:
-            tree = bounded(conditions([RELATED[s](a, b) if s in RELATED else (s, a, b)
-                                       for s, a, b in zip(signs, sides, sides[1:], strict=False)]))
-        return ("mod", tree, modulus) if modulus else tree
+    def sum(self):
+        terms = [self.term()]
+        while self.kind in "+-":
+            terms.append(self.term())
+        return total(terms)
 
-    def expression(self, level=0):
-        """What binds tighter than `level`, after any signs before it. 1/2x is (1/2)x, as in one line of print."""
-        signs = ""
-        while sign := self.eat(*SIGNED):
-            signs += sign
-        tree = self.expression(max(level, SUM)) if signs else self.power()
-        tree = multiply(MINUS, tree) if signs.count("-") % 2 else tree
-        while True:
-            sign = self.kind
-            if LEVELS.get(sign, 0) > level:
-                if sign not in SIGNED:                                # a term is read with its sign
-                    self.step()
-                term, kind = self.expression(LEVELS[sign]), KINDS.get(sign, sign)
-                if sign in "*/":
-                    tree = multiply(tree, term) if sign == "*" else over(tree, term)
-                else:
-                    tree = (*tree, term) if tree[0] == kind else (kind, tree, term)
-            elif level < SUM - 1 and sign in ("word", *CURRENCY):     # 11:47 a.m.
-                tree = self.unit(tree)
-            elif level < PRODUCT and self.factor():
-                if tree[0] == "mark" and tree[1][0].isalpha():        # 2 ft 6 in, 3 to 1, 5 of 7
-                    fail("a number behind a unit")
-                tree = multiply(tree, self.power())
-            else:
-                return tree
+    def minus(self) -> list:
+        """Step over signs: [-1] if they make a minus, else []."""
+        negative = False
+        while self.kind in "+-":
+            negative ^= self.take() == "-"
+        return [MINUS] * negative
 
-    def factor(self):
+    def term(self):
+        """A product with the signs before it: 2x, -2x, 3*-1/4."""
+        factors = [*self.minus(), self.power()]
+        while self.kind in "*/" or self.factor():
+            divided = self.kind == "/"
+            if self.kind in "*/":
+                self.take()
+            factors += self.minus()
+            factor = self.power()
+            factors.append(power(factor, MINUS) if divided else factor)
+        return product(factors)
+
+    def factor(self) -> bool:
         """Whether a factor may begin here; two numbers side by side are no product."""
-        beside = self.kind == "num" and self.found[self.at - 1][0] == "num"
-        return (self.kind in FACTORS and not beside) or (self.kind == "|" and not self.bars)
-
-    def unit(self, tree):
-        """5 cm^2, 3 feet/s, 12 apples: the words after a quantity are its unit."""
-        found = []
-        while self.kind in ("word", *CURRENCY) or (found and (
-                self.kind == "^" or (self.kind in "/*" and self.found[self.at + 1][0] in ("word", "sym")))):
-            sign = self.eat("^", "/", "*") or ""
-            name = str(self.argument()[1] if sign == "^" else self.value or self.kind).lower()
-            if sign != "^":
-                self.step()
-            if name in NOT_UNITS:
-                fail(f"the word {name!r} is no unit")
-            found.append(sign + UNITS.get(name, name.removesuffix("s")))
-        return ("mark", " ".join(found), tree)
+        if self.kind == "number":
+            return self.tokens[self.at - 1][0] != "number"
+        return self.kind in ("letter", "function", "command", *"([{⌊⌈√⟦π∞…", *"|" * (not self.bars))
 
     def power(self):
-        """x^2, 5!, 60°, 50%"""
-        tree = self.atom()
-        while sign := self.eat("°", "^", "%", "!"):
+        """x^2, 5!, 5!!, 60°, 50%"""
+        value = self.atom()
+        while self.kind in ("°", "^", "%", "!"):
+            sign = self.take()
             if sign == "^":
-                tree = ("^", tree, self.argument())
+                value = power(value, self.argument())
             elif sign == "!":
-                tree = ("fn", "fac2" if self.eat("!") else "factorial", tree)
+                value = call("factorial2" if self.eat("!") else "factorial", value)
             else:
-                tree = ("mark", sign, tree)
-        return tree
+                value = product([value, pi / 180 if sign == "°" else Rational(1, 100)])
+        return value
 
     def argument(self):
-        """What a command or sign applies to: a group or one token."""
-        return self.expression(PRODUCT) if self.kind in SIGNED else self.atom()
+        """What a sign or command applies to: a group or one token, with its sign."""
+        return product([*self.minus(), self.atom()])
 
     def atom(self):
         """A number, a name, or something in brackets."""
-        self.depth += 1
-        if self.depth > MAX_DEPTH:
-            fail(f"nested deeper than {MAX_DEPTH}", "too_large")
-        kind, value = self.kind, self.value
-        self.step()
-        if kind in CLOSING:
-            tree = self.bracket(kind)
-        elif kind in CURRENCY:
-            tree = ("mark", kind, self.power())
-        elif kind == "word":
-            while self.kind == "word":
-                value = f"{value} {self.value}"
-                self.step()
-            tree = ("text", value.lower())
-        elif kind == "√":
-            index = self.atom() if self.kind == "[" else num(2)
-            tree = ("^", self.argument(), over(num(1), index))
-        else:
-            read = {"num": literal, "sym": self.symbol, "fn": self.function, "cmd": self.command,
-                    "begin": self.matrix}.get(kind)
-            tree = read(value) if read else CONSTANTS.get(kind) or fail(f"cannot read {kind} here")
-        self.depth -= 1
-        return tree
+        in_time()
+        kind, value = self.kind, self.take()
+        if kind in ("number", "letter", "word", "function", "command"):
+            return getattr(self, kind)(value)
+        if kind == "√":
+            index = self.atom() if self.kind == "[" else Integer(2)
+            return power(self.argument(), power(index, MINUS))
+        if kind == "⟦":
+            return self.matrix()
+        if kind in ATOMS:
+            return ATOMS[kind]
+        if kind not in "([{⌊⌈|":
+            fail(f"cannot read {kind} here")
+        outer, self.bars = self.bars, kind == "|"
+        items = [self.sum()]
+        while self.eat(","):
+            items.append(self.sum())
+        self.need("|" if kind == "|" else CLOSING[OPENING.index(kind)])
+        self.bars = outer
+        value = Tuple(*items) if len(items) > 1 else items[0]
+        return call(ROUNDING[kind], value) if kind in ROUNDING else value
 
-    def symbol(self, name):
-        """x, x_1, f(x), and the constants e and i. What f does is not known: f(x) is a name like any other."""
-        start = self.at
-        if self.eat("_"):
-            self.skip()
-        while self.eat("'"):
-            pass
-        ahead = "".join(kind for kind, _ in self.found[self.at:self.at + 8])
-        if (ahead[:1] == "(" and name in "fghFGH") or re.match(r"\((sym,)*sym\)=", ahead):     # P(x) = ...
-            self.atom()
-        name += "".join(str(value or kind) for kind, value in self.found[start:self.at] if kind not in "{}")
-        return ("const" if name in ("e", "i") else "sym", name)
+    def number(self, text: str):
+        return literal(text)
 
-    def skip(self):
-        """Step over a token or a group, whatever is in it: x_{\\max}."""
-        depth = int(self.kind == "{")
-        self.step() if self.kind != "the end" else fail("nothing behind _")
-        while depth and self.kind != "the end":
-            depth += {"{": 1, "}": -1}.get(self.kind, 0)
-            self.step()
+    def letter(self, name: str):
+        """x, x_1, f(x), and the constants e and i. f(x) is a name, since f is not known."""
+        name = re.sub(r'[{}" ]', "", name)
+        return LETTERS.get(name) or Symbol(name or fail("an empty name"))
 
-    def bracket(self, opening):
-        """(a, b], {a, b}, |a|, or a group."""
-        if opening == "\\{" and self.eat("\\}"):
-            return ("set", "{}")
-        outer, self.bars = self.bars, opening == "|"
-        tree = self.listing()
-        self.bars, closing = outer, self.need(*CLOSING[opening])
-        if opening in ROUNDING:
-            return ("fn", ROUNDING[opening], tree)
-        items = tree[2:] if tree[0] == "list" and tree[1] != "<" else (tree,)
-        if opening == "\\{":
-            return ("set", "{}", *items)
-        if opening == "{" or (len(items) == 1 and opening + closing in ("()", "[]")):
-            return tree
-        return ("seq", opening + closing, *items) if len(items) > 1 else fail("brackets do not match")
+    word = letter
 
-    def function(self, name):
-        r"""\sin^2 x, \log_2 8, \ln|x|, \sin 2x\cos x: without brackets, the argument is the product up to the next function."""
+    def matrix(self):
+        """The rows of a matrix; a column vector is the tuple of its entries."""
+        rows = [[self.sum()]]
+        while not self.eat("⟧"):
+            if self.eat("¶"):
+                rows.append([])
+            else:
+                self.need("&")
+            rows[-1].append(self.sum())
+        if len({*map(len, rows)}) > 1:
+            fail("rows of different lengths")
+        return Tuple(*(Tuple(*row) if len(row) > 1 else row[0] for row in rows))
+
+    def function(self, name: str):
+        r"""\sin^2 x, \log_2 8, \ln|x|, \sin 2x\cos x: an argument without brackets is a product."""
         scripts = {}
-        while sign := self.eat("^", "_"):
+        while self.kind in "^_":
+            sign = self.take()
             scripts[sign] = self.argument()
-        power, base = scripts.get("^"), scripts.get("_") or BASES.get(name)
-        if power == MINUS and "a" + name in FUNCTIONS.values():
-            name, power = "a" + name, None
-        if self.kind in ("(", "{"):
-            tree = self.atom()
+        if self.kind in "({":
+            argument = self.atom()
         else:
-            tree = self.power()
-            while self.factor() and self.kind not in ("fn", "[", *CURRENCY):
-                tree = multiply(tree, self.power())
-        tree = ("fn", "log", tree, base) if base else ("fn", name, *(tree[2:] if tree[0] == "seq" else (tree,)))
-        return ("^", tree, power) if power else tree
+            factors = [*self.minus(), self.power()]
+            while self.factor() and self.kind not in ("function", "["):
+                factors.append(self.power())
+            argument = product(factors)
+        name = OTHER_NAMES.get(name, name.replace("arc", "a"))
+        exponent = scripts.get("^")
+        if exponent == -1 and f"a{name}" in dir(sympy):
+            return call(f"a{name}", argument)
+        if name in ("ln", "lg", "log"):
+            base = Integer(10) if name == "lg" else scripts.get("_", E)
+            value = product([call("log", argument), power(call("log", base), MINUS)])
+        else:
+            value = call(name, argument)
+        return power(value, exponent) if exponent else value
 
-    def command(self, name):
-        tree = self.argument()
-        if name in ("frac", "binom"):
-            return over(tree, self.argument()) if name == "frac" else ("fn", "binomial", tree, self.argument())
-        return ("sym", f"{name} {tree[1]}") if tree[0] == "sym" and name != "vec" else tree     # \overline{AB} is AB
-
-    def matrix(self, name):
-        r"""\begin{pmatrix} a & b \\ c & d \end{pmatrix} is a tuple of rows, a column a tuple."""
-        rows = self.listing()
-        self.need("end")
-        rows = [row[1:] if row[0] == "&" else (row,) for row in (rows[2:] if rows[0] == "list" else (rows,))]
-        if len({len(row) for row in rows}) != 1:
-            fail(f"ragged rows in {name}")
-        return seq(seq(row) if len(row) > 1 else row[0] for row in rows)
+    def command(self, name: str):
+        if name not in ("frac", "binom", *DECORATIONS):
+            fail(f"unknown command \\{name}")
+        value = self.argument()
+        if name == "frac":
+            return product([value, power(self.argument(), MINUS)])
+        if name == "binom":
+            return call("binomial", Tuple(value, self.argument()))
+        named = value.is_Symbol and name not in ("vec", "underline")
+        return Symbol(f"{name} {value}") if named else value  # \overline{AB} is AB
 
 
-PLUS_MINUS = str.maketrans("±∓", "+-"), str.maketrans("±∓", "-+")
-BUILDER = re.compile(r"\\\{\s*\w(?:\s*=\s*ℝ)?\s*[|∣:]((?:[^{}]|\{[^{}]*\})*)\\\}")        # {x | x > 3} is read as x > 3
+def call(name: str, argument):
+    """A function of sympy, not evaluated."""
+    arguments = argument if vector(argument) else [argument]
+    if name in ("exp", "cis"):
+        return power(E, argument if name == "exp" else product([I, argument]))
+    return GCD[name](*arguments) if name in GCD else getattr(sympy, name)(*arguments, evaluate=False)
 
 
-def either(plus, minus):
-    """Two values, x = two values, or a set in which some items have two."""
-    if plus[0] == "=" and plus[:-1] == minus[:-1]:
-        return (*plus[:-1], either(plus[-1], minus[-1]))
-    if plus[0] == minus[0] and plus[0] in ("list", "set") and plus[1] != "<":
-        return tuple(dict.fromkeys((*plus, *minus[2:])))
-    return ("list", "or", plus, minus)
+# ---- comparing: the values of expressions -------------------------------------------------------
+
+STEPS = {"floor": math.floor, "ceiling": math.ceil, "gcd": math.gcd, "lcm": math.lcm}
+QUOTIENTS = {"tan": "sin cos", "cot": "cos sin", "sec": "cos", "csc": "sin"}
+MPMATH = {"factorial2": "fac2", "Abs": "fabs"}
+BUILTIN = {"Max": max, "Min": min}
+CONSTANTS = {pi: "pi", E: "e", I: "j"}
+
+
+class Values:
+    r"""The values of sympy expressions at a point.
+
+    With p bits, a value within 2^(-p/2) of a whole number is taken as this number: a sum that
+    cancels to rounding noise is 0, and so is \sin\pi. A division by noise is then one by 0, which
+    has no value. 256 bits decide most questions. Where they show no difference and the numbers
+    met on the way are large or small, twice their bits are added, so that 1 - 2^{-300} is not 1."""
+
+    def __init__(self):
+        if not hasattr(LOCAL, "mp"):
+            LOCAL.mp = mpmath.MPContext()
+        self.mp = LOCAL.mp
+
+    def at(self, *exprs, point=None, real=False) -> list:
+        """The values where the letters have the values `point`. Raises Undefined where one has no
+        value, or must be `real` and is not; Refused beyond the bounds."""
+        self.point, self.real, bits = point or {}, real, 256
+        while True:
+            self.mp.prec, self.high, self.low = bits, 0, 0
+            self.noise = self.mp.ldexp(1, -bits // 2)
+            problem = found = None
+            try:
+                found = [self.value(expr) for expr in exprs]
+            except Undefined as error:
+                problem = error
+            except (ZeroDivisionError, ValueError, TypeError) as error:
+                problem = Undefined("wrong", f"no value: {error}")
+            needed = 256 + 2 * (self.high - self.low)
+            differ = found and abs(found[0] - found[-1]) > self.mp.ldexp(1, self.high - 100)
+            if bits > 256 or needed < 356 or differ:
+                break
+            bits = needed if needed < MAX_BITS else fail("numbers too large or small", "too_large")
+        if problem:
+            raise problem
+        return found
+
+    def near(self, x, y) -> bool:
+        return abs(x - y) <= self.noise
+
+    def value(self, expr):
+        in_time()
+        if expr.is_Rational:
+            self.low = min(self.low, -expr.q.bit_length())
+            return self.noted(self.mp.mpf(expr.p) / expr.q)
+        if not expr.args:
+            if expr in CONSTANTS:
+                return +getattr(self.mp, CONSTANTS[expr])
+            if expr not in self.point:
+                undefined(f"{expr} has no value")
+            return self.value(self.point[expr])
+        parts = [self.value(part) for part in expr.args]
+        if expr.is_Add:
+            return self.noted(sum(parts))
+        if expr.is_Mul:
+            return self.noted(math.prod(parts))
+        if expr.is_Pow:
+            return self.noted(self.power(*parts, expr.exp))
+        return self.noted(self.call(expr.func.__name__, parts))
+
+    def noted(self, x):
+        """The value, as a real number if it is one, without its noise."""
+        if not self.mp.isfinite(x):
+            undefined("an infinite value")
+        imaginary = self.mp.im(x) and self.whole(self.mp.im(x))
+        if imaginary and self.real:
+            raise NotReal("wrong", "not a real number")
+        real = self.whole(self.mp.re(x))
+        return self.mp.mpc(real, imaginary) if imaginary else real
+
+    def whole(self, x):
+        """The whole number that a real value is, up to noise, or the value. Its size is noted."""
+        if not x:
+            return x
+        size = int(self.mp.mag(x))
+        self.high, self.low = max(self.high, size), min(self.low, size)
+        nearest = self.mp.nint(x)
+        return nearest if self.near(x, nearest) else x
+
+    def power(self, base, exponent, written):
+        mp = self.mp
+        if not base:
+            return base if mp.re(exponent) > 0 else undefined("0 to the power 0 or less")
+        if max(mp.mag(exponent or 1), 0) + max(mp.mag(mp.mag(base) or 1), 0) > 60:
+            fail("a power beyond the bound", "too_large")
+        if not mp.im(base) and base < 0 and written.is_Rational and written.q % 2:
+            return (-1) ** (written.p % 2) * mp.power(-base, exponent)  # (-8)^{1/3} = -2
+        return mp.power(base, exponent)
+
+    def call(self, name: str, xs: list):
+        mp, growing = self.mp, name in ("factorial", "factorial2", "binomial")
+        slow = growing and mp.prec > 2000 and not all(map(mp.isint, xs))
+        large = any(mp.mag(x or 1) > (50 if growing else 5000) for x in xs)
+        if slow or large and name not in ("log", "Abs"):
+            fail(f"{name} of a number beyond the bound", "too_large")
+        if name in QUOTIENTS:  # of values without noise, so that a pole is a division by 0
+            *above, below = (self.noted(getattr(mp, f)(*xs)) for f in QUOTIENTS[name].split())
+            return math.prod(above) / below
+        if name in STEPS:
+            return mp.mpf(STEPS[name](*(int(x) if mp.isint(x) else x for x in xs)))
+        return BUILTIN[name](xs) if name in BUILTIN else getattr(mp, MPMATH.get(name, name))(*xs)
+
+
+WHOLE = 100, 7, 61, 12, 37, 72, 22, 9  # where floors and signs of whole numbers show
+
+
+# ---- comparing: the rules -----------------------------------------------------------------------
+
+
+def stated(form: Form) -> tuple[str, tuple]:
+    """The name or "", and what is said of it."""
+    if form.kind != "=":
+        return "", (form,)
+    unnamed = () if letters(form.parts[0]) else form.parts
+    return form.sign, form.parts[1:] if form.sign else unnamed
+
+
+def seq(values) -> Form:
+    return Form("seq", tuple(values), "()")
+
+
+def tuples(names, values) -> Form:
+    """x = 1, y = 2 as an equation: by name, and as the tuple that may stand without names. This is
+    sorted if the names are neighbours in the alphabet; m = 3, b = 2 is (3, 2), as it is written."""
+    pairs = sorted(zip(names, values, strict=True), key=lambda pair: (len(pair[0]), pair[0]))
+    by_name = [value for _, value in pairs]
+    firsts = {ord(name[0]) for name in names}
+    neighbours = max(firsts) - min(firsts) < len(firsts)
+    names = ",".join(name for name, _ in pairs)
+    return Form("=", (seq(by_name), seq(by_name if neighbours else values)), names)
 
 
 @lru_cache(8192)
-def parse(text: str):
-    """The tree of a cleaned text. Raises Refused."""
-    if "±" in text or "∓" in text:
-        both = [parse(text.translate(signs)) for signs in PLUS_MINUS]
-        return ("list", "and", *both) if "≠" in text or "∖" in text else either(*both)         # x ≠ ±1 is neither
-    parser = Parser(BUILDER.sub(r"{\1}", text))
-    tree = parser.listing()
-    parser.need("the end")
-    return tree
+def gathered(form: Form) -> Form:
+    """Equations of several names as one: x = 1, x = 2 says that x is a list; x = 1, y = 2, and
+    (y, x) = (2, 1), and x = y = 3 say what (x, y) is; p = 5, q = 2; p = 7, q = 2 lists tuples."""
+    name, said = stated(form)
+    if name and len(said) > 1 and all(map(named, said[:-1])):
+        return tuples([name, *(str(*part.parts) for part in said[:-1])], said[-1:] * len(said))
+    inner = name.strip("()").split(",")
+    if name[:1] == "(" and said[0].kind == "seq" and len(inner) == len(said[0].parts):
+        return tuples(inner, said[0].parts)
+    if form.kind != "list":
+        return form
+    rows = (item.parts if item.kind == "seq" else (item,) for item in form.parts)
+    pairs = [stated(item) for item in itertools.chain(*rows)]
+    names = [name for name, _ in pairs if name]
+    values = [said[0] for _, said in pairs if said]
+    if not pairs[0][0] or len(names) not in (1, len(pairs)) or len(values) < len(pairs):
+        return form
+    bases = {re.sub(r"^([rstxyz])_.+", r"\1", name) for name in names}
+    if len(bases) == 1:  # x_1 = 1, x_2 = 2, or x = 1, 2
+        items = Form("list", flat(values, "±,"), form.sign)
+        return Form("=", (form_of(Symbol(names[0])), items), bases.pop())
+    period = len({*names})
+    starts = range(0, len(names), period)
+    rows = [tuples(names[:period], values[i : i + period]) for i in starts]
+    if names != names[:period] * len(rows) or len(rows) == 1 and form.sign == "or":
+        return form
+    return rows[0] if len(rows) == 1 else Form("list", tuple(row.parts[1] for row in rows), "or")
 
 
-# ------------------------------------------------------------------------------------------------------------- comparing
-
-def leaves(tree, kind: str) -> set[str]:
-    """The names of all leaves of one kind: the free letters ("sym"), the constants ("const")."""
-    if not isinstance(tree, tuple) or not tree:
-        return set()
-    return {tree[1]} if tree[0] == kind else set().union(*(leaves(part, kind) for part in tree))
-
-
-def whole(mp, xs):
-    return [int(x) if mp.isint(x) else fail("not whole", "undefined") for x in xs]
-
-
-CALLS = {  # functions that mpmath has not, or not as we mean them; a rounding error must not decide a floor
-    "abs": lambda mp, x: abs(x), "max": lambda mp, *xs: max(xs), "min": lambda mp, *xs: min(xs),
-    "gcd": lambda mp, *xs: mp.mpf(math.gcd(*whole(mp, xs))), "lcm": lambda mp, *xs: mp.mpf(math.lcm(*whole(mp, xs))),
-    "cis": lambda mp, x: mp.expj(x), "log": lambda mp, x, base: mp.log(x) / mp.log(base),
-    "floor": lambda mp, x: mp.floor(x + mp.mpf(2) ** -100), "ceil": lambda mp, x: mp.ceil(x - mp.mpf(2) ** -100)}
-LOCAL = threading.local()      # an mpmath context holds its precision: one for each thread
-COLLECTIONS = ("seq", "set", "list")
-SIMPLE = ("sym", "text", "fn", "seq")          # a side of an equation that can only be a name, unlike a + b
-
-
-def named(tree) -> bool:
-    """Whether a tree is a name rather than a value, with letters and no numbers: x, AB, f(2), |AB|, AB/CD, (x, y), sin A."""
-    return bool(leaves(tree, "sym") | leaves(tree, "text")) and not leaves(tree, "num")
-
-
-def interval(tree) -> bool:
-    """Whether a tree is a set of real numbers in more than a list of them."""
-    return tree[0] in ("R", "<", "≤", "∖", "∩") or (tree[0] == "list" and (tree[1] in "∪<" or any(map(interval, tree[2:]))))
-
-
-def stated(tree) -> tuple:
-    """The name, or None, and what is said of it: x and 3 in "x = 3" and "3 = x", x and 6/2 and 3 in "x = 6/2 = 3"."""
-    sides = tree[1:] if tree[0] == "=" else (tree,)
-    if len(sides) == 2 and named(sides[1]) and not leaves(sides[0], "sym"):
-        sides = sides[::-1]
-    if len(sides) > 1 and named(sides[0]) and (sides[0][0] in SIMPLE or not leaves(sides[-1], "sym")):
-        return sides[0], sides[1:]                                    # ab = 6, but not ab = cd
-    return None, () if len(sides) > 1 and leaves(sides[0], "sym") else sides
-
-
-@lru_cache(8192)
-def gathered(tree):
-    """Equations that name several values as one: x = 1, x = 2 and x_1 = 1, x_2 = 2 and x = 1, 2 say that x is a list;
-    x = 1, y = 2 and (y, x) = (2, 1) say what the pair (x, y) is, and so does x = y = 3."""
-    if tree[0] == "∪":
-        return ("list", *tree)
-    names, values = [], []
-    if tree[0] == "list" and len(tree) > 2:
-        names = [x[1] if x[0] == "=" and len(x) == 3 and named(x[1]) and x[1][0] in SIMPLE else None for x in tree[2:]]
-        values = [x[-1] if name else x for x, name in zip(tree[2:], names, strict=True)]
-        names = names if any(names[1:]) else names[:1] * len(names)                    # x = 1, 2
-        bases = {("sym", name[1].split("_")[0]) if name and name[0] == "sym" and name[1][0] in "rstxyz" else name
-                 for name in names}
-        if len(bases) == 1 and None not in bases:
-            return ("=", *bases, ("list", tree[1], *values))
-    elif tree[0] == "=" and len(tree) == 3 and tree[1][0] == tree[2][0] == "seq" and len(tree[1]) == len(tree[2]):
-        names, values = tree[1][2:], tree[2][2:]
-    elif tree[0] == "=" and len(tree) > 3 and all(x[0] == "sym" for x in tree[1:-1]):
-        names, values = tree[1:-1], tree[-1:] * (len(tree) - 2)
-    if not names or None in names or len({*names}) < len(names) or tree[1] == "or":
-        return tree
-    return ("=", *map(seq, zip(*sorted(zip(names, values, strict=True), key=repr), strict=True)))
+def set_like(form: Form) -> bool:
+    """Whether a form is a set of real numbers in more than a list of them."""
+    listed = form.kind == "list" and any(map(set_like, form.parts))
+    return listed or form.kind in ("reals", "<", "∪", "∩", "∖")
 
 
 class Comparer:
-    """One comparison under one reading. `rule` is the last rule that was tried: the one that decided."""
+    """One comparison under one reading. `rule` is the last rule that was tried: it decided."""
 
-    def __init__(self, deadline: float):
-        if not hasattr(LOCAL, "mp"):
-            LOCAL.mp = mpmath.MPContext()
-        self.mp, self.deadline, self.rule = LOCAL.mp, deadline, ""
+    def __init__(self):
+        self.values, self.rule = Values(), ""
 
-    def same(self, a, t) -> bool:
-        """Whether two trees say the same: first what can be seen, then what needs values."""
-        self.in_time()
+    def same(self, a: Form, t: Form) -> bool:
+        """Whether an answer and a truth say the same."""
+        in_time()
         a, t = gathered(a), gathered(t)
-        kinds, (left, right) = {a[0], t[0]}, (x[2:] if x[0] in COLLECTIONS else (x,) for x in (a, t))
-        if a == t:
-            self.rule = "the same reading"
-            return True
-        if "=" in kinds:
-            return self.equations(a, t)
-        if "mark" in kinds and not kinds & {"list", "set"}:
-            return self.marked(a, t)
-        if "ratio" in kinds:
-            return self.ratios(a, t)
-        if (interval(a) or interval(t)) and len(leaves(a, "sym") | leaves(t, "sym")) < 2:
-            try:
-                return self.same_set(a, t)
-            except Undefined:
-                pass
-        if a[0] == t[0] and (a[0] == "mod" or a[0] in "∣∩∖"):
-            self.rule = "side by side"
-            return self.in_order(a[1:], t[1:])
-        if kinds == {"seq"}:
-            self.rule = "in order, with brackets"
-            point = len(right) > 2 and {a[1], t[1]} == {"()", "[]"}   # three numbers are no interval
-            return (a[1] == t[1] or point) and self.in_order(left, right)
-        if kinds == {"seq", "list"} and "()" in (a[1], t[1]) and "or" not in (a[1], t[1]) and self.in_order(left, right):
-            return True
-        if kinds & {"set", "list"} and "seq" not in kinds and (len(left) == len(right) > 0 or kinds == {"set"}):
-            self.rule = "without order"
-            joiners = {a[1], t[1]}                                    # x > 1 and x < 2 is not x > 1 or x < 2
-            crossed = joiners & {"<", "and"} and joiners & {"or", "∪"} and {"<", "≤"} & {x[0] for x in (*left, *right)}
-            crossed = crossed or (kinds == {"set", "list"} and "∪" in joiners)
-            if not crossed and self.without_order(left, right, "set" in kinds):
-                return True
-        if a[0] == t[0] and a[0] in "<≤":
-            self.rule = "inequalities up to a factor"
-            return self.factor(a[1:], t[1:]) > 0
+        kinds = {a.kind, t.kind}
+        self.rule = "the same reading"
         try:
-            return self.equal(a, t) or self.rounds(a, t)
+            if a == t:
+                return True
+            if "=" in kinds:
+                return self.equations(a, t)
+            if "unit" in kinds and not kinds & {"list", "set"}:
+                return self.units(a, t)
+            if ":" in kinds:
+                return self.ratios(a, t)
+            if set_like(a) or set_like(t):
+                return self.sets(a, t)
+            if kinds == {"value"}:
+                return self.equal_values(*a.parts, *t.parts) or self.rounds(a, t)
+            return self.items(a, t)
         except Undefined:
             return False
 
-    def same_set(self, a, t) -> bool:
-        """Sets of real numbers: the same members among all their ends, between them and beyond."""
-        self.rule = "the same set of real numbers"
-        (ends, one), (more, other) = self.region(a), self.region(t)
-        return all(one(x) == other(x) for x in self.probes(ends + more))
+    def items(self, a: Form, t: Form) -> bool:
+        """Rule 7: tuples in order, sets and lists in any order; a list may be meant as a tuple."""
+        self.rule = "item by item"
+        match a.kind, t.kind:
+            case "seq", "seq":
+                point = len(t.parts) > 2 and {a.sign, t.sign} == {"()", "[]"}  # no interval
+                return (a.sign == t.sign or point) and self.in_order(a.parts, t.parts)
+            case ("seq", "list") | ("list", "seq"):
+                return "or" not in (a.sign, t.sign) and "()" in (a.sign, t.sign) and self.in_order(a.parts, t.parts)
+            case ("set" | "list", "set" | "list"):
+                as_set = "set" in (a.kind, t.kind) or len(a.parts) > len(t.parts)
+                return self.without_order(a.parts, t.parts, as_set)
+            case "time", "time":
+                return a.parts == t.parts and (a.sign == t.sign or not (a.sign and t.sign))
+        return a.kind == t.kind and a.kind in "mod&" and self.in_order(a.parts, t.parts)
 
-    def probes(self, ends: list) -> list:
-        ends = sorted(x for x in ends if self.mp.isfinite(x)) or [self.mp.mpf(0)]
-        return [ends[0] - 1, *ends, ends[-1] + 1, *((x + y) / 2 for x, y in itertools.pairwise(ends) if not self.close(x, y))]
+    def in_order(self, a: tuple, t: tuple) -> bool:
+        return len(a) == len(t) and all(map(self.same, a, t))
 
-    def close(self, x, y) -> bool:
-        self.in_time()
-        return x == y or (self.mp.isfinite(y) and abs(x - y) <= (1 + abs(x) + abs(y)) * self.mp.mpf(2) ** -120)
-
-    def region(self, tree):
-        """The ends at which membership may change, and whether a number is a member. Undefined for what is no such set."""
-        kind, parts = tree[0], tree[2:] if tree[0] in COLLECTIONS else tree[1:]
-        if kind == "R":
-            return [], lambda x: True
-        if kind == "set":
-            ends = [self.at(x, real=True)[0] for x in parts]
-            return ends, lambda x: any(self.close(x, end) for end in ends)
-        if kind == "seq" and len(parts) == 2:
-            low, high = self.at(*parts, real=True)
-            return ([low, high] if low < high else fail("no interval", "undefined"),
-                    lambda x: (tree[1][0] == "[" if self.close(x, low) else tree[1][1] == "]" if self.close(x, high)
-                               else low < x < high))
-        if kind == "=" and len(parts) == 2 and parts[0][0] == "sym" and (parts[1][0] in ("seq", "set") or interval(parts[1])):
-            return self.region(parts[1])                              # x in (0, 5)
-        if kind in "<≤=" and len(parts) == 2 and len(names := leaves(tree, "sym")) == 1:
-            first, second, far = (self.at(("+", parts[0], ("*", MINUS, parts[1])), real=True,
-                                          point=dict.fromkeys(names, num(x)))[0] for x in (0, 10**8, -73 * 10**7))
-            slope = (second - first) / 10**8                          # far apart, since |x - 5| bends
-            if not slope or not self.close(far - first, slope * (-73 * 10**7)):
-                fail("not linear", "undefined")
-            return [-first / slope], lambda x: kind in "≤=" if self.close(x, -first / slope) else kind != "=" and (
-                slope * x + first < 0)
-        joiner = tree[1] if kind == "list" else kind
-        if joiner not in ("∪", "∩", "∖", "<", ",", "and", "or") or (            # (1,4), (2,3) are points
-                joiner not in "∪∩∖" and "seq" in {x[0] for x in parts} and not any(map(interval, parts))):
-            fail("no set", "undefined")
-        ends, members = zip(*map(self.region, parts), strict=True) if parts else ((), ())
-        ends = [x for some in ends for x in some]
-        if joiner == "∖":
-            return ends, lambda x: members[0](x) and not members[1](x)
-        both = joiner in ("∩", "<", "and") or (joiner == "," and any(all(m(x) for m in members) for x in self.probes(ends)))
-        return ends, lambda x: (all if both else any)(member(x) for member in members)     # x < 1, x > 3 cannot both hold
-
-    def in_order(self, a, t) -> bool:
-        return len(a) == len(t) and all(self.same(x, y) for x, y in zip(a, t, strict=True))
-
-    def without_order(self, a, t, repeated) -> bool:
-        """Each has its like on the other side; one for each, if an item `repeated` is not the item once."""
-        rest = list(t)
+    def without_order(self, a: tuple, t: tuple, as_set: bool) -> bool:
+        """Each item has its like on the other side; only one of its own, unless they are sets."""
+        if len(a) != len(t) and not as_set:
+            return False
+        rest, digits = list(t), {y: self.about(y) for y in t} if len(t) > 4 else {}
         for x in a:
-            like = next((y for y in (t if repeated else rest) if self.same(x, y)), None)
+            here = digits and self.about(x)
+            others = sorted(t if as_set else rest, key=lambda y: digits.get(y) != here)
+            like = next((y for y in others if self.same(x, y)), None)
             if like is None:
                 return False
             if like in rest:
                 rest.remove(like)
-        return not rest or (repeated and all(any(self.same(x, y) for x in a) for y in rest))
+        return all(any(self.same(x, y) for x in a) for y in rest)
 
-    def equations(self, a, t) -> bool:
-        """Where a side is an equation: both are, up to a factor; or they say the same of a name, missing on one side or not."""
+    def about(self, form: Form) -> str:
+        """A few digits of a number, by which the like is tried first in a long list."""
+        if form.kind != "value" or letters(form):
+            return str(form)
+        try:
+            return self.values.mp.nstr(self.values.at(*form.parts)[0], 9)
+        except Undefined:
+            return ""
+
+    def equations(self, a: Form, t: Form) -> bool:
+        """Equations up to a factor; or they say the same of a name that one may leave out."""
         self.rule = "equations up to a factor"
-        if a[0] == t[0] and len(a) == len(t) == 3 and self.factor(a[1:], t[1:]):
+        if a.kind == t.kind and self.factor(a, t):
             return True
         (name, values), (due, others) = stated(a), stated(t)
-        applied = ("sym", "y") in (name, due) and any(x and x[0] == "sym" and x[1].endswith(")") for x in (name, due))
-        if not (name is None or due is None or applied or self.same(name, due)):        # applied: y = x^2, f(x) = x^2
+        functions = "y" in (name, due) and "(" in name + due  # y = x^2 is f(x) = x^2
+        if "," in name and name == due:
+            return self.same(a.parts[0], t.parts[0])
+        if name and due and name != due and not functions:
             return False
-        return values != () != others and all(self.same(x, y) for x in values for y in others)
+        pairs = itertools.product(values, others)
+        return bool(values and others) and all(self.same(x, y) for x, y in pairs)
 
-    def marked(self, a, t) -> bool:
-        """Rule 6: a percent, degree, unit or base may be missing on one side; on both sides they must agree."""
+    def units(self, a: Form, t: Form) -> bool:
+        """Rule 6: a unit may be missing on one side; on both sides they must agree."""
         self.rule = "the units"
-        units, bare = zip(*(x[1:] if x[0] == "mark" else ("", x) for x in (a, t)), strict=True)
-        if all(unit in ("", "%", "°") or unit[0] == "_" for unit in units) and self.equal(a, t):
-            return True                                               # they say what the number is
-        return (units[0] == units[1] or not all(units)) and self.same(*bare)
+        (bare, number), (due, due_number) = (
+            form.parts if form.kind == "unit" else (form, form) for form in (a, t)
+        )
+        units = {form.sign for form in (a, t) if form.kind == "unit"}
+        if all(unit in "%°rad" or "base" in unit for unit in units) and self.same(number, due_number):
+            return True  # 50% is 1/2
+        return len(units) == 1 and self.same(bare, due)
 
-    def ratios(self, a, t) -> bool:
+    def ratios(self, a: Form, t: Form) -> bool:
+        """Rule 7: 4:6 is 2:3, and 2/3."""
         self.rule = "ratios up to a factor"
-        if a[0] == t[0]:
-            return len(a) == len(t) and all(self.equal(over(x, a[1]), over(y, t[1])) for x, y in zip(a[2:], t[2:], strict=True))
-        ratio, other = (a, t) if a[0] == "ratio" else (t, a)          # 3:2 is 3/2, written as a fraction
-        fraction = other[0] == "/" or (other[0] == "num" and not other[2])
-        return fraction and len(ratio) == 3 and self.equal(over(*ratio[1:]), other)
+        one = form_of(Integer(1))
+        sides = [form.parts if form.kind == ":" else (form, one) for form in (a, t)]
+        if len(sides[0]) != len(sides[1]) or any(part.kind != "value" for part in sum(sides, ())):
+            return False
+        (first, *rest), (due, *others) = ([part.parts[0] for part in side] for side in sides)
+        return not self.equal_values(first, Integer(0)) and all(
+            self.equal_values(product([x, due]), product([y, first]))
+            for x, y in zip(rest, others, strict=True)
+        )
 
-    # --- the values of trees at a point, precise enough to be compared: `error` bounds what rounding has done to them
+    # --- sets of real numbers, as those of sympy
 
-    def at(self, *trees, point=None, real=False) -> list:
-        """With letters from `point`, if `real` in real numbers throughout. Raises Undefined, Refused.
+    def sets(self, a: Form, t: Form) -> bool:
+        """Rule 8: the same joined in the same way, or the same set of real numbers."""
+        self.rule = "inequalities up to a factor"
+        if a.kind == t.kind == "<":
+            if a.sign == t.sign and (self.factor(a, t) > 0 or self.in_order(a.parts, t.parts)):
+                return True
+        elif a.kind == t.kind and {a.sign, t.sign} != {"and", "or"}:
+            if self.without_order(a.parts, t.parts, as_set=False):
+                return True
+        self.rule = "the same set of real numbers"
+        return len(letters(a) | letters(t)) < 2 and self.real_set(a) == self.real_set(t)
 
-        60 digits decide most questions. Where they show no difference and the numbers met on the way are of very different
-        sizes, as in 2^{2007} sqrt 3 - 1, all their bits are needed: those above the point once, those below it twice, since
-        fractions p/q and r/s can be 1/qs apart.
+    def real_set(self, form: Form):
+        """The set of sympy. Raises Undefined for what is no set of real numbers that we know."""
+        parts, sign = form.parts, form.sign
+        if len(parts) > 16:
+            undefined("so many sets take sympy too long")
+        match form.kind:
+            case "reals":
+                return sympy.S.Reals
+            case "set":
+                return sympy.FiniteSet(*map(self.end, parts))
+            case "seq" if len(parts) == 2 and self.end(parts[0]) < self.end(parts[1]):
+                return sympy.Interval(*map(self.end, parts), sign[0] == "(", sign[1] == ")")
+            case "∪" | "∩" | "∖":
+                operation = {"∪": sympy.Union, "∩": sympy.Intersection, "∖": sympy.Complement}
+                return operation[form.kind](*map(self.real_set, parts))
+            case "list" if set_like(form):
+                sets = list(map(self.real_set, parts))
+                both = sympy.Intersection(*sets)
+                union = sign == "or" or sign == "," and both == sympy.S.EmptySet  # x < 1, x > 3
+                return sympy.Union(*sets) if union else both
+            case "=" if parts[-1].kind != "value":
+                return self.real_set(parts[-1])  # x in (0, 5)
+            case "<":
+                return sympy.Intersection(*map(self.half_line, parts, sign, parts[1:]))
+        return undefined("no set of real numbers")
 
-        Then everything is computed once more with 100 bits more. A number that exists hardly changes. What is computed from
-        a divisor or a pole that is 0 but for rounding, as 0/sin π and 0 tan 90°, changes entirely: it has no value."""
-        self.point, self.real, bits = point or {}, real, 200
-        values = self.computed(trees, bits)
-        needed = bits + self.high - 2 * self.low
-        if needed >= 250:
-            near = self.near(values[0], values[-1])
-            if near and needed >= MAX_BITS:
-                fail("numbers too far apart to compare", "too_large")
-            bits = needed if near else min(needed, 4000)              # all bits could only show what is seen: they differ
-            self.computed(trees, bits)
-        before = self.met
-        values = self.computed(trees, bits + 100)
-        if len(before) != len(self.met) or not all(map(self.steady, before, self.met)):
-            fail("no value that more digits confirm", "undefined")
-        return values
+    def end(self, form: Form):
+        """An end as a fraction: rounded to 100 binary places, so that equal ends are the same."""
+        expr = form.parts[0]
+        if form.kind != "value" or letters(form):
+            undefined("no number")
+        if expr.has(oo):
+            return oo if expr == oo else -oo
+        return self.fraction(self.values.at(expr, real=True)[0])
 
-    def computed(self, trees, bits: int) -> list:
-        """The values of the trees at `bits` of precision. All numbers on the way are kept in `met`, to 100 bits."""
-        self.mp.prec, self.high, self.low, self.met = bits, 0, 0, []
-        try:
-            values = [self.value(tree) for tree in trees]
-        except (ZeroDivisionError, ValueError, TypeError) as error:
-            raise Undefined(str(error)) from None
-        self.error = self.mp.mpf(2) ** (self.high + 40 - bits)
-        return values
+    def fraction(self, value):
+        return Rational(int(self.values.mp.nint(value * 2**100)), 2**100)
 
-    def steady(self, before, value) -> bool:
-        """Whether 100 bits more left a number on the way as it was: to 2^-60 of it, or of 1 if it is smaller.
-        What is not a number (nan) never is: it equals nothing, and no bound holds for it."""
-        self.in_time()
-        return before == value or abs(before - value) <= (1 + abs(value)) * self.mp.mpf(2) ** -60
+    def half_line(self, left: Form, sign: str, right: Form):
+        """The numbers that satisfy a linear inequality in one letter, or differ from some."""
+        if sign == "≠":
+            excluded = sympy.FiniteSet(*map(self.end, flat([right])))
+            return sympy.Complement(sympy.S.Reals, excluded)
+        names = letters(left) | letters(right)
+        if not names or {left.kind, right.kind} != {"value"} or sign == "∣":
+            undefined("no inequality of numbers")
+        if left.parts[0].has(oo) or right.parts[0].has(oo):
+            return sympy.S.Reals
+        line = total([*left.parts, product([MINUS, *right.parts])])
+        (start,), (next_one,) = (
+            self.values.at(line, point=dict.fromkeys(names, Integer(x)), real=True) for x in (0, 1)
+        )
+        end = self.fraction(start / (start - next_one)) if start != next_one else undefined("flat")
+        (name,) = names
+        direction = self.factor(Form("<", (left, right)), Form("<", (form_of(name), form_of(end))))
+        if not direction:
+            undefined("not linear")
+        ends = (-oo, end, True, sign == "<") if direction > 0 else (end, oo, sign == "<", True)
+        return sympy.Interval(*ends)
 
-    def in_time(self):
-        if time.thread_time() > self.deadline:
-            fail(f"more than {SECONDS} s", "timeout")
-
-    def near(self, a, b) -> bool:
-        """Equality up to rounding errors."""
-        return a == b or (self.mp.isfinite(a) and self.mp.isfinite(b) and abs(a - b) <= self.error)
-
-    def value(self, tree):
-        mp, kind = self.mp, tree[0]
-        self.in_time()
-        if kind == "num":
-            self.low = min(self.low, -tree[1].denominator.bit_length())
-            return self.noted(mp.mpf(tree[1].numerator) / tree[1].denominator)
-        if kind == "sym":
-            return self.value(self.point.get(tree[1]) or fail(f"no value for {tree[1]}", "undefined"))
-        if kind == "const":
-            return self.noted({"π": +mp.pi, "e": +mp.e, "i": mp.j, "∞": mp.inf}[tree[1]])
-        if kind == "mark":
-            if tree[1][0] == "_":
-                return mp.mpf(int(str(tree[2][1]), int(tree[1][1:])))
-            return self.value(tree[2]) * {"°": mp.pi / 180, "%": mp.mpf(1) / 100}.get(tree[1], 1)
-        if kind not in ("+", "*", "/", "^", "fn"):
-            fail(f"{kind} has no value", "undefined")
-        parts = [self.value(x) for x in tree[1 + (kind == "fn"):]]
-        if kind == "*" and any(map(mp.isinf, parts)):
-            for part in parts:
-                self.noted(1 / part)                                  # 0 times infinity has no value
-        if kind in "+*":
-            return self.noted(sum(parts) if kind == "+" else math.prod(parts))
-        if kind == "/":
-            self.noted(1 / parts[1])
-            return self.noted(parts[0] / parts[1])
-        return self.noted(self.power(*parts, tree[2]) if kind == "^" else self.call(tree[1], *parts))
-
-    def noted(self, value):
-        """The value, a real one if it is real, kept in `met`, with its size noted."""
-        if self.mp.im(value) == 0:
-            value = self.mp.re(value)
-        elif self.real:
-            fail("not real", "undefined")
-        self.met.append(self.mp.fadd(value, 0, prec=100))
-        if value and self.mp.isfinite(value):
-            size = int(self.mp.mag(value))
-            self.high, self.low = max(self.high, size), min(self.low, size)
-        return value
-
-    def power(self, base, power, tree):
-        mp = self.mp
-        if mp.isinf(base) or mp.isinf(power):
-            fail("an infinite power", "undefined")
-        if mp.re(power) <= mp.mpf(2) ** -60:
-            self.noted(1 / base)                                      # 0 to the power 0 or less has no value
-        if base and max(mp.mag(power), 0) + max(mp.mag(mp.mag(base) or 1), 0) > 60:
-            fail("a power beyond the bound", "too_large")
-        if not mp.im(base) and base < 0 and tree[0] == "num" and tree[1].denominator % 2:
-            return (-1) ** (tree[1].numerator % 2) * mp.power(-base, power)      # (-8)^{1/3} = -2: the real root
-        return mp.power(base, power)
-
-    def call(self, name, *values):
-        mp = self.mp
-        gamma = name in ("factorial", "fac2", "binomial")
-        large = any(mp.isfinite(v) and mp.mag(v) > (50 if gamma else 5000) for v in values)
-        if (large and name not in ("log", "abs")) or (gamma and mp.prec > 1000 and not all(map(mp.isint, values))):
-            fail(f"{name} of a number beyond the bound", "too_large")
-        if name == "log":
-            self.noted(1 / mp.log(values[1]))                         # 1 is no base, and 0 is none
-        return CALLS[name](mp, *values) if name in CALLS else getattr(mp, name)(*values)        # a name of our tables
-
-    # --- numbers and expressions
+    # --- values of expressions
 
     def at_points(self, a, t):
-        """The pairs of values at the fixed random points where both are defined: fractions, whole numbers for the letters that
-        stand for them; all positive, all negative, then each of any sign, since |xy| is xy wherever xy > 0."""
-        names, rng = sorted(leaves(a, "sym") | leaves(t, "sym")), random.Random(20)
-        real = bool(names) and "i" not in leaves(a, "const") | leaves(t, "const")
-        steps = {"floor", "ceil", "min", "max"} & (leaves(a, "fn") | leaves(t, "fn"))        # these show at whole numbers
+        """The pairs of values at fixed random points where `t` has one, None where only `a` has
+        none. Letters are fractions and whole numbers in turn, positive, negative, then of any
+        sign, since |xy| is xy wherever xy > 0; j, k, l, m, n are whole numbers."""
+        names, rng = sorted(letters(a) | letters(t), key=str), random.Random(20)
+        real = bool(names) and not (a.has(I) or t.has(I))
         for trial in range(8 if names else 1):
-            low, high, bottom = ((10, 400, 20), (10, 90, 147))[trial % 2]
             point = {}
-            for i, name in enumerate(names):
-                size = rng.randint(2, 30) if name[0] in "jklmn" else Fraction(2 * rng.randint(low, high) + 1, bottom)
-                point[name] = num(size * ((1, 1, -1, -1)[trial] if trial < 4 else rng.choice((1, -1))))
-                if steps and trial % 2:
-                    point[name] = num((1000, 60, 64, 12)[(trial // 2 + i) % 4])
+            for name in names:
+                size = Rational(2 * rng.randint(10, 400) + 1, rng.choice((20, 147)))
+                if trial % 2 or str(name)[0] in "jklmn":
+                    size = Integer(WHOLE[(trial + len(point)) % len(WHOLE)])
+                point[name] = size * ((1, 1, -1, -1)[trial] if trial < 4 else rng.choice((1, -1)))
             try:
-                yield self.at(a, t, point=point, real=real)
-            except Undefined:
+                yield self.values.at(a, t, point=point, real=real)
+            except NotReal:
                 continue
+            except Undefined:
+                if self.has_value(t, point, real):
+                    yield None
 
-    def equal(self, a, t) -> bool:
-        """Two expressions: as fractions if they are, else at all points where both are defined."""
-        if a[0] == t[0] == "num":
+    def has_value(self, expr, point: dict, real: bool) -> bool:
+        try:
+            return bool(self.values.at(expr, point=point, real=real))
+        except Undefined:
+            return False
+
+    def equal_values(self, a, t) -> bool:
+        """Rules 3 and 5: fractions exactly (1/2 = 0.5), other expressions at all points."""
+        if a.is_Rational and t.is_Rational:
             self.rule = "exact values"
-            return a[1] == t[1]
-        self.rule = "60 digits and more" + (" at random points" if leaves(a, "sym") | leaves(t, "sym") else "")
-        points = self.at_points(a, t)
-        first = next(points, None)
-        return first is not None and all(self.near(*values) for values in itertools.chain([first], points))
+            return a == t
+        self.rule = "values at random points" if letters(a) | letters(t) else "values to 60 digits"
+        pairs = [pair and self.values.near(*pair) for pair in self.at_points(a, t)]
+        return bool(pairs) and all(pairs)
 
-    def rounds(self, a, t) -> bool:
-        """Rule 4: the truth is a decimal of three digits or more, and the value, exact or a decimal of no fewer places, rounds
-        to it: within half a unit of its last place."""
-        if t[0] != "num" or not t[2] or abs(t[1]) * 10 ** t[2] < 100 or (a[0] == "num" and a[2] is not None and a[2] < t[2]):
+    def rounds(self, a: Form, t: Form) -> bool:
+        """Rule 4: within half a unit of the last place of the truth; a decimal is no shorter."""
+        digits, places = re.sub(r"^-?0*\.?0*|\.", "", t.sign), len(t.sign.partition(".")[2])
+        shorter = a.sign and len(a.sign.partition(".")[2]) < places
+        if len(digits) < 3 or shorter or a.parts[0].is_Integer:
             return False
         self.rule = "rounds to the truth's decimals"
-        value, due = self.at(a, t, real=True)
-        return abs(value - due) * 2 * 10 ** t[2] <= 1 + self.mp.mpf(2) ** -100
+        value, due = self.values.at(*a.parts, *t.parts, real=True)
+        return abs(value - due) * 2 * 10**places <= 1 + self.values.noise
 
-    def factor(self, a, t) -> int:
-        """The sign of the constant by which the difference of the sides of `a` is that of `t` at all points, or 0."""
-        ratios = []
-        for left, right in self.at_points(*(("+", x, ("*", MINUS, y)) for x, y in (a, t))):
-            if not self.near(left, 0) and not self.near(right, 0):
-                ratios.append(left / right)
-            elif not self.near(left, right):
-                return 0
-        constant = len(ratios) > 1 and all(abs(x - ratios[0]) <= abs(ratios[0]) * self.mp.mpf(2) ** -120 for x in ratios)
-        return int(self.mp.sign(self.mp.re(ratios[0]))) if constant and not self.mp.im(ratios[0]) else 0
+    def factor(self, a: Form, t: Form) -> int:
+        """The sign of the constant by which left - right of `a` is that of `t`, or 0 if none is."""
+        if len(a.parts) != 2 or {part.kind for part in (*a.parts, *t.parts)} != {"value"}:
+            return 0
+        left, right = (
+            total([*form.parts[0].parts, product([MINUS, *form.parts[1].parts])]) for form in (a, t)
+        )
+        pairs = [pair or (1, 0) for pair in self.at_points(left, right)]
+        ratios = [x / y if y else undefined("no factor") for x, y in pairs if x or y]
+        constant = sum(ratios) / max(len(ratios), 1)
+        spread = max((abs(ratio - constant) for ratio in ratios), default=1)
+        if len(ratios) < 2 or spread > abs(constant) / 2**90 or self.values.mp.im(constant):
+            return 0
+        return 1 if constant > 0 else -1
 
 
-# ------------------------------------------------------------------------------------------------------------- deciding
+# ---- verdicts -----------------------------------------------------------------------------------------------------
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """What became of one answer: `score` 1.0 or 0.0; `verdict` one of right, wrong, no_answer, unparsed, too_large,
-    timeout, crashed; `answer` the extracted text or None; `rule` the rule that decided, for people."""
+    timeout, crashed, or graded by a user's reward; `answer` the extracted text or None; `rule` the rule that decided."""
+
     score: float
     verdict: str
     answer: str | None
     rule: str
 
 
-OTHER = (r"(?-i:.*(?<![a-zA-Z])\([A-J]\)|[^(]*[\s,][A-J][).](?!\S)"                 # (A) 12 or (B) 13 is no choice
-         r"|(?!.*(?i:both|none|neither)).*(?:\bor|\band|,) [A-J]\s*$)")
-CHOICE = re.compile(r"(?:(?:option|choice|answer)\s*:?\s*)?(\()?([A-J])(?(1)\)|(?:[).]|:(?=\s)|$))"
-                    r"(?![-(])(?!\s*(?:[,;&^_+*/=!<>]|and\b|or\b))\s*((?!" + OTHER + r").*)",
-                    re.I | re.S)      # not (a)(b), (a)^2, A:B
-THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
+# What may follow the letter of a choice, unless it names another choice: (A) 12 or (B) 13 is no choice.
+OTHER = r"(?-i:.*(?<![a-zA-Z])\([A-J]\)|[^(]*[\s,][A-J][).](?!\S)|(?!.*(?i:both|none|neither)).*(?:\bor|\band|,) [A-J]\s*$)"
+CHOICE = re.compile(
+    r"(?:(?:option|choice|answer)\s*:?\s*)?(\()?([A-J])(?(1)\)|(?:[).]|:(?=\s)|$))"
+    r"(?![-(])(?!\s*(?:[,;&^_+*/=!<>]|and\b|or\b))\s*((?!" + OTHER + r").*)",
+    re.I | re.S,
+)  # (C), C., C: the cat; not (a)(b), (a)^2, A:B
+THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?!\d|,\d)")
 LOG = re.compile(r"log(?! ?_)")
-WORDS = re.compile(r"(?=.*[a-zA-Z]{2})[a-zA-Z][a-zA-Z\s.,;'\"()-]*")
 
 
 def quick(answer: str | None, truth: str) -> Verdict | None:
     """The verdict when it needs no algebra (no answer; the same string; two short integers), else None. Microseconds."""
     if answer is None:
         return Verdict(0.0, "no_answer", None, "no final answer found")
-    a, t = (re.sub(r"(?<!\.)\. *$", "", text.strip("$ \n")) for text in (answer, truth))        # but 0.3... is not 0.3
+    a, t = (re.sub(r"(?<!\.)\. ?$", "", text.strip("$ \n")) for text in (answer, truth))  # but 0.3... is not 0.3
     if a == t and (a or answer == truth):
         return Verdict(1.0, "right", answer, "the same string")
     if not all(re.fullmatch(r"-?\d{1,30}", text) for text in (a, t)):
         return None
-    return Verdict(float(int(a) == int(t)), "right" if int(a) == int(t) else "wrong", answer, "two whole numbers")
+    same = int(a) == int(t)
+    return Verdict(float(same), "right" if same else "wrong", answer, "two whole numbers")
 
 
-def decide(answer: str, truth: str, choices: bool = True) -> tuple[str, str]:
-    """(verdict, rule) for a bare answer. `choices`: a letter in front may be that of a choice."""
+def decide(answer: str, truth: str, choices: bool = True) -> tuple[str, str, tuple]:
+    """(verdict, rule, the two Forms that decided) for a bare answer. `choices`: a letter in front may be a choice's."""
     if len(answer) > MAX_CHARS or len(truth) > MAX_CHARS:
-        return "too_large", f"more than {MAX_CHARS} characters"
-    left, right = plain(answer), plain(truth)
+        return "too_large", f"more than {MAX_CHARS} characters", ()
+    left, right = (clean(text).replace('"', ' ').strip(' .,;') for text in (answer, truth))
     if not re.search(r"[^\W_]|\\|[^ -~]", left):
-        return "no_answer", "nothing in the box"
-    a, t = (re.sub(r"(?<!\d) | (?!\d)", "", text) for text in (left, right))       # "1 2" is not "12"
+        return "no_answer", "nothing in the box", ()
+    a, t = (re.sub(r"(?<!\w) | (?!\w)", "", text) for text in (left, right))  # "1 2" is not "12"
     if a == t:
-        return "right", "the same string after cleaning"
+        return "right", "the same string after cleaning", ()
     chosen, due = CHOICE.fullmatch(left), None if re.fullmatch("[a-z]", right) else CHOICE.fullmatch(right)
     if not choices:
         chosen = due = None
     if due and chosen:
-        return ("right" if chosen[2].upper() == due[2].upper() else "wrong"), "choices by letter"
-    if (due or chosen) and (due or chosen)[3]:
-        return decide(answer, due[3], False) if due else decide(chosen[3], truth, False)
-    worded = [bool(re.search(r"\\(?:text|mbox|mathrm)", text)) for text in (answer, truth)]
-    bare = (len(right) > 4 or right.lower() in ("yes", "no", "true", "even", "odd", "none")
-            or (len(right) > 2 and left.isupper() == right.isupper()))        # abc is not ABC
-    bare = bare and not re.search(r"[^a-zA-Z ]", left + right)
-    if (any(worded) or bare) and WORDS.fullmatch(right) and WORDS.fullmatch(left):
-        dropped = r"^(?:the|a|an)(?=\W)|s\b|[^a-z]" if any(worded) else " "
-        a, t = (re.sub(dropped, "", text.lower()) for text in (left, right))
-        if a == t or worded[1]:
-            return "right" if a == t else "wrong", "words"
+        return "right" if chosen[2].upper() == due[2].upper() else "wrong", "choices by letter", ()
+    if due and due[3]:
+        return decide(answer, due[3], False)
+    if chosen and chosen[3]:
+        return decide(chosen[3], truth, False)
     return algebra(clean(answer), clean(truth))
 
 
-def algebra(answer: str, truth: str) -> tuple[str, str]:
-    """Parse and compare under each reading that the truth allows (rule 10)."""
-    deadline, verdict, rule = time.thread_time() + SECONDS, "wrong", ""
-    grouped, pair = [bool(THOUSANDS.search(text)) for text in (truth, answer)], re.match(r"\\?[\[({]", truth)
-    commas = ["", ","] if any(grouped) else [","]
-    if grouped[0] and (grouped[1] or pair):
-        commas = [","] if pair else [""]                              # (1,234) is a pair; 1,000 and 1,001 are two numbers
-    for comma, log in itertools.product(commas, ["ln", "lg"] if LOG.search(answer + truth) else [""]):
-        a, t = LOG.sub(log, answer), LOG.sub(log, truth)
-        if not comma:
-            a, t = (THOUSANDS.sub(lambda run: run[0].replace(",", ""), text) for text in (a, t))
-        try:
-            verdict, rule = "unparsed", "the truth cannot be read"
-            due, rule = parse(t), "the answer cannot be read"
-            found, comparer, rule = parse(a), Comparer(deadline), "not compared"
-            verdict, rule = "right" if comparer.same(found, due) else "wrong", comparer.rule
-        except Refused as refused:
-            verdict, rule = refused.args[0], f"{rule}: {refused.args[1]}"
-        except (MemoryError, OverflowError, RecursionError) as error:
-            verdict, rule = "too_large", str(error) or type(error).__name__
-        if verdict == "right":
-            break
-    return verdict, rule
+def readings(answer: str, truth: str):
+    """The pairs of texts that the two may mean (rule 11)."""
+    pairs = [(answer, truth)]
+    if THOUSANDS.search(answer + " " + truth) and truth[:1] not in OPENING:  # (1,234) is a pair
+        whole = [THOUSANDS.sub(lambda run: run[0].replace(",", ""), text) for text in pairs[0]]
+        pairs = [whole] if all(map(THOUSANDS.search, pairs[0])) else [whole, *pairs]
+    if LOG.search(answer + truth):
+        pairs = [[LOG.sub(log, text) for text in pair] for pair in pairs for log in ("ln", "lg")]
+    independent = [[re.sub("(?<=±)(.*?)±", r"\1⨦", text) for text in pair] for pair in pairs]
+    return pairs + independent if (answer + truth).count("±") > 1 else pairs
+
+
+def compared(answer: str, truth: str) -> tuple[str, str, tuple]:
+    """(verdict, rule, forms) of two cleaned texts under one reading."""
+    rule, forms, comparer = "the truth cannot be read", (), Comparer()
+    try:
+        due = read(truth)
+        rule = "the answer cannot be read"
+        forms = (read(answer), due)
+        rule = "not compared"
+        verdict = "right" if comparer.same(*forms) else "wrong"
+        return verdict, comparer.rule, forms
+    except Refused as refused:
+        return refused.args[0], f"{rule}: {refused.args[1]}", forms
+    except (MemoryError, OverflowError, RecursionError) as error:
+        return "too_large", f"{rule}: {type(error).__name__}", forms
+
+
+def algebra(answer: str, truth: str) -> tuple[str, str, tuple]:
+    """The first reading that is right, else the first."""
+    LOCAL.deadline = time.thread_time() + SECONDS
+    first = None
+    for a, t in readings(answer, truth):
+        found = compared(a, t)
+        if found[0] == "right":
+            return found
+        first = first or found
+    return first
 
 
 def judge_answer(answer: str | None, truth: str) -> Verdict:
@@ -997,14 +1382,14 @@ def judge_answer(answer: str | None, truth: str) -> Verdict:
     if verdict := quick(answer, truth):
         return verdict
     try:
-        verdict, rule = decide(answer, truth)
-    except Exception as error:      # a fault of ours must not stop a run: it scores 0, under a verdict that is counted
+        verdict, rule, _ = decide(answer, truth)
+    except Exception as error:  # a fault of ours must not stop a run: it scores 0, under a verdict that is counted
         verdict, rule = "crashed", f"please report this: {type(error).__name__}: {error}"
     return Verdict(float(verdict == "right"), verdict, answer, rule)
 
 
 def judge(text: str, truth: str) -> Verdict:
-    """Extract, parse and compare: the verdict on a completion."""
+    """Extract, read and compare: the verdict on a completion."""
     return judge_answer(extract(text), truth)
 
 
@@ -1018,115 +1403,228 @@ def score(text: str, truth: str) -> float:
     return judge(text, truth).score
 
 
-# ------------------------------------------------------------------------------------------------------------- workers
+# ---- workers ------------------------------------------------------------------------------------
+
+START_S = 60.0  # for a worker's start, on a machine that is busy
+
+
+class Worker:
+    """This file run by a fresh interpreter, with lines of JSON on its pipes.
+
+    It is not a multiprocessing child: those import the caller's main script again, and torch."""
+
+    def __init__(self, command: list[str]):
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        os.set_blocking(self.process.stdin.fileno(), False)
+        try:
+            self.receive(time.monotonic() + START_S)  # ready: the first answer waits for no start
+        except OSError as error:
+            self.end()
+            raise ConnectionError(f"a worker did not start: {error!r}") from None
+
+    def wait(self, pipe, event: int, deadline: float) -> int:
+        """The number of a pipe that is ready. TimeoutError at the deadline."""
+        poll = select.poll()
+        poll.register(pipe, event)
+        if not poll.poll(max(0.0, deadline - time.monotonic()) * 1e3):
+            raise TimeoutError
+        return pipe.fileno()
+
+    def receive(self, deadline: float) -> bytes:
+        """One line. ConnectionError if the worker ends."""
+        line = b""
+        while not line.endswith(b"\n"):
+            part = os.read(self.wait(self.process.stdout, select.POLLIN, deadline), 65536)
+            if not part:
+                raise ConnectionError("the worker ended")
+            line += part
+        return line
+
+    def ask(self, request: list, seconds: float) -> dict:
+        """The reply to a request. TimeoutError after `seconds`; BrokenPipeError if the worker had
+        ended before; ConnectionError if it ends."""
+        deadline = time.monotonic() + seconds
+        data = json.dumps(request).encode() + b"\n"
+        while data:
+            pipe = self.wait(self.process.stdin, select.POLLOUT, deadline)
+            data = data[os.write(pipe, data[:65536]) :]
+        return json.loads(self.receive(deadline))
+
+    def end(self, seconds: float = 0.0):
+        """Close the pipes; kill the process if it does not end in `seconds`; reap it."""
+        self.process.stdin.close()
+        try:
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.process.stdout.close()
+
 
 class Grader(AbstractContextManager):
-    """Grade in worker processes that can be killed: each answer has `timeout_s` seconds and each worker `memory_gb` GB.
+    """Grade in worker processes that can be killed: an answer has `timeout_s` seconds and a worker
+    `memory_gb` GB.
 
-    A worker is this file run by a fresh interpreter, with lines of JSON on its pipes. It is not a multiprocessing child:
-    those import the caller's main script again, and with it torch. It starts with the first answer that needs algebra. Any
-    thread may submit; `close`, or leaving the `with` block, ends the workers when they have done what was submitted, and
+    `reward` is None for this file's rules, or "FILE.py:function" for a user's function
+    (completion, problem) -> float, which runs in the workers; `problem` is then a dict. A worker
+    starts with the first answer that needs it, and ends with this process. Any thread may submit.
+    `close`, or leaving the `with` block, finishes what was submitted and ends the workers;
     `submit` after that raises RuntimeError."""
 
-    def __init__(self, workers: int = 1, timeout_s: float = 5.0, memory_gb: float = 1.0):
-        if workers < 1 or timeout_s <= 0 or memory_gb <= 0:
-            raise ValueError(f"workers {workers}, timeout_s {timeout_s}, memory_gb {memory_gb}: all must be positive")
-        self.timeout_s, self.command = timeout_s, [sys.executable, __file__, "--worker", str(memory_gb)]
-        self.threads, self.own, self.started = ThreadPoolExecutor(workers), threading.local(), []
+    def __init__(self, workers=1, timeout_s=5.0, memory_gb=1.0, reward: str | None = None):
+        sizes = {"workers": workers, "timeout_s": timeout_s, "memory_gb": memory_gb}
+        if min(sizes.values()) <= 0:
+            raise ValueError(f"{sizes}: all must be positive")
+        if reward and not os.path.isfile(reward.rpartition(":")[0]):
+            raise ValueError(f"reward {reward!r}: there is no such file; give FILE.py:function")
+        self.timeout_s, self.reward = timeout_s, reward
+        self.command = [sys.executable, __file__, "--worker", str(memory_gb)]
+        self.command += ["--reward", reward] if reward else []
+        self.threads, self.own = ThreadPoolExecutor(workers), threading.local()
+        self.workers: set[Worker] = set()
 
     def __exit__(self, *_):
         self.close()
 
-    def submit(self, text: str, truth: str) -> "Future[Verdict]":
-        """A future of the verdict on one completion."""
+    def submit(self, text: str, truth) -> "Future[Verdict]":
+        """A future of the verdict on one completion. `truth` is the reference answer; with a
+        user's reward it is the problem, a dict or a dataclass."""
         return self.threads.submit(self._judge, text, truth)
 
-    def grade(self, texts: list[str], truths: list[str]) -> list[Verdict]:
+    def grade(self, texts: list[str], truths: list) -> list[Verdict]:
         """The verdicts on a batch, in its order. ValueError if the two lists differ in length."""
         futures = [self.submit(text, truth) for text, truth in zip(texts, truths, strict=True)]
         return [future.result() for future in futures]
 
+    def equal(self, pairs: list[tuple[str, str]]) -> list[bool]:
+        """Whether each answer equals the answer beside it, for majority votes."""
+        futures = [self.threads.submit(self._compare, *pair) for pair in pairs]
+        return [future.result().score == 1.0 for future in futures]
+
     def close(self):
         """Finish what was submitted, then end the workers."""
         self.threads.shutdown()
-        for worker in self.started:
-            worker.communicate()
+        for worker in list(self.workers):
+            worker.end(seconds=2.0)
+        self.workers.clear()
 
-    def _judge(self, text: str, truth: str) -> Verdict:
-        """At once if no algebra is needed, else by this thread's own worker, started if there is none or it is dead."""
-        answer, late, worker = extract(text), threading.Event(), getattr(self.own, "worker", None)
-        if verdict := quick(answer, truth):
-            return verdict
-        alarm = threading.Timer(self.timeout_s, lambda: (late.set(), worker.kill()))
+    def _judge(self, text: str, truth) -> Verdict:
+        if self.reward:
+            problem = asdict(truth) if is_dataclass(truth) else truth
+            return self._ask([text, problem], text)
+        return self._compare(extract(text), truth)
+
+    def _compare(self, answer: str | None, truth: str) -> Verdict:
+        """At once if no algebra is needed, else by a worker."""
+        return quick(answer, truth) or self._ask([answer, truth], answer)
+
+    def _ask(self, request: list, answer: str) -> Verdict:
+        """Ask this thread's own worker; once more where it had ended before it was asked."""
+        for last in (False, True):
+            worker = getattr(self.own, "worker", None)
+            try:
+                if not worker:
+                    worker = self.own.worker = Worker(self.command)
+                    self.workers.add(worker)
+                return Verdict(**worker.ask(request, self.timeout_s))
+            except (OSError, ValueError) as error:
+                self._lose(worker)
+                if last or not isinstance(error, BrokenPipeError):
+                    verdict = "timeout" if isinstance(error, TimeoutError) else "crashed"
+                    return Verdict(0.0, verdict, answer, f"the worker was lost: {error!r}")
+
+    def _lose(self, worker: Worker | None):
+        self.own.worker = None
+        if worker:
+            self.workers.discard(worker)
+            worker.end()
+
+
+def user_reward(name: str):
+    """The function of "FILE.py:function", as a judge of completions."""
+    file, _, function = name.rpartition(":")
+    spec = importlib.util.spec_from_file_location("user_reward", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    def judged(text: str, problem) -> Verdict:
         try:
-            if worker is None or worker.poll() is not None:
-                worker = subprocess.Popen(self.command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-                self.own.worker = worker
-                self.started.append(worker)
-                worker.stdout.readline()        # ready: its start does not count against the first answer
-            alarm.start()
-            worker.stdin.write(json.dumps([answer, truth]) + "\n")
-            worker.stdin.flush()
-            return Verdict(**json.loads(worker.stdout.readline()))
-        except (OSError, ValueError) as error:  # its pipe closed: it was killed, or died
-            self.own.worker = None
-            return Verdict(0.0, "timeout" if late.is_set() else "crashed", answer, f"the worker was lost: {error!r}")
-        finally:
-            alarm.cancel()
+            value = float(getattr(module, function)(text, problem))
+            if math.isfinite(value):
+                return Verdict(value, "graded", text, function)
+            return Verdict(0.0, "crashed", text, f"{function} returned {value}")
+        except Exception as error:
+            return Verdict(0.0, "crashed", text, f"{function}: {type(error).__name__}: {error}")
+
+    return judged
 
 
-def serve(memory_gb: float):
-    """What a worker does: a line in, a verdict out, until its input closes. Out of memory it dies and is replaced."""
+def serve(memory_gb: float, reward: str | None = None):
+    """What a worker does: a line in, a verdict out, until its input closes, as it does when the
+    parent ends. What a user's reward prints goes to stderr. Out of memory, the worker dies."""
     try:
         import resource
+
         resource.setrlimit(resource.RLIMIT_AS, (int(memory_gb * 2**30),) * 2)
-    except ImportError:                 # no such limit on Windows
+    except ImportError:  # no such limit on Windows
         pass
-    print("ready", flush=True)
-    for line in sys.stdin:
-        print(json.dumps(asdict(judge_answer(*json.loads(line)))), flush=True)
+    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def listen():
+        for line in sys.stdin:
+            lines.put(line)
+        os._exit(0)  # also while an answer is being graded
+
+    output = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    judged = user_reward(reward) if reward else judge_answer
+    print("ready", file=output)
+    threading.Thread(target=listen, daemon=True).start()
+    while True:
+        print(json.dumps(asdict(judged(*json.loads(lines.get())))), file=output)
 
 
-# ------------------------------------------------------------------------------------------------------- command line
+# ---- the command --------------------------------------------------------------------------------
 
-def shown(tree) -> str:
-    """A tree for people: *(2, x)."""
-    if tree[0] in ("num", "sym", "const"):
-        return str(tree[1])
-    return f"{tree[0]}({', '.join(part if isinstance(part, str) else shown(part) for part in tree[1:])})"
+
+def shown(form: Form) -> str:
+    """A form for people; expressions as sympy prints them."""
+    parts = [shown(part) if isinstance(part, Form) else str(part) for part in form.parts]
+    match form.kind:
+        case "value" | "words" | "time":
+            return " ".join(parts)
+        case "unit":
+            return f"{parts[0]} {form.sign}"
+        case "relation":
+            return f" {form.sign} ".join(parts)
+        case "seq":
+            return f"{form.sign[0]}{', '.join(parts)}{form.sign[1]}"
+        case "list":
+            return f"{form.sign} ".join(parts)
+    return f"{form.kind}({', '.join(parts)})"
 
 
 def main():
-    """Explain one comparison, or report on a file of labelled cases (completion, gold, expected)."""
-    parser = argparse.ArgumentParser(description="Does this answer equal this truth, and by which rule?")
+    """Explain one comparison."""
+    parser = argparse.ArgumentParser(description="Does this answer equal this truth, and why?")
     parser.add_argument("--answer", help="a completion, or a bare answer without a box")
     parser.add_argument("--truth")
-    parser.add_argument("--file", help="JSON lines with completion, gold, expected (1 or 0), and kind if there is one")
     parser.add_argument("--worker", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--reward", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker is not None:
-        return serve(args.worker)
-    if args.file:
-        with open(args.file, encoding="utf-8") as file:
-            cases = [case for case in map(json.loads, filter(str.strip, file)) if case["expected"] is not None]
-        found = [(case, judge(case["completion"], case["gold"])) for case in cases]
-        wrong = [(case, verdict) for case, verdict in found if verdict.score != case["expected"]]
-        for case, verdict in wrong:
-            print(f"{case.get('kind', '')}: answer {verdict.answer!r}, truth {case['gold']!r}, expected {case['expected']}, "
-                  f"found {verdict.verdict} by {verdict.rule!r}")
-        return print(f"{len(cases) - len(wrong)} of {len(cases)} agree ({1 - len(wrong) / max(len(cases), 1):.1%})")
+        return serve(args.worker, args.reward)
     if args.answer is None or args.truth is None:
-        parser.error("give --answer and --truth, or --file")
-    began = time.perf_counter()
-    verdict = judge_answer(extract(args.answer) or args.answer, args.truth)
-    took = (time.perf_counter() - began) * 1e3
-    for name, text in (("answer", verdict.answer), ("truth", args.truth)):
-        try:
-            read = shown(parse(clean(text)))
-        except Refused as refused:
-            read = ": ".join(refused.args)
-        print(f"{name:9}{text}\n{'read as':9}{read}")
-    print(f"{'verdict':9}{verdict.verdict}\n{'rule':9}{verdict.rule}\n{'time':9}{took:.2f} ms")
+        parser.error("give --answer and --truth")
+    answer = extract(args.answer) or args.answer
+    verdict = judge_answer(answer, args.truth)
+    read_as = map(shown, decide(answer, args.truth)[2])
+    rows = {"answer": answer, "truth": args.truth, "read as": "   and   ".join(read_as)}
+    rows |= {"verdict": verdict.verdict, "rule": verdict.rule}
+    for name, text in rows.items():
+        # A control character could change the terminal.
+        text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+        print(f"{name:8} {text}")
 
 
 if __name__ == "__main__":

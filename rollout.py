@@ -161,7 +161,15 @@ class Scheduler:
     running: list[Request] = field(default_factory=list)  # the oldest first, in slots 0, 1, 2, ..
 
     def admit(self) -> tuple[list[Group], list[tuple[Group, Request]]]:
-        """Give slots and pages to waiting requests: (groups to prefill, requests to start)."""
+        """Give slots and pages to waiting requests: (groups to prefill, requests to start).
+
+        The groups start in their order, up to the first one that cannot: no slot is free; or fewer
+        pages are free than its prefix needs (none, if it has them) and two more; or it is not the
+        first group to prefill, and the prefixes would exceed prefill_tokens together.
+        A group without pages takes those of its prefix and is to be prefilled. Then as many of its
+        requests start as there are, but no more than slots and free pages less one. At the end,
+        groups at the front with no request left release their pages and leave the queue.
+        """
         # A prefill costs a forward pass, so several slots are filled at a time.
         enough = max(1, min(self.slots // 8, len(self.waiting)))
         if self.slots - len(self.running) < enough:
@@ -170,6 +178,7 @@ class Scheduler:
             # Only waiting prefixes hold pages. Without them the first group is sure to fit.
             while self._release_prefix():
                 pass
+        # <solution id="scheduler" points="7">
         fresh = []
         tokens = 0
         started = []
@@ -191,6 +200,7 @@ class Scheduler:
         while self.waiting and not self.waiting[0].requests:
             self.pages.release(self.waiting.popleft().pages)
         return fresh, started
+        # </solution>
 
     def _start(self, group: Group) -> Request:
         """Start the next request of a group: it shares the full pages, and gets one of its own."""
@@ -218,8 +228,12 @@ class Scheduler:
     def grow(self) -> tuple[list[Request], list[Request]]:
         """Allocate the pages that the next decode steps may fill: (grown, preempted requests).
 
-        If pages run out, waiting prefixes lose theirs; then the youngest requests are preempted.
+        If pages run out, waiting prefixes lose theirs, one by one; if that is not enough, the
+        youngest requests are preempted: they leave `running` and release their pages. Then each
+        request gets the pages that it misses. grown: those that got some, the oldest first;
+        preempted: the youngest first.
         """
+        # <solution id="scheduler" points="5">
         missing = [self._missing(request) for request in self.running]
         preempted = []
         while sum(missing) > len(self.pages.free):
@@ -235,6 +249,7 @@ class Scheduler:
                 request.pages += self.pages.take(count)
                 grown.append(request)
         return grown, preempted
+        # </solution>
 
     def _missing(self, request: Request) -> int:
         """Pages that a request needs beyond its own until the next synchronisation."""
@@ -295,6 +310,23 @@ def new_state(B: int, M: int, L: int, device: torch.device) -> State:
     id_BL = torch.zeros(B, L, dtype=torch.int64, device=device)
     logp_BL = torch.zeros(B, L, device=device)
     return State(*numbers, done_B, page_BM, id_BL, logp_BL)
+
+
+def new_cache(model: Model, slots: int, M: int, S: int, kv_gb: float) -> Tensor:
+    """Zeros (layers, 2, N, S, J, K): pages for slots that use up to M each, within kv_gb GB."""
+    c = model.config
+    weight = model.model["layers"][0].self_attn.k_proj.weight
+    J = len(weight) // c.K  # under tensor parallelism this rank's share
+    page_bytes = 2 * c.layers * S * J * c.K * weight.dtype.itemsize
+    # Beyond its M pages a sequence uses the last page of its prompt while it starts.
+    N = min(slots * (M + 1) + 2, int(kv_gb * 1e9 / page_bytes))
+    if N < M + 2:
+        raise ValueError(
+            f"a cache of {kv_gb:g} GB holds {N * S:,} tokens, but one sequence needs room for "
+            f"{(M + 2) * S:,}, {(M + 2) * page_bytes / 1e9:.2g} GB; raise --kv-gb, or lower "
+            "--max-prompt or --max-new"
+        )
+    return torch.zeros(c.layers, 2, N, S, J, c.K, dtype=weight.dtype, device=weight.device)
 
 
 class Runner:
@@ -512,7 +544,6 @@ class Sampler:
         sync_every: int | None = None,
         graphs: bool | None = None,
     ):
-        c = model.config
         weight = model.head.weight
         self.model = fuse(model)
         self.device = weight.device
@@ -522,22 +553,10 @@ class Sampler:
         self.prefill_tokens = prefill_tokens
         # Synchronising waits for the GPU. A sequence that ends in between is decoded for nothing.
         self.sync_every = sync_every or (8 if weight.is_cuda else 1)
-        self.M = ceil_div(max_len + self.sync_every, page_size)
-        # Under tensor parallelism a rank holds its share of the key-value heads.
-        J = len(model.model["layers"][0].self_attn.k_proj.weight) // c.K
-        page_bytes = 2 * c.layers * page_size * J * c.K * weight.dtype.itemsize
-        # Beyond its own pages a sequence uses its prompt's last page while it starts.
-        useful = slots * (self.M + 1) + 2
-        self.N = min(useful, int(kv_gb * 1e9 / page_bytes))
-        if self.N < self.M + 2:
-            raise ValueError(
-                f"a cache of {kv_gb:g} GB holds {self.N * page_size:,} tokens, but one sequence of "
-                f"{max_len:,} needs {(self.M + 2) * page_bytes / 1e9:.2g} GB; raise --kv-gb, or "
-                "lower --max-prompt or --max-new"
-            )
-        shape = (c.layers, 2, self.N, page_size, J, c.K)
-        kv = torch.zeros(shape, dtype=weight.dtype, device=self.device)
-        state = new_state(slots, self.M, max_len, self.device)
+        M = ceil_div(max_len + self.sync_every, page_size)
+        kv = new_cache(model, slots, M, page_size, kv_gb)
+        self.N = kv.shape[2]
+        state = new_state(slots, M, max_len, self.device)
         self.runner = Runner(self.model, kv, state, stop_ids)
         with_graphs = weight.is_cuda if graphs is None else graphs
         self.graphs = StepGraphs(self.runner) if with_graphs else None
@@ -606,6 +625,7 @@ class Sampler:
                 self._synchronise(on_finish)
             if self._admit():
                 continue  # new sequences need pages to grow into
+            assert scheduler.running or not scheduler.waiting, "nothing can start: pages were lost"
             if scheduler.running:
                 B = len(scheduler.running)
                 M = max(len(request.pages) for request in scheduler.running)
@@ -642,7 +662,6 @@ class Sampler:
         if started:
             self.runner.start(started)
         return bool(started)
-
 
 
 def stop_tokens(directory: str | Path, tokenizer, end_token: int | None = None) -> list[int]:
@@ -811,7 +830,7 @@ class Rollout:
         Each rank draws for its share of the problems, and every rank gets all completions. Ranks
         that hold a model together draw together, and each grades its share.
         on_graded: called with every completion that this rank grades, once it is graded.
-        progress: called with the number of sequences that this rank has finished.
+        progress: called with the number of finished sequences, of all ranks by this one's share.
         """
         grading = Grading(self, problems, G, on_graded, progress)
         interrupted = False
@@ -849,6 +868,7 @@ class Grading:
         self.team = dist.get_world_size(group) if group else 1  # ranks that hold a model together
         self.member = rank % self.team
         self.places = range(rank // self.team, len(problems), world // self.team)
+        self.total = len(problems)
         self.problems = [problems[i] for i in self.places]
         self.prompts = rollout.renderer.render_all(self.problems)
         self.rollout = rollout
@@ -865,7 +885,7 @@ class Grading:
         """Have a finished sample graded, unless another member of the team does that."""
         self.finished += 1
         if self.progress:
-            self.progress(self.finished)
+            self.progress(self.finished * self.total // len(self.places))
         if (s.prompt * self.G + s.sample) % self.team == self.member:
             text = self.rollout.renderer.text(s.ids)
             problem = self.problems[s.prompt]
@@ -913,29 +933,3 @@ def gather(completions: list[Completion]) -> list[Completion]:
     parts = [None] * dist.get_world_size()
     dist.all_gather_object(parts, completions)
     return [completion for part in parts for completion in part]
-
-
-# ---- Bridge: goes when grpo.py, evaluate.py, runtime/ and study/ draw by Rollout ----------------
-
-
-def collect(sampler, tokenizer, grader, problems, G, max_new, temperature, seed, step,
-            template="auto", keep=None):  # fmt: skip
-    import data
-
-    class Stand:
-        def render_all(self, problems):
-            return [data.render(problem, tokenizer, template) for problem in problems]
-
-        def text(self, ids):
-            return tokenizer.decode(ids, skip_special_tokens=True)
-
-    rollout = Rollout(sampler, Stand(), grader, max_new, seed)
-    return rollout.draw(problems, G, temperature, step, keep)
-
-
-def row(completion, problem, source):
-    return completion.row(problem, source)
-
-
-Sampler.set_back = property(lambda self: self.preempted)
-Sampler.captured = property(lambda self: self.graphs.captured if self.graphs else {})

@@ -1,122 +1,175 @@
-"""kernels/sample.py and kernels/paged.py against what a user could take instead, in microseconds of one call.
+"""kernels/sample.py and kernels/paged.py against the usual ways, in microseconds of one call.
 
-    python -m bench.bench_kernels                        # the shapes of Qwen2.5-1.5B and 7B on a GPU, small ones on a CPU
+    python -m bench.bench_kernels      # GPU: shapes of Qwen2.5-1.5B and 7B; CPU: small ones
 
-Sampling: a token and its log-probability from logits, against softmax and torch.multinomial. Decode: one query per
-sequence over its pages, against torch's varlen_attn (GPU, torch 2.13), and against gathering the pages and repeating
-the key-value heads. On a GPU our torch versions run too, and calls are queued, so that a launch costs only what it
-delays the next. The floor: the bytes that must be read over the measured rate of a copy. One line is appended to
-results/kernels.jsonl.
+Sampling: a token and its log-probability from logits, against softmax and torch.multinomial.
+Decode: one query per sequence over its pages, against torch's varlen_attn (GPU, torch 2.13), and
+against gathering the pages and repeating the key-value heads. On a GPU our torch references run
+too, and 20 calls are queued, so that a launch costs only what it delays the next. The floor: the
+bytes that must be read over the measured rate of a copy.
 """
 
-import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
+import tyro
 
-from bench.common import copy_rate, race, record
+from bench.common import DEVICE, DTYPE, GPU, copy_rate, one_line, race, record
+from kernels import ceil_div
 from kernels.paged import decode, decode_reference
 from kernels.sample import sample, sample_reference, token_key
 
+QUEUED = 20 if GPU else 1  # calls of one timing
+PAGE = 16  # tokens of a page
+
+
+@dataclass
+class Flags:
+    repeat: int = 51  # the median of so many timings is reported
+
+
+@dataclass
+class Case:
+    name: str
+    contenders: dict[str, Callable]
+    bytes_read: int  # at least
+
 
 def multinomial(logits_BV):
+    """(token_B, logp_B) by torch's own draw."""
     logp_BV = logits_BV.float().log_softmax(1)
     token_B1 = torch.multinomial(logp_BV.exp(), 1)
     return token_B1[:, 0], logp_BV.gather(1, token_B1)[:, 0]
 
 
-def samplers(B, V, dtype, device):
-    logits_BV = torch.randn(B, V, device=device, dtype=dtype)
-    key_B = token_key(0, 0, torch.arange(B, device=device), 0, 0)
+def sampling(B: int, V: int) -> Case:
+    logits_BV = torch.randn(B, V, device=DEVICE, dtype=DTYPE)
+    key_B = token_key(0, 0, torch.arange(B, device=DEVICE), 0, 0)
     contenders = {
-        "ours": lambda: sample(logits_BV, 1.0, key_B),
-        "softmax + multinomial": lambda: multinomial(logits_BV),
+        "ours": partial(sample, logits_BV, 1.0, key_B),
+        "softmax + multinomial": partial(multinomial, logits_BV),
     }
-    if device == "cuda":
-        contenders["ours in torch"] = lambda: sample_reference(logits_BV, 1.0, key_B)
-    return contenders, logits_BV.nbytes
+    if GPU:
+        contenders["ours in torch"] = partial(sample_reference, logits_BV, 1.0, key_B)
+    return Case(f"sample B={B}, V={V}", contenders, logits_BV.nbytes)
 
 
 def gather_and_repeat(q_BHK, kv_2NSJK, pages_BM, length_B):
-    """The plain way: every sequence's keys and values contiguous, once per query head."""
-    k_BHLK, v_BHLK = (
-        cache_NSJK[pages_BM].flatten(1, 2).transpose(1, 2).repeat_interleave(q_BHK.shape[1] // cache_NSJK.shape[2], 1)
-        for cache_NSJK in kv_2NSJK
+    """o_BHK with every sequence's keys and values made contiguous, once per query head."""
+    repeats = q_BHK.shape[1] // kv_2NSJK.shape[3]
+
+    def gather(cache_NSJK):
+        x_BLJK = cache_NSJK[pages_BM].flatten(1, 2)
+        return x_BLJK.transpose(1, 2).repeat_interleave(repeats, 1)
+
+    k_BHLK = gather(kv_2NSJK[0])
+    v_BHLK = gather(kv_2NSJK[1])
+    L = k_BHLK.shape[2]
+    mask_BL = torch.arange(L, device=DEVICE) < length_B[:, None]
+    mask_B11L = mask_BL[:, None, None]
+    q_BH1K = q_BHK[:, :, None]
+    o_BH1K = F.scaled_dot_product_attention(q_BH1K, k_BHLK, v_BHLK, attn_mask=mask_B11L)
+    return o_BH1K[:, :, 0]
+
+
+def varlen(q_BHK, kv_2NSJK, pages_BM, length_B, start_B):
+    from torch.nn.attention.varlen import varlen_attn
+
+    return varlen_attn(
+        q_BHK,
+        kv_2NSJK[0],
+        kv_2NSJK[1],
+        start_B,
+        None,
+        1,
+        pages_BM.shape[1] * PAGE,
+        enable_gqa=True,
+        seqused_k=length_B,
+        block_table=pages_BM,
     )
-    mask_BL = torch.arange(k_BHLK.shape[2], device=q_BHK.device) < length_B[:, None]
-    return F.scaled_dot_product_attention(q_BHK[:, :, None], k_BHLK, v_BHLK, attn_mask=mask_BL[:, None, None])[:, :, 0]
 
 
-def decoders(B, H, J, K, length, S, dtype, device):
-    M = -(-length // S)
+def decoding(B: int, H: int, J: int, K: int, length: int) -> Case:
+    M = ceil_div(length, PAGE)
     N = B * M
-    kv_2NSJK = torch.randn(2, N, S, J, K, device=device, dtype=dtype)
-    pages_BM = torch.randperm(N, device=device).view(B, M).to(torch.int32)
-    length_B = torch.full((B,), length, device=device, dtype=torch.int32)
-    q_BHK = torch.randn(B, H, K, device=device, dtype=dtype)
+    kv_2NSJK = torch.randn(2, N, PAGE, J, K, device=DEVICE, dtype=DTYPE)
+    pages_BM = torch.randperm(N, device=DEVICE).view(B, M).int()
+    length_B = torch.full((B,), length, device=DEVICE, dtype=torch.int32)
+    q_BHK = torch.randn(B, H, K, device=DEVICE, dtype=DTYPE)
     inputs = (q_BHK, kv_2NSJK, pages_BM, length_B)
-    contenders = {"ours": lambda: decode(*inputs), "gather and repeat": lambda: gather_and_repeat(*inputs)}
-    if device == "cuda":
-        contenders["ours in torch"] = lambda: decode_reference(*inputs)
+    contenders = {
+        "ours": partial(decode, *inputs),
+        "gather and repeat": partial(gather_and_repeat, *inputs),
+    }
+    if GPU:
+        start_B = torch.arange(B + 1, device=DEVICE, dtype=torch.int32)
+        contenders["ours in torch"] = partial(decode_reference, *inputs)
+        contenders["torch varlen_attn"] = partial(varlen, *inputs, start_B)
+    name = f"decode B={B}, H={H}, J={J}, K={K}, {length} keys"
+    return Case(name, contenders, 2 * B * length * J * K * DTYPE.itemsize)
+
+
+def cases() -> list[Case]:
+    if not GPU:
+        return [
+            sampling(256, 32),
+            sampling(32, 49152),
+            decoding(256, 3, 3, 16, 48),
+            decoding(32, 9, 3, 64, 300),
+        ]
+    found = [sampling(B, 151936) for B in (1, 16, 256)]
+    for H, J in ((12, 2), (28, 4)):  # 1.5B, 7B
+        found.append(decoding(256, H, J, 128, 1024))
+        found.append(decoding(8, H, J, 128, 4096))
+    return found
+
+
+def queued(function: Callable) -> None:
+    for _ in range(QUEUED):
+        function()
+
+
+def measure(case: Case, repeat: int, bytes_per_s: float) -> list[dict]:
+    rows = []
+    rounds = {}
+    for name, function in case.contenders.items():
         try:
-            from torch.nn.attention.varlen import varlen_attn
+            function()
+            rounds[name] = partial(queued, function)
+        except Exception as error:
+            if name == "ours":
+                raise
+            rows.append({"case": case.name, "name": name, "not_run": one_line(error)})
+    race(rounds, 3)  # the warm-up
+    us = {name: 1e3 * ms / QUEUED for name, ms in race(rounds, repeat).items()}
+    floor_us = 1e6 * case.bytes_read / bytes_per_s
+    for name, duration in us.items():
+        row = {"case": case.name, "name": name, "us": duration}
+        row["ratio"] = duration / us["ours"]
+        row["of_floor"] = floor_us / duration
+        rows.append(row)
+    return rows
 
-            start_B = torch.arange(B + 1, device=device, dtype=torch.int32)
-            contenders["torch varlen_attn"] = lambda: varlen_attn(
-                q_BHK, kv_2NSJK[0], kv_2NSJK[1], start_B, None, 1, M * S,
-                enable_gqa=True, seqused_k=length_B, block_table=pages_BM,
-            )  # fmt: skip
-        except ImportError:  # torch before varlen_attn
-            pass
-    return contenders, 2 * B * length * J * K * kv_2NSJK.element_size()
 
-
-def main():
-    gpu = torch.cuda.is_available()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda" if gpu else "cpu")
-    parser.add_argument("--repeat", type=int, default=51, help="the median of so many calls is reported")
-    arguments = parser.parse_args()
-    device = arguments.device
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
-
-    rate = copy_rate(device) / 1e9
-    print(f"a copy moves {rate:.0f} GB/s, read and written\n")
-
-    if device == "cuda":
-        cases = {f"sample B={B}, V=151936": samplers(B, 151936, dtype, device) for B in (1, 16, 256)}
-        for model, H, J in (("1.5B", 12, 2), ("7B", 28, 4)):
-            for B, length in ((256, 1024), (8, 4096)):
-                name = f"decode {model}, B={B}, {length} keys"
-                cases[name] = decoders(B, H, J, 128, length, 16, dtype, device)
-    else:
-        cases = {f"sample B={B}, V={V}": samplers(B, V, dtype, device) for B, V in ((256, 32), (32, 49152))}
-        for B, H, J, K, length in ((256, 3, 3, 16, 48), (32, 9, 3, 64, 300)):
-            name = f"decode B={B}, H={H}, J={J}, K={K}, {length} keys"
-            cases[name] = decoders(B, H, J, K, length, 16, dtype, device)
-
-    rows, queued = [], 20 if device == "cuda" else 1
+def main() -> None:
+    flags = tyro.cli(Flags, description=__doc__)
+    rate = copy_rate()
+    print(f"a copy moves {rate / 1e9:.0f} GB/s, read and written\n")
     print(f"{'':40}{'':24}{'us':>10}{'times ours':>12}{'of floor':>10}")
-    for case, (contenders, floor_bytes) in cases.items():
-        for name, function in list(contenders.items()):
-            try:
-                function()
-            except Exception as reason:
-                first_line = (str(reason).strip().splitlines() or [""])[0]
-                rows.append(dict(case=case, name=name, not_run=f"{type(reason).__name__}: {first_line}"))
-                print(f"{case:40}{name:24}not run: {rows[-1]['not_run'][:110]}")
-                del contenders[name]
-        rounds = {name: lambda f=f: [f() for _ in range(queued)] for name, f in contenders.items()}
-        race(rounds, device, 3)
-        ms = {name: round_ms / queued for name, round_ms in race(rounds, device, arguments.repeat).items()}
-        floor_us = floor_bytes / rate / 1e3
-        for name, time_ms in ms.items():
-            row = dict(
-                case=case, name=name, us=time_ms * 1e3, ratio=time_ms / ms["ours"], of_floor=floor_us / time_ms / 1e3
-            )
+    rows = []
+    for case in cases():
+        for row in measure(case, flags.repeat, rate):
             rows.append(row)
-            print(f"{case:40}{name:24}{row['us']:10.1f}{row['ratio']:12.2f}{row['of_floor']:10.0%}")
-    record("kernels", arguments, rows, dict(copy_gb_per_s=rate), ("kernels", "bench/bench_kernels.py", "bench/common.py"))
+            start = f"{row['case']:40}{row['name']:24}"
+            if "not_run" in row:
+                print(f"{start}not run: {row['not_run'][:110]}")
+            else:
+                print(f"{start}{row['us']:10.1f}{row['ratio']:12.2f}{row['of_floor']:10.0%}")
+    files = ("kernels", "bench/bench_kernels.py", "bench/common.py")
+    record("kernels", vars(flags), rows, {"copy_gb_per_s": rate / 1e9}, files)
 
 
 if __name__ == "__main__":

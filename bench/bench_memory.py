@@ -1,101 +1,170 @@
-"""plan.py's estimate of a GPU's memory against the measured peak, on random weights of a published shape: no download.
+"""runtime/plan.py's memory of a GPU against the measured peak, on random weights: no download.
 
-    python -m bench.bench_memory                                      # the shape of Qwen2.5-0.5B
+    python -m bench.bench_memory                                  # the shape of Qwen2.5-0.5B
     python -m bench.bench_memory --shape 1.5B --recompute --kl 0.001 --micro-tokens 32768
 
-Three steps of what grpo.py does: sample, one update of train_step with micro-batches as full as they get, copy the weights.
-The completions that are trained on are made up and as long as they can be, since random weights end theirs at once. The
-peak is the allocator's, of tensors alone; what the process takes beyond it (CUDA, the allocator's gaps) is printed beside
-the constant that plan.py assumes. One line is appended to results/memory.jsonl.
+Three steps of what grpo.py does: sample, one update by train_step with full micro-batches, copy the
+weights. The completions that are trained on are made up and of the greatest length, since random
+weights end theirs at once. The peak is the allocator's, of tensors alone. What the process takes
+beyond it (CUDA, the allocator's gaps) is printed beside the constant that the plan assumes.
 """
 
-import argparse
-import contextlib
-import dataclasses
 import random
 import tempfile
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
+import tyro
 
-from bench.common import SHAPES, random_weights, record, write_config
-from grpo import Flags, train_step
-from model import Model
+import grpo
+from bench.common import DTYPE, GPU, random_weights, record, write_config
+from model import Config, Model
 from reward import Verdict
 from rollout import Completion, Sampler
 from runtime import plan
+from runtime.ledger import Ledger, Signals
 from runtime.parallel import connect, copy_weights, make_mesh, shard
 
+NEW = 64  # tokens of the completions that are sampled
 
-def longest(f: Flags, V: int, seed: int) -> list[Completion]:
-    """Completions of the greatest length; half of them are right, so that every group has a gradient."""
-    rng, done = random.Random(seed), []
-    for i in range(f.prompts * f.group):
-        prompt, ids = ([rng.randrange(V) for _ in range(n)] for n in (f.max_prompt, f.max_new))
-        done.append(Completion(i // f.group, i % f.group, prompt, ids, [-12.0] * len(ids), True, "",
-                               Verdict(float(i % 2), "right", "", "")))
-    return done
+
+@dataclass
+class Flags:
+    shape: str = "0.5B"  # of bench/common.py
+    layers: int = 0  # fewer than the shape has, to fit a small GPU
+    micro_tokens: int = 16384
+    kl: float = 0.0
+    recompute: bool = False
+    offload: bool = False
+    kv_gb: float = 4.0
+    steps: int = 3
+
+
+class PeakLedger(Ledger):
+    """Measures the peak of each phase: `peaks`, 1e9 bytes."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.peaks = {}
+
+    @contextmanager
+    def phase(self, name: str):
+        if GPU:
+            torch.cuda.reset_peak_memory_stats()
+        with super().phase(name):
+            yield
+        peak = torch.cuda.max_memory_allocated() / 1e9 if GPU else 0.0
+        self.peaks[name] = max(peak, self.peaks.get(name, 0.0))
+
+
+def grpo_flags(flags: Flags, max_prompt: int = 256, max_new: int = 768) -> grpo.Flags:
+    """Two full micro-batches of groups of four."""
+    sequences = 2 * flags.micro_tokens // (max_prompt + max_new)
+    return grpo.Flags(
+        micro_tokens=flags.micro_tokens,
+        prompts=sequences // 4,
+        group=4,
+        max_prompt=max_prompt,
+        max_new=max_new,
+        kl=flags.kl,
+        recompute=flags.recompute,
+        offload=flags.offload,
+        kv_gb=flags.kv_gb,
+        lr=1e-6,
+    )
+
+
+def longest_completions(f: grpo.Flags, V: int, seed: int) -> list[Completion]:
+    """Half of them are right, so that every group has a gradient."""
+    rng = random.Random(seed)
+    completions = []
+    for p in range(f.prompts):
+        prompt = rng.choices(range(V), k=f.max_prompt)
+        for g in range(f.group):
+            ids = rng.choices(range(V), k=f.max_new)
+            logp = [-12.0] * f.max_new
+            verdict = Verdict(float(g % 2), "right" if g % 2 else "wrong", "", "")
+            completions.append(Completion(p, g, prompt, ids, logp, True, "", verdict))
+    return completions
+
+
+def measure(f: grpo.Flags, config: Config, device: torch.device, out: Path, steps: int) -> dict:
+    """The peak of each phase, 1e9 bytes, over some steps of a run."""
+    ledger = PeakLedger(out, config, device, Signals(), asdict(f))
+    mesh = make_mesh(device.type)
+    home = "cpu" if f.offload else device
+    with torch.device("meta"):
+        policy = Model(config, f.recompute)
+        reference = Model(config).to(DTYPE)
+        sampled = Model(config).to(DTYPE)
+    policy = shard(policy, mesh, DTYPE, f.offload).to_empty(device=home)
+    random_weights(policy)
+    if f.kl:
+        reference = shard(reference, mesh, DTYPE, f.offload).to_empty(device=home)
+        random_weights(reference)
+    else:
+        reference = None
+    sampled = sampled.to_empty(device=device)
+    sampler = Sampler(sampled, [0], f.slots, f.max_prompt + f.max_new, f.kv_gb)
+    copy_weights(policy, sampler.model)
+    optimizer = torch.optim.AdamW(policy.parameters(), f.lr, fused=True)
+    scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
+    for step in range(steps):
+        completions = longest_completions(f, config.V, step)
+        prompts = [c.prompt for c in completions[:: f.group]]
+        with ledger.phase("generation"):
+            sampler.generate(prompts, f.group, min(NEW, f.max_new), 1.0, 0, step)
+        stats = grpo.train_step(policy, reference, optimizer, scheduler, completions, f, ledger)
+        if stats["micro_batches"] != 2 or stats["skipped_updates"]:
+            raise SystemExit(f"not the step that the plan counts: {stats}")
+        with ledger.phase("weights"):
+            copy_weights(policy, sampler.model)
+    sampler.close()
+    return ledger.peaks
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="The plan's estimate of memory against the measured peak.")
-    parser.add_argument("--shape", choices=SHAPES, default="0.5B")
-    parser.add_argument("--layers", type=int, default=0, help="fewer than the shape has, to fit a small GPU")
-    parser.add_argument("--micro-tokens", type=int, default=16384)
-    parser.add_argument("--kl", type=float, default=0.0)
-    parser.add_argument("--recompute", action="store_true")
-    parser.add_argument("--offload", action="store_true")
-    parser.add_argument("--kv-gb", type=float, default=4.0)
-    parser.add_argument("--steps", type=int, default=3)
-    flags = parser.parse_args()
-    if not torch.cuda.is_available():
-        raise SystemExit("bench/bench_memory.py measures the allocator of a CUDA device, and there is none here")
-    f = Flags(micro_tokens=flags.micro_tokens, max_prompt=256, max_new=768, kl=flags.kl, recompute=flags.recompute,
-              offload=flags.offload, kv_gb=flags.kv_gb, group=4, lr=1e-6)
-    f.prompts = 2 * f.micro_tokens // (f.max_prompt + f.max_new) // f.group  # two micro-batches, filled to the brim
-    with tempfile.TemporaryDirectory() as directory:
-        write_config(directory, flags.shape, flags.layers)
-        device, _, config = connect(directory)
-    dtype, mesh, home = torch.bfloat16, make_mesh("cuda"), "cpu" if f.offload else device
-    with torch.device("meta"):
-        model, frozen, drawn = Model(config, f.recompute), Model(config), Model(config)
-    model = random_weights(shard(model, mesh, dtype, f.offload).to_empty(device=home))
-    ref = random_weights(shard(frozen.to(dtype), mesh, dtype, f.offload).to_empty(device=home)) if f.kl else None
-    sampler = Sampler(drawn.to(dtype).to_empty(device=device), [0], f.slots, f.max_prompt + f.max_new, f.kv_gb)
-    copy_weights(model, sampler.model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=f.lr, fused=True)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda update: 1.0)
-
-    peaks = {}
-
-    @contextlib.contextmanager
-    def phase(name):
-        torch.cuda.reset_peak_memory_stats()
-        yield
-        torch.cuda.synchronize()
-        peaks[name] = max(peaks.get(name, 0.0), torch.cuda.max_memory_allocated() / 1e9)
-
-    prompts = [c.prompt for c in longest(f, config.V, 0)][:: f.group]
-    for step in range(flags.steps):
-        with phase("generation"):
-            sampler.generate(prompts, f.group, 64, 1.0, 0, step)
-        stats = train_step(model, ref, optimizer, scheduler, longest(f, config.V, step), f, device, phase)
-        assert stats["micro_batches"] == 2 and not stats["skipped_updates"], stats
-        with phase("copy of weights"):
-            copy_weights(model, sampler.model)
-    free, size = torch.cuda.mem_get_info()
-    beyond = (size - free - torch.cuda.memory_allocated()) / 1e9
-    stays, comes = plan.memory(f, config, dist.get_world_size())
-    estimate, peak = plan.total(f, config, 1), max(peaks.values())
-    for part, gb in (stays | comes).items():
-        print(f"  {part:20}{gb:8.2f} GB planned" + (f", at its peak {sum(stays.values()) + gb:.2f}" if part in comes else ""))
-    for name, gb in peaks.items():
-        print(f"  {name:20}{gb:8.2f} GB measured peak")
-    print(f"planned {estimate:.2f} GB, measured {peak:.2f} GB: {estimate / peak - 1:+.1%} (the bar: within 15%); beyond the "
-          f"tensors {beyond:.2f} GB at the end, assumed {plan.CONTEXT}")
-    row = {"planned_gb": estimate, "measured_gb": peak, "peaks": peaks, "stays": stays, "comes": comes, "beyond_gb": beyond}
-    flags.device = "cuda"
-    record("memory", flags, [row | {"run": dataclasses.asdict(f)}], {}, ("*.py", "kernels", "bench/bench_memory.py"))
+    flags = tyro.cli(Flags, description=__doc__)
+    if not GPU:
+        raise SystemExit("bench_memory measures the allocator of a CUDA device: there is none here")
+    f = grpo_flags(flags)
+    with tempfile.TemporaryDirectory() as folder:
+        write_config(folder, flags.shape, flags.layers)
+        device, _, config = connect(folder)
+        peaks = measure(f, config, device, Path(folder), flags.steps)
+    free, installed = torch.cuda.mem_get_info()
+    beyond = (installed - free - torch.cuda.memory_allocated()) / 1e9
+    job = grpo.plan_job(f)
+    lasting = plan.lasting_memory(job, config, 1)
+    passing = plan.passing_memory(job, config)
+    planned = plan.needed_gb(job, config, 1)
+    peak = max(peaks.values())
+    for part, size in lasting.items():
+        print(f"  {part:20}{size / 1e9:8.2f} GB planned")
+    base = sum(lasting.values())
+    for moment, size in passing.items():
+        whole = (base + size) / 1e9
+        print(f"  {moment:20}{size / 1e9:8.2f} GB planned, with the others {whole:.2f}")
+    for phase, gb in peaks.items():
+        print(f"  {phase:20}{gb:8.2f} GB measured peak")
+    print(
+        f"planned {planned:.2f} GB, measured {peak:.2f} GB: {planned / peak - 1:+.1%} (the bar: "
+        f"within 15%); beyond the tensors {beyond:.2f} GB at the end, assumed {plan.CONTEXT}"
+    )
+    row = {
+        "planned_gb": planned,
+        "measured_gb": peak,
+        "peaks_gb": peaks,
+        "lasting_bytes": lasting,
+        "passing_bytes": passing,
+        "beyond_gb": beyond,
+        "run": asdict(f),
+    }
+    files = ("*.py", "runtime", "kernels", "bench/bench_memory.py", "bench/common.py")
+    record("memory", vars(flags), [row], {}, files)
     dist.destroy_process_group()
 
 

@@ -1,89 +1,130 @@
-"""Which share of the GPU's arithmetic a training micro-batch gets: forward, loss and backward, layers recomputed.
+"""Which share of the GPU's arithmetic a training micro-batch reaches: forward, loss and backward.
 
-    python -m bench.bench_mfu                          # Qwen2.5-1.5B's shape, 32k packed tokens on a GPU
+    python -m bench.bench_mfu      # GPU: Qwen2.5-1.5B's shape, 32k packed tokens
 
     MFU = (6 N T + 6 V D R + 12 layers H K pairs) / (seconds x FLOP/s)
 
-T packed tokens, R completion tokens (rows of the head), pairs of (query, key) under the causal mask: what a step needs, so
-recomputing earns nothing. The second figure leaves the head out, as a count of 6 N T and attention does with the paper's N.
-FLOP/s are the measured rate of a large product, and the nominal peak where plan.py knows the device. It is the path of grpo.py:
-float32 parameters in FSDP2, which casts them to bf16 for each use, packed attention, the fused log-probs, its own loss. A peer has no place here: the ceiling is the hardware's.
+T packed tokens, R completion tokens (rows of the head), pairs of (query, key) under the causal
+mask. That is what a step needs, so recomputing layers earns nothing. A second figure leaves out the
+head, as the paper's N does. FLOP/s are the measured rate of a large product, and the nominal peak
+where runtime/plan.py knows the device. The code is that of grpo.py: float32 parameters in FSDP2,
+cast to bf16 for each use, packed attention, fused log-probs, the loss. There is no peer: the
+ceiling is the hardware's.
 """
 
-import argparse
 import random
 import tempfile
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+import tyro
 
-from bench.common import SHAPES, matmul, race, random_weights, record, write_config
-from grpo import Flags, grpo_loss
-from model import Model
+import grpo
+from bench.common import DTYPE, GPU, matmul, race, random_weights, record, write_config
+from model import Config, Model
 from reward import Verdict
 from rollout import Completion
 from runtime import plan
-from runtime.batch import log_probs, make_batch
+from runtime.batch import Batch, log_probs, make_batch
 from runtime.parallel import connect, make_mesh, shard
 
 
+@dataclass
+class Flags:
+    shape: str = "1.5B" if GPU else "small"  # of bench/common.py
+    tokens: int = 32768 if GPU else 1024  # of the micro-batch
+    prompt: int = 256 if GPU else 32  # tokens of each prompt
+    new: int = 768 if GPU else 96  # tokens of each completion
+    recompute: bool = True  # run each layer again in the backward pass
+    repeats: int = 7 if GPU else 3  # the median of so many timings is reported
+
+
+def random_batch(flags: Flags, V: int, device: torch.device) -> Batch:
+    """A micro-batch of sequences of one length, every second of them with a negative advantage."""
+    rng = random.Random(0)
+    B = flags.tokens // (flags.prompt + flags.new)
+    verdict = Verdict(0.0, "wrong", "", "")
+    completions = []
+    for i in range(B):
+        prompt = rng.choices(range(V), k=flags.prompt)
+        ids = rng.choices(range(V), k=flags.new)
+        logp = [-10.0] * flags.new
+        completions.append(Completion(i, 0, prompt, ids, logp, True, "", verdict))
+    b = make_batch(completions, list(range(B)), device)
+    adv_B = torch.ones(B, device=device)
+    adv_B[1::2] = -1
+    b.adv_R = b.per_token(adv_B)
+    b.weight_R = torch.full_like(b.sampler_R, 1 / len(b.sampler_R))
+    return b
+
+
+def flops(c: Config, flags: Flags) -> dict[str, int]:
+    """Of a forward and a backward, which costs twice as much."""
+    B = flags.tokens // (flags.prompt + flags.new)
+    length = flags.prompt + flags.new
+    pairs = B * length * (length + 1) // 2
+    return {
+        "with the head": 3 * c.flops(B * length, pairs, B * flags.new),
+        "without it": 3 * c.flops(B * length, pairs, 0),
+    }
+
+
 def main() -> None:
-    gpu = torch.cuda.is_available()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=SHAPES, default="1.5B" if gpu else "small")
-    parser.add_argument("--tokens", type=int, default=32768 if gpu else 1024, help="of the micro-batch")
-    parser.add_argument("--prompt", type=int, default=256 if gpu else 32, help="tokens of each prompt")
-    parser.add_argument("--new", type=int, default=768 if gpu else 96, help="tokens of each completion")
-    parser.add_argument("--recompute", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--repeats", type=int, default=7 if gpu else 3)
-    flags = parser.parse_args()
+    flags = tyro.cli(Flags, description=__doc__)
     with tempfile.TemporaryDirectory() as folder:
         write_config(folder, flags.shape)
         device, _, c = connect(folder)
-    flags.device = device.type
-    dtype = torch.bfloat16 if gpu else torch.float32
-    product, product_flops = matmul(device, dtype)
+    multiply, multiply_flops = matmul()
     with torch.device("meta"):
         model = Model(c, flags.recompute)
-    model = random_weights(shard(model, make_mesh(device.type), dtype).to_empty(device=device))
-    rng, B = random.Random(0), flags.tokens // (flags.prompt + flags.new)
-    done = [Completion(i, 0, [rng.randrange(c.V) for _ in range(flags.prompt)], [rng.randrange(c.V) for _ in range(flags.new)],
-                       [-10.0] * flags.new, True, "", Verdict(0.0, "wrong", "", "")) for i in range(B)]
-    b, f = make_batch(done, list(range(B)), device), Flags()
-    sign_B = torch.tensor([1.0, -1.0], device=device).repeat(B)[:B]
-    b.adv_R, b.weight_R = b.spread(sign_B), torch.full_like(b.sampler_R, 1 / b.sampler_R.numel())
+    model = shard(model, make_mesh(device.type), DTYPE).to_empty(device=device)
+    random_weights(model)
+    b = random_batch(flags, c.V, device)
+    f = grpo.Flags()
 
     def train() -> None:
-        logp_R, entropy_R = log_probs(model, b, f.temperature)
+        logp_R, _ = log_probs(model, b, f.temperature)
         b.old_R = logp_R.detach()
-        grpo_loss(logp_R, entropy_R, b, f)[0].backward()
+        loss, _ = grpo.grpo_loss(logp_R, b, f)
+        loss.backward()
         model.zero_grad(set_to_none=True)
 
-    length = flags.prompt + flags.new
-    T, R, pairs = B * length, B * flags.new, B * length * (length + 1) // 2
-    work = {"with the head": 3 * c.flops(T, pairs, R), "without it": 3 * c.flops(T, pairs, 0)}
-    nominal = plan.peak_flops(device)
-    print(f"{flags.shape}, {T:,} tokens in {B} sequences, {R:,} in the loss, recomputation "
-          f"{'on' if flags.recompute else 'off'}, {device.type} {dtype}")
-    for _ in range(3):
-        product(), train()
-    if gpu:
+    contenders = {"step": train, "product": multiply}
+    race(contenders, 3)  # the warm-up
+    if GPU:
         torch.cuda.reset_peak_memory_stats()
-    ms = race({"step": train, "product": product}, device, flags.repeats)
-    seconds, rate = ms["step"] / 1e3, 1e3 * product_flops / ms["product"]
-    peak_gb = torch.cuda.max_memory_allocated() / 1e9 if gpu else None
-    row = {"ms": ms["step"], "tokens": T, "rows": R, "tokens_per_second": T / seconds, "peak_gb": peak_gb,
-            "mfu": {name: flops / seconds / rate for name, flops in work.items()},
-            "mfu_nominal": {name: flops / seconds / nominal for name, flops in work.items()} if nominal else None}
-    print(f"\n{row['ms']:.1f} ms, {row['tokens_per_second']:,.0f} tokens/s"
-          + (f", peak {peak_gb:.1f} GB" if gpu else ""))
-    print(f"{'MFU':28}" + "".join(f"{name:>16}" for name in work))
-    print(f"{f'of {rate / 1e12:.3g} TFLOP/s measured':28}" + "".join(f"{share:16.1%}" for share in row["mfu"].values()))
-    if nominal:
-        shares = "".join(f"{share:16.1%}" for share in row["mfu_nominal"].values())
-        print(f"{f'of {nominal / 1e12:.3g} TFLOP/s nominal':28}{shares}", flush=True)
-    record("mfu", flags, [row], {"matmul_flops_per_s": rate, "nominal_flops_per_s": nominal},
-           ("*.py", "kernels", "bench/bench_mfu.py", "bench/common.py"))
+    ms = race(contenders, flags.repeats)
+    duration = ms["step"] / 1e3
+    rates = {"measured": multiply_flops / (ms["product"] / 1e3)}
+    if nominal := plan.peak_flops(device):
+        rates["nominal"] = nominal
+    T = len(b.token_T)
+    peak_gb = torch.cuda.max_memory_allocated() / 1e9 if GPU else None
+    row = {
+        "ms": ms["step"],
+        "tokens": T,
+        "rows": len(b.row_R),
+        "tokens_per_second": T / duration,
+        "peak_gb": peak_gb,
+        "mfu": {},
+    }
+    recomputation = "on" if flags.recompute else "off"
+    print(
+        f"{flags.shape}, {T:,} tokens in {len(b.length_B)} sequences, {len(b.row_R):,} in the "
+        f"loss, recomputation {recomputation}, {device.type} {DTYPE}\n"
+    )
+    memory = f", peak {peak_gb:.1f} GB" if GPU else ""
+    print(f"{row['ms']:.1f} ms, {row['tokens_per_second']:,.0f} tokens/s{memory}")
+    work = flops(c, flags)
+    print(f"{'MFU':32}" + "".join(f"{name:>16}" for name in work))
+    for name, rate in rates.items():
+        shares = {counted: n / duration / rate for counted, n in work.items()}
+        row["mfu"][name] = shares
+        label = f"of {rate / 1e12:.3g} TFLOP/s {name}"
+        print(f"{label:32}" + "".join(f"{share:16.1%}" for share in shares.values()))
+    files = ("*.py", "runtime", "kernels", "bench/bench_mfu.py", "bench/common.py")
+    record("mfu", vars(flags), [row], rates, files)
     dist.destroy_process_group()
 
 

@@ -163,7 +163,8 @@ def grade_code(text: str, prompt: str, tests: str) -> Verdict:
     """Run the program in a completion against its tests.
 
     The program is put behind the code of the question, so that a whole function and a continuation
-    both count. sandbox.Refused if nothing contains it.
+    both count. Tests call functions with plain values; tests of a class pass no program.
+    sandbox.Refused if nothing contains the program.
     """
     if not text.strip():
         return no_answer("no program")
@@ -177,15 +178,28 @@ def grade_code(text: str, prompt: str, tests: str) -> Verdict:
     return Verdict(0.0, verdict, program, result.reason)
 
 
+def first_right(verdicts: "list[Future[Verdict]]") -> Verdict:
+    """The first verdict that is right, else the first one: a reference may have several forms."""
+    found = [verdict.result() for verdict in verdicts]
+    return next((verdict for verdict in found if verdict.score), found[0])
+
+
 # ---- Any kind ---------------------------------------------------------------------------------
 
 
 def submit(
     grader: Grader, pool: ThreadPoolExecutor, problem: Problem, text: str
 ) -> "Future[Verdict]":
-    """The verdict on a completion of a problem of any kind. The pool runs programs."""
+    """The verdict on a completion of a problem of any kind. The pool runs programs.
+
+    A user's reward function, if the grader has one, judges problems of every kind.
+    """
+    if grader.reward:
+        return grader.submit(text, problem)
     if problem.kind == "math":
-        return grader.submit(text, problem.answer)
+        forms = (problem.answer, *problem.alternatives)
+        verdicts = [grader.submit(text, form) for form in forms]
+        return verdicts[0] if len(verdicts) == 1 else pool.submit(first_right, verdicts)
     if problem.kind == "code":
         return pool.submit(grade_code, text, problem.prompt, problem.answer)
     grade = {"choice": grade_choice, "grid": grade_grid}[problem.kind]

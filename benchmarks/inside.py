@@ -1,6 +1,6 @@
 """What runs inside a sandbox: sandbox.py hands the source of this file to a bare interpreter there.
 
-    python -I -S -B -c SOURCE role seconds memory_mb processes file_mb
+    python -s -S -B -c SOURCE role seconds memory_mb processes file_mb
 
 The interpreter limits itself, says that it is ready, reads its job (JSON) and plays one role:
 
@@ -41,7 +41,7 @@ def set_limits(seconds: float, memory_mb: int, processes: int, file_mb: int) -> 
         resource.RLIMIT_AS: memory_mb << 20,
         resource.RLIMIT_NPROC: processes,
         resource.RLIMIT_FSIZE: file_mb << 20,
-        resource.RLIMIT_CPU: int(seconds) + 1,
+        resource.RLIMIT_CPU: int(seconds) + 10,  # the clock of sandbox.py comes first
         resource.RLIMIT_NOFILE: 64,
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_MEMLOCK: 0,
@@ -80,7 +80,8 @@ SOCKET = (41, 198)
 MACHINES = ("x86_64", "aarch64")
 AUDIT_ARCH = (0xC000003E, 0xC00000B7)  # linux/audit.h
 NEW_NAMESPACE = 0x7E020000  # every CLONE_NEW* flag of clone
-SOCKET_FAMILIES = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6)  # AF_VSOCK has no namespace
+SOCKET_FAMILIES = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6)
+AF_VSOCK = 40  # not one of them: it reaches the host of a virtual machine, and has no namespace
 
 # A seccomp filter is a list of instructions (code, jump if true, jump if false, operand), see
 # linux/filter.h. REFUSE + errno makes a system call fail with that error.
@@ -135,7 +136,7 @@ def deny_system_calls() -> None:
 
 
 def call_c(name: str, *arguments: int | bytes) -> int:
-    """Call a function of the C library. OSError if it returns -1."""
+    """Call a function of the C library by its name. OSError if it returns -1."""
     function = getattr(ctypes.CDLL(None, use_errno=True), name)
     result = function(*(ctypes.c_long(x) if isinstance(x, int) else x for x in arguments))
     if result == -1:
@@ -255,8 +256,8 @@ def serve_program(program: str, names: list[str], requests, answers) -> None:
             result = getattr(module, name)(*arguments, **keywords)
         except BaseException as error:
             bases = [base.__name__ for base in type(error).__mro__]
-            said = error.args[0] if len(error.args) == 1 else error
-            send(answers, ["raised", bases, str(said)])
+            text = error.args[0] if len(error.args) == 1 else error
+            send(answers, ["raised", bases, str(text)])
             continue
         try:
             send(answers, ["returned", result])
@@ -344,32 +345,33 @@ def run_tests(question: str, tests: str, names: list[str], caller: Caller) -> No
 # ---- The probe --------------------------------------------------------------------------------
 
 
-def list_leaks(limits: list, outside: str, port: int, pid: int) -> list[str]:
+def list_leaks(limits: list, outside: str, port: int) -> list[str]:
     """What this process can do and should not.
 
-    limits: the arguments of `set_limits`. outside: a file, port: an open TCP port of the machine,
-    pid: a process of the machine.
+    limits: the arguments of `set_limits`. outside: a file, port: an open TCP port of the machine.
     """
     _, memory_mb, processes, file_mb = limits
     allowed = Path("allowed")
     allowed.write_text("a program may write into its current directory")
     large = bytes((file_mb << 20) + 1)
-    keyctl = DENIED["keyctl"][MACHINES.index(platform.machine())]
+    machine = MACHINES.index(platform.machine())
+    keyctl = DENIED["keyctl"][machine]
+    memfd_create = DENIED["memfd_create"][machine]  # not in every Python's os
     attempts = [  # what, and the function to call with its arguments
         ("read a file outside", Path.read_text, Path(outside)),
         ("change a file outside", Path.write_text, Path(outside), "changed"),
         ("write into /usr", Path.touch, Path("/usr/grpo-ladder-probe")),
-        ("see a process outside", os.getpgid, pid),
+        ("see a process outside", see_session_leader),
         ("trace process 1", call_c, "ptrace", 0x4206, 1, 0, 0),  # PTRACE_SEIZE
         ("become another user", os.setuid, 1),
         ("change its root directory", os.chroot, "/"),
         ("make a user namespace", call_c, "unshare", 0x10000000),  # CLONE_NEWUSER
         ("connect to this machine", socket.create_connection, ("127.0.0.1", port), 1),
         ("send to the network", send_datagram, "192.0.2.1"),
-        ("reach the host of a virtual machine", socket.socket, socket.AF_VSOCK),
+        ("reach the host of a virtual machine", socket.socket, AF_VSOCK),
         ("read the session keyring", call_c, "syscall", keyctl, 0, -3, 0),  # GET_KEYRING_ID
         ("make System V shared memory", call_c, "shmget", 0, 4096, 0o1600),
-        ("make a file in memory", os.memfd_create, "memory"),
+        ("make a file in memory", call_c, "syscall", memfd_create, b"memory", 0),
         ("start more processes", start_processes, processes + 1),
         ("write a larger file", Path.write_bytes, Path("large"), large),
         ("write many small files", write_files, 2000),
@@ -383,6 +385,12 @@ def list_leaks(limits: list, outside: str, port: int, pid: int) -> list[str]:
         except (OSError, MemoryError):
             pass  # as it should be
     return leaks
+
+
+def see_session_leader() -> None:
+    """The leader of this session is outside. The kernel calls it 0 where it cannot be seen."""
+    if os.getsid(0) == 0:
+        raise ProcessLookupError("the leader of the session cannot be seen")
 
 
 def send_datagram(host: str) -> None:

@@ -5,13 +5,15 @@
 The program and the tests run in two sandboxes that are joined by two pipes (inside.py says what
 crosses them). A sandbox is a Python interpreter
 
-- in namespaces of its own: it sees no other process, no network, no System V memory;
-- with a root of its own: a read-only Python, an empty /tmp in memory, no other file, no /proc;
+- in namespaces of its own: it sees no other process, no network, no shared memory;
+- with a root directory of its own: a read-only Python, an empty /tmp in memory, nothing else;
 - without capabilities, under limits (`Limits`), and under a filter of system calls.
 
-It ends with its first process, which ends with this one. Two ways to make it are tried: as root,
-namespaces and a user of the sandbox's own; else a user namespace. `probe` tries to break out before
-a way is used. If no way holds, nothing is run.
+All processes of a sandbox end when its first one ends, and that one ends when this process does.
+
+There are two ways to make a sandbox. "root" is for root: namespaces, and a user of the sandbox's
+own. "user" is for everybody else: a user namespace, where the kernel allows one. Before a way is
+used, `probe` tries to break out. If no way holds, nothing is run.
 
 A hole in the kernel lets a program out. Where that matters, evaluate in a virtual machine.
 """
@@ -56,8 +58,12 @@ class Result:
 
 
 SOURCE = Path(inside.__file__).read_text()
-ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "PYTHONHASHSEED": "0", "PYTHONUTF8": "1"}
-PATIENCE = (20, 60, 180)  # seconds for a sandbox to start; a busy machine gets three tries
+ENVIRONMENT = {
+    "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+    "PYTHONHASHSEED": "0",  # sets come in one order: the same program gets the same verdict
+    "PYTHONUTF8": "1",
+}
+PATIENCE = (20, 60, 180)  # seconds for a sandbox to start and to be probed, in three tries
 
 # The first process of a sandbox. $1 is the size of /tmp in MB, then come the directories to show,
 # then the command. The new root is mounted over /dev, since every machine has that directory and no
@@ -105,7 +111,7 @@ def command(way: str, limits: Limits) -> list[str]:
     python = os.path.realpath(sys._base_executable)
     home = os.path.realpath(sys.base_prefix)
     shown = [d for d in ("/usr", "/lib", "/lib64", "/bin") if os.path.isdir(d)]
-    if not home.startswith("/usr/"):
+    if not f"{home}/".startswith("/usr/"):
         shown.append(home)
     user = spare_user()
     change_user = [f"--reuid={user}", f"--regid={user}", "--clear-groups"]
@@ -118,7 +124,7 @@ def command(way: str, limits: Limits) -> list[str]:
         unshare += ["--user", "--map-root-user"]
         outer += change_user if os.geteuid() == 0 else []
     setup = ["sh", "-c", SETUP, "sh", str(limits.file_mb), *shown, "--"]
-    return [*outer, *unshare, *setup, *inner, python, "-I", "-S", "-B"]
+    return [*outer, *unshare, *setup, *inner, python, "-s", "-S", "-B"]
 
 
 class Sandbox(AbstractContextManager):
@@ -130,7 +136,7 @@ class Sandbox(AbstractContextManager):
     def __init__(self, way: str, role: str, limits: Limits, pipes: tuple[int, ...] = ()):
         arguments = ["-c", SOURCE, role, *map(str, astuple(limits))]
         self.pipes = pipes
-        self.errors = tempfile.TemporaryFile()  # a file, since the limit on files holds for it
+        self.errors = tempfile.TemporaryFile()  # a file is bounded by file_mb, a pipe by nothing
         self.process = subprocess.Popen(
             [*command(way, limits), *arguments],
             stdin=subprocess.PIPE,
@@ -138,20 +144,20 @@ class Sandbox(AbstractContextManager):
             stderr=self.errors,
             env=ENVIRONMENT,
             cwd="/",
-            start_new_session=True,
+            start_new_session=True,  # the probe looks for the leader of this session
             pass_fds=pipes,
         )
 
     def wait_ready(self) -> None:
-        """ChildProcessError, with what it wrote, for a sandbox that does not start."""
+        """ChildProcessError, with its message, if the sandbox does not start."""
         if self.process.stdout.readline() != b"ready\n":
-            raise ChildProcessError(self.last_words())
+            raise ChildProcessError(self.error_text())
 
-    def last_words(self) -> str:
-        """The end of what it wrote to standard error, in one line."""
+    def error_text(self) -> str:
+        """The end of standard error, in one line."""
         self.errors.seek(0)
         text = self.errors.read().decode("utf-8", "replace")
-        return " ".join(text.split())[-300:] or "the sandbox ended without a word"
+        return " ".join(text.split())[-300:] or "the sandbox ended without a message"
 
     def give(self, **job) -> None:
         """Hand over the job: from here on untrusted text is run."""
@@ -159,10 +165,10 @@ class Sandbox(AbstractContextManager):
             self.process.stdin.write(json.dumps(job).encode())
             self.process.stdin.close()
         except BrokenPipeError:
-            pass  # it has ended; whoever reads its report sees that
+            pass  # the process has ended; then its report is missing
 
     def report(self) -> list | None:
-        """What it reports, None if it ends without a whole report."""
+        """The report of the process. None if the process ended before the report was complete."""
         try:
             return inside.receive(self.process.stdout)
         except (EOFError, ValueError):
@@ -170,7 +176,7 @@ class Sandbox(AbstractContextManager):
 
     def kill(self) -> None:
         if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)  # the first process, and so all of them
+            os.killpg(self.process.pid, signal.SIGKILL)  # the first process, hence all
 
     def __exit__(self, *_) -> None:
         self.kill()
@@ -180,26 +186,26 @@ class Sandbox(AbstractContextManager):
         try:
             self.process.stdin.close()
         except BrokenPipeError:
-            pass  # what it never read
+            pass  # the process ended before it read its job
 
 
 @contextmanager
 def alarm(seconds: float, *sandboxes: Sandbox) -> Iterator[None]:
-    """Kill the sandboxes after so long, which ends every wait for them. TimeoutError if it did."""
-    rung = threading.Event()
+    """Kill the sandboxes after so many seconds, which ends every wait for them. TimeoutError."""
+    expired = threading.Event()
 
-    def ring() -> None:
-        rung.set()
+    def expire() -> None:
+        expired.set()
         for sandbox in sandboxes:
             sandbox.kill()
 
-    timer = threading.Timer(seconds, ring)
+    timer = threading.Timer(seconds, expire)
     timer.start()
     try:
         yield
     finally:
         timer.cancel()
-        if rung.is_set():
+        if expired.is_set():
             raise TimeoutError(f"not done in {seconds:g} s")
 
 
@@ -218,23 +224,23 @@ def attempt(way: str, limits: Limits, patience: float) -> list[str]:
         sandbox = stack.enter_context(Sandbox(way, "probe", limits))
         with alarm(patience, sandbox):
             sandbox.wait_ready()
-            sandbox.give(outside=str(outside), port=server.getsockname()[1], pid=os.getpid())
+            sandbox.give(outside=str(outside), port=server.getsockname()[1])
             leaks = sandbox.report()
         if leaks is None:
-            raise ChildProcessError(sandbox.last_words())
+            raise ChildProcessError(sandbox.error_text())
         if outside.read_text() != "unchanged":
             leaks.append("change a file outside")
         return leaks
 
 
 def probe(way: str, limits: Limits) -> str:
-    """"" if a way holds, else what is wrong with it."""
+    """What is wrong with a way; nothing, "", if it holds."""
     for patience in PATIENCE:
         try:
             leaks = attempt(way, limits, patience)
         except TimeoutError as error:
             failed = str(error)
-            continue  # a busy machine is no reason to end a run
+            continue  # the machine is busy
         except OSError as error:
             return str(error)
         return f"a program could {', '.join(leaks)}" if leaks else ""
@@ -271,7 +277,7 @@ def execute(
 ) -> Result:
     """Run a program and its tests once. The jobs: arguments of inside.serve_program and run_tests.
 
-    TimeoutError or ChildProcessError if the sandboxes do not start; then nothing was run.
+    OSError (TimeoutError, ChildProcessError) if the sandboxes do not start; then nothing was run.
     """
     requests = os.pipe()
     answers = os.pipe()
@@ -312,6 +318,6 @@ def run(
     for patience in PATIENCE:
         try:
             return execute(way, program_job, tests_job, limits, patience)
-        except (TimeoutError, ChildProcessError) as error:
+        except OSError as error:  # the machine is busy, or short of processes or files
             failed = error
     raise Refused(f"programs could be contained before ({way}), and no longer can: {failed}")

@@ -39,10 +39,10 @@ import tyro
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
-from model import Config, Model
+from model import Config, Model, read_json
 from runtime.flags import flag_name, parse
 from runtime.ledger import Ledger, Progress
-from runtime.parallel import locate, make_mesh, save, shard
+from runtime.parallel import locate, make_mesh, save, shard, sync
 
 LINES = (
     "metrics.jsonl",
@@ -149,16 +149,6 @@ def refuse_links(*paths: Path) -> None:
             )
 
 
-def read_json(path: Path) -> dict:
-    """The object in a JSON file; ValueError that names the file if there is none."""
-    try:
-        return json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{path} is not JSON: {error}; restore the file, or take another run or checkpoint"
-        ) from error
-
-
 def read_state(checkpoint: Path) -> dict:
     """state.json of a checkpoint: progress, bytes, flags, world, dtype, scheduler, data."""
     return read_json(checkpoint / "state.json")
@@ -240,9 +230,11 @@ class Checkpoints:
             if dist.get_rank() == 0:
                 (partial / "state.json").write_text(json.dumps(state))
                 for path in (partial / "state.json", *(self.run / name for name in LINES), partial):
-                    synchronise(path)
+                    sync(path)
+                if target.exists():  # damaged, so that the resumed run passed it over
+                    shutil.rmtree(target)
                 partial.rename(target)
-                synchronise(target.parent)
+                sync(target.parent)
                 self._prune()
         except (
             CheckpointException,
@@ -270,15 +262,6 @@ class Checkpoints:
             if path != best:
                 half_deleted = path.rename(path.with_suffix(".partial"))  # must not look whole
                 shutil.rmtree(half_deleted)
-
-
-def synchronise(path: Path) -> None:
-    """Make a file or directory survive a loss of power."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def restore(
@@ -455,9 +438,10 @@ def prepare(
                 dropped = lines.read().count(b'"kind": "train"')
             lines.truncate(positions[name])
     if resumed and newest is None:
-        notes.append("no whole checkpoint, so the run begins again at step 0")
-    if dropped:
-        notes.append(f"{dropped} steps after the checkpoint are done again")
+        lost = f"; {dropped} logged steps are dropped" if dropped else ""
+        notes.append(f"{run} holds no whole checkpoint, so it begins again at step 0{lost}")
+    elif dropped:
+        notes.append(f"{dropped} logged steps after {newest.name} are dropped and done again")
     (run / "flags.new").write_text(
         json.dumps(flags | {"world": dist.get_world_size()}, indent=2) + "\n"
     )
@@ -476,6 +460,9 @@ def newest_readable(run: Path) -> tuple[Path | None, dict | None, list[str]]:
     for checkpoint in reversed(known):
         try:
             state = read_state(checkpoint)
+            Progress(**state["progress"])
+            if not all(isinstance(state["bytes"][name], int) for name in LINES):
+                raise ValueError("state.json holds no lengths of the .jsonl files")
             metadata = SafeReader(checkpoint).read_metadata()
             for name in {info.relative_path for info in metadata.storage_data.values()}:
                 ends = [
@@ -486,8 +473,8 @@ def newest_readable(run: Path) -> tuple[Path | None, dict | None, list[str]]:
                 if (checkpoint / name).stat().st_size < max(ends):
                     raise ValueError(f"{name} is shorter than it was")
             return checkpoint, state, notes
-        except (OSError, ValueError, KeyError) as error:
-            notes.append(f"{checkpoint.name} is damaged ({error}), so an older checkpoint is taken")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            notes.append(f"{checkpoint.name} is damaged and passed over: {error}")
     return None, None, notes
 
 

@@ -2,80 +2,94 @@
 completions, the curve."""
 
 import json
+import os
+import sys
 import time
 from collections import defaultdict
 from pathlib import Path
-from typing import ClassVar
+
+from tqdm import tqdm
 
 from rollout import Completion
 
+WIDTH = {  # of the columns of a training row, 78 together
+    "step": 9, "reward": 8, "pass@1": 8, "length": 8, "loss": 10, "gap": 9, "equal": 7,
+    "tokens/s": 10, "seconds": 9,
+}  # fmt: skip
 
-class Table:
-    """Training lines as rows of a table of 80 columns, with the head before the first row."""
 
-    WIDTH: ClassVar = {
-        "step": 9,
-        "reward": 8,
-        "pass@1": 8,
-        "length": 8,
-        "loss": 10,
-        "gap": 9,
-        "equal": 7,
-        "tokens/s": 10,
-        "seconds": 9,
+def cells(line: dict, steps: int, pass1: float | None) -> dict[str, str]:
+    """What people want to see of a training line of metrics.jsonl, by column."""
+    seconds = sum(line["seconds"].values())
+    return {
+        "step": f"{line['step']}/{steps}",
+        "reward": f"{line['reward']:.3f}",
+        "pass@1": "-" if pass1 is None else f"{pass1:.3f}",
+        "length": f"{line['length']:.1f}",
+        "loss": f"{line['loss']:.1e}",
+        "gap": f"{line['sampler_gap']:.1e}",
+        "equal": f"{line['equal_groups']:.0%}",
+        "tokens/s": f"{line['tokens'] / seconds:,.0f}",
+        "seconds": f"{seconds:.1f}",
     }
 
-    def __init__(self, steps: int):
+
+class Display:
+    """A run on the terminal: a table with a row for each step, and a bar where a person looks on.
+
+    A step that takes longer than ten seconds also says how far it is.
+    """
+
+    def __init__(self, steps: int, done: int, completions: int, say):
         self.steps = steps
-        self.begun = False
-
-    def cells(self, line: dict, pass1: float | None) -> dict[str, str]:
-        seconds = sum(line["seconds"].values())
-        return {
-            "step": f"{line['step']}/{self.steps}",
-            "reward": f"{line['reward']:.3f}",
-            "pass@1": "-" if pass1 is None else f"{pass1:.3f}",
-            "length": f"{line['length']:.1f}",
-            "loss": f"{line['loss']:.1e}",
-            "gap": f"{line['sampler_gap']:.1e}",
-            "equal": f"{line['equal_groups']:.0%}",
-            "tokens/s": f"{line['tokens'] / seconds:,.0f}",
-            "seconds": f"{seconds:.1f}",
-        }
-
-    def row(self, line: dict, pass1: float | None) -> str:
-        cells = self.cells(line, pass1)
-        text = "".join(f"{cell:>{self.WIDTH[name]}}" for name, cell in cells.items())
-        if self.begun:
-            return text
-        self.begun = True
-        head = "".join(f"{name:>{width}}" for name, width in self.WIDTH.items())
-        return f"{head}\n{text}"
-
-
-class StepProgress:
-    """Says how far a step is once it takes longer than ten seconds: on the bar, or as a line at
-    most every 30 seconds."""
-
-    def __init__(self, bar, say):
-        self.bar = bar
+        self.total = completions  # of a step
         self.say = say
-        self.begin()
+        speaks = int(os.environ.get("RANK", 0)) == 0
+        self.bar = tqdm(
+            total=steps,
+            initial=done,
+            unit="step",
+            dynamic_ncols=True,
+            disable=not (speaks and sys.stderr.isatty()),
+        )
+        self.head_is_printed = False
+        self.begin(done + 1)
 
-    def begin(self) -> None:
+    def begin(self, step: int) -> None:
+        self.step = step
         self.start = time.monotonic()
-        self.last = 0.0
+        self.last = self.start
 
-    def show(self, what: str, done: int, total: int) -> None:
+    def completions(self, done: int) -> None:
+        self._progress(f"{done} of {self.total} completions")
+
+    def micro_batches(self, done: int, total: int) -> None:
+        self._progress(f"{done} of {total} micro-batches of an update")
+
+    def _progress(self, text: str) -> None:
         now = time.monotonic()
-        if now - self.start < 10 or now - self.last < (1 if not self.bar.disable else 30):
+        pause = 30 if self.bar.disable else 1
+        if now - self.start < 10 or (self.last > self.start and now - self.last < pause):
             return
         self.last = now
-        text = f"{what} {done} of {total}"
         if self.bar.disable:
-            self.say(f"  step {self.bar.n + 1}, {now - self.start:.0f} s: {text}")
+            self.say(f"  step {self.step} after {now - self.start:.0f} s: {text}")
         else:
             self.bar.set_postfix_str(text)
+
+    def row(self, line: dict, pass1: float | None) -> None:
+        """Show a training line of metrics.jsonl."""
+        shown = cells(line, self.steps, pass1)
+        self.bar.set_postfix_str("", refresh=False)
+        self.bar.update()
+        with tqdm.external_write_mode():  # the bar stays below the table
+            if not self.head_is_printed:
+                self.say("".join(f"{name:>{width}}" for name, width in WIDTH.items()))
+                self.head_is_printed = True
+            self.say("".join(f"{cell:>{WIDTH[name]}}" for name, cell in shown.items()))
+
+    def close(self) -> None:
+        self.bar.close()
 
 
 def show(completions: list[Completion], tokenizer) -> str:

@@ -59,7 +59,7 @@ class Progress:
     D: int = 0  # prompts drawn, and so the place in the curriculum where the next step goes on
     tokens: int = 0  # of prompts and completions
     failed_steps: int = 0  # steps in a row without a finite gradient
-    equal_steps: int = 0  # steps in a row in which all rewards of every group were equal
+    idle_steps: int = 0  # steps in a row with nothing to learn from: equal rewards, or all masked
     gpu_hours: float = 0.0  # wall time x ranks
 
 
@@ -78,6 +78,9 @@ class Signals:
         self.work = (
             "the work in progress is given up"  # what happens to it; the ledger keeps this true
         )
+
+    def is_requested(self) -> bool:
+        return self.requested
 
     def __enter__(self):
         self.first = -1.0
@@ -242,7 +245,8 @@ class Ledger:
         p.D += len(drawn) // self.flags["group"]
         p.tokens += tokens
         p.failed_steps = p.failed_steps + 1 if stats["grad_norm"] is None else 0
-        p.equal_steps = p.equal_steps + 1 if stats["equal_groups"] == 1 else 0
+        idle = stats["equal_groups"] == 1 or stats["in_loss"] == 0
+        p.idle_steps = p.idle_steps + 1 if idle else 0
         forward = sequence_flops(self.config, completions)
         passes = {
             "old": 1,
@@ -360,6 +364,14 @@ def numbers(row: dict) -> dict[str, float]:
     return found
 
 
+def tell_torchrun(message: str) -> None:
+    """Leave the message where torchrun looks, so that its own report ends with the message."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        found = {"message": message, "extraInfo": {"timestamp": int(time.time())}}
+        Path(path).write_text(json.dumps({"message": found}))
+
+
 @record
 def explain(run) -> None:
     """Call run(). Errors that a user can mend end in one line and exit code 2; torchrun shows the
@@ -367,15 +379,15 @@ def explain(run) -> None:
     try:
         run()
     except (ValueError, OSError, ImportError, Stopped) as error:
-        if hasattr(
-            error, "__notes__"
-        ):  # raised in the middle of a phase: a bug, not the user's doing
+        if hasattr(error, "__notes__"):  # raised in the middle of a phase: a bug
             raise
         # All ranks of a node tend to fail alike, so the first one speaks. A rank still alive after
         # two seconds is alone.
         if int(os.environ.get("LOCAL_RANK", 0)):
             time.sleep(2)
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr, flush=True)
+        message = f"{Path(sys.argv[0]).name}: {error}"
+        print(message, file=sys.stderr, flush=True)
+        tell_torchrun(message)
         sys.exit(2)
     finally:
         if dist.is_initialized():

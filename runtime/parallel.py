@@ -162,7 +162,7 @@ def weight_files(directory: Path) -> list[Path]:
     if strangers and is_first_rank():
         known = SINGLE if names == [SINGLE] else f"the files that {INDEX} names"
         warnings.warn(f"{directory}: {', '.join(strangers)} ignored; the model is {known}",
-                      stacklevel=3)
+                      stacklevel=2)
     return [directory / name for name in names]
 
 
@@ -184,10 +184,18 @@ def read_shapes(file: Path) -> dict[str, list[int]]:
     return shapes
 
 
-def check_fit(model: Model, directory: Path, files: list[Path]) -> None:
-    """ValueError unless the files hold the parameters of the model, each once, and nothing more."""
-    expected = {name: list(p.shape) for name, p in model.named_parameters()}
-    place, wrong = {}, []
+def find_weights(directory: Path, config: Config) -> list[Path]:
+    """The weight files of a checkpoint; together they hold each parameter of the model once.
+
+    Reads headers only, so that a run can be refused before it has made anything. FileNotFoundError
+    or ValueError for files that are missing, not whole, or of another model.
+    """
+    files = weight_files(directory)
+    with torch.device("meta"):
+        parameters = Model(config).named_parameters()
+    expected = {name: list(p.shape) for name, p in parameters}
+    place: dict[str, Path] = {}
+    wrong = []
     for file in files:
         for name, shape in read_shapes(file).items():
             if name in place:
@@ -197,7 +205,7 @@ def check_fit(model: Model, directory: Path, files: list[Path]) -> None:
             place[name] = file
     wrong += [f"{name}: missing" for name in expected if name not in place]
     unknown = place.keys() - expected.keys()
-    if model.config.tied and "lm_head.weight" in unknown and not wrong:
+    if config.tied and "lm_head.weight" in unknown and not wrong:
         unknown.remove("lm_head.weight")
         check_tied_head(place)
     # Old checkpoints store the frequencies of RoPE, which follow from the config.
@@ -205,6 +213,7 @@ def check_fit(model: Model, directory: Path, files: list[Path]) -> None:
     if wrong:
         raise ValueError(f"{directory}: {len(wrong)} tensors do not fit its config.json: "
                          f"{'; '.join(wrong[:5])}")
+    return files
 
 
 def check_tied_head(place: dict[str, Path]) -> None:
@@ -226,11 +235,10 @@ def check_tied_head(place: dict[str, Path]) -> None:
 def load(model: Model, directory: str | Path) -> Model:
     """Fills the parameters, sharded or not; each rank reads what it holds (a collective).
 
-    FileNotFoundError or ValueError for a checkpoint that is not whole, does not fit, or holds NaN.
+    Errors are those of find_weights, and ValueError for NaN or infinity in the weights.
     """
     directory = Path(directory)
-    files = weight_files(directory)
-    check_fit(model, directory, files)
+    files = find_weights(directory, model.config)
     reader = dcp.HuggingFaceStorageReader(str(directory))
     reader.fs.ls = lambda _: [str(file) for file in files]  # it would read all of the directory
     parameters = {name: p.data for name, p in model.named_parameters()}
@@ -264,7 +272,7 @@ def read_tokenizer(directory: str | Path):
         raise FileNotFoundError(f"{directory}: no tokenizer ({', '.join(VOCABULARIES)}); copy the "
                                 "files of the model that this one was trained from")
     try:
-        return AutoTokenizer.from_pretrained(directory)
+        return AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     except Exception as error:  # of json, of tokenizers, KeyError: transformers names no file
         for name in COMPANIONS:
             if (directory / name).is_file():
@@ -335,9 +343,9 @@ def save(
             copy_companions(source, partial, dtype)
             write_weights(stream, partial)
             replace(partial, target)
-        except (OSError, SafetensorError) as failure:
+        except (OSError, ValueError, SafetensorError) as failure:
             shutil.rmtree(partial, ignore_errors=True)
-            error = f"{target} could not be written: {failure}"
+            error = f"{target} could not be written: {failure}; mend this and save again"
     for _ in stream:  # gathering needs every rank, even if rank 0 cannot write
         pass
     error = agree(error)
@@ -350,14 +358,14 @@ def gather_files(
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """(file name, tensors on the CPU) for each file to write; no tensors on other ranks than 0."""
     files = [[]]
-    size = 0.0
+    room = shard_gb * 1e9
     for name, p in model.named_parameters():
-        bytes_ = p.numel() * dtype.itemsize
-        if files[-1] and size + bytes_ > shard_gb * 1e9:
+        size = p.numel() * dtype.itemsize
+        if files[-1] and size > room:
             files.append([])
-            size = 0.0
+            room = shard_gb * 1e9
         files[-1].append((name, p))
-        size += bytes_
+        room -= size
     for i, parameters in enumerate(files, 1):
         tensors = {}
         for name, p in parameters:
@@ -366,6 +374,7 @@ def gather_files(
                 tensors[name] = whole.to("cpu", dtype).contiguous()
         several = f"model-{i:05d}-of-{len(files):05d}.safetensors"
         yield SINGLE if len(files) == 1 else several, tensors
+        tensors.clear()  # before the next file is gathered
 
 
 def write_weights(stream: Iterator[tuple[str, dict[str, Tensor]]], directory: Path) -> None:
@@ -377,8 +386,9 @@ def write_weights(stream: Iterator[tuple[str, dict[str, Tensor]]], directory: Pa
     for file, tensors in stream:
         save_file(tensors, directory / file, metadata={"format": "pt"})
         os.chmod(directory / file, mode)
-        place |= dict.fromkeys(tensors, file)
-        total += sum(tensor.nbytes for tensor in tensors.values())
+        for name, tensor in tensors.items():
+            place[name] = file
+            total += tensor.nbytes
     if len(set(place.values())) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": place}
         (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
@@ -407,7 +417,7 @@ def replace(partial: Path, target: Path) -> None:
     """Gives a whole directory its name, in place of an older one, once its bytes are on disk."""
     for path in (*partial.iterdir(), partial):
         sync(path)
-    old = target.with_name(target.name + ".old")
+    old = target.with_name(target.name + ".replaced")
     if target.exists():
         shutil.rmtree(old, ignore_errors=True)
         target.rename(old)

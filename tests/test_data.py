@@ -18,7 +18,7 @@ from types import SimpleNamespace
 import pytest
 
 import data
-from data import Problem
+from data import Problem, Renderer
 
 SCALING_DATA = os.environ.get("SCALING_DATA")
 
@@ -850,6 +850,7 @@ def test_template_args():
     [
         (CHATML, MARKS, "<|im_end|>"),
         ("{% for m in messages %}{{ m.content }} </s> {% endfor %}", ("</s>",), "</s>"),
+        ("Say ANSWER.{{ eos_token }}" + CHATML, MARKS, "<|im_end|>"),
         (TEMPLATE, (), None),  # nothing follows the model's turn
         (CHATML, (), None),  # the mark is no token
         ("{% for m in messages %}{{ m.role }}</s>{% endfor %}", ("</s>",), None),  # no content
@@ -895,7 +896,9 @@ def test_a_template_that_never_ends(monkeypatch):
     with pytest.raises(ValueError, match=r"more than 0.2 s of computing.*--template plain"):
         Renderer(byte_tokenizer(template))
     assert signal.getsignal(signal.SIGVTALRM) is before
-    assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0, 0)
+    Renderer(byte_tokenizer(TEMPLATE))
+    assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0, 0)  # nothing is left running
+    assert signal.getsignal(signal.SIGVTALRM) is before
 
 
 def test_renderer_in_another_thread():

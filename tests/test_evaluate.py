@@ -176,7 +176,8 @@ def test_a_run_evaluates_every_set_it_is_given(tmp_path):
     path = tmp_path / "sums.jsonl"
     rows = [{"question": f"{i} + 1?", "answer": i + 1} for i in range(20)] * 2  # every row twice
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    problems, (first, second), notes = load_problems(str(path), ["arithmetic:test:2:0.5", ":4:1"], 3, 0, data.PROMPT)
+    sets = load_problems(str(path), ["arithmetic:test:2:0.5", ":4:1"], 3, 0, data.PROMPT)
+    problems, (first, second), notes = sets.training, sets.tests, sets.notes
     assert (first.name, first.n, second.name, second.n) == ("arithmetic:test", 2, "", 4)
     assert len(first.problems) == len(second.problems) == 3 and len(problems) == 17
     assert not {p.prompt for p in problems} & {p.prompt for p in second.problems}
@@ -285,7 +286,7 @@ def test_bad_input_ends_with_a_message(tmp_path):
     for flags, message in [
         (["--eval", "arithmetic:test:2", "--k", "4"], "pass@k needs k from 1 to n"),
         (["--eval", "arithmetic:test", "--eval", "arithmetic:test:2"], "names a set twice"),
-        (["--eval", "nowhere.parquet"], "no file nowhere.parquet"),
+        (["--eval", "nowhere.parquet"], "nowhere.parquet"),
         (["--compare", "nowhere.jsonl", "nowhere.jsonl"], "No such file"),
         (["--eval", tmp_path / "unanswered.jsonl"], "unanswered"),
     ]:

@@ -24,9 +24,9 @@ def test_advantages_by_hand():
 
 def test_learning_rates_and_evaluations_by_hand():
     # Caught: updates counted from 0, a decay that starts during the warm-up, log-spaced steps without 1 or the last.
-    rates = {decay: [lr_factor(u, Flags(warmup=2, decay=decay)) for u in (1, 2, 3, 4, 100)] for decay in ("none", "inverse")}
+    rates = {decay: [lr_factor(u - 1, Flags(warmup=2, decay=decay)) for u in (1, 2, 3, 4, 100)] for decay in ("none", "inverse")}
     assert rates == {"none": [0.5, 1, 1, 1, 1], "inverse": [0.5, 1, 1 / 3, 1 / 4, 1 / 100]}
-    assert [lr_factor(u, Flags(warmup=0, decay="inverse")) for u in (1, 2)] == [1, 1 / 2]
+    assert [lr_factor(u - 1, Flags(warmup=0, decay="inverse")) for u in (1, 2)] == [1, 1 / 2]
     spaced, even = Flags(steps=100, eval_every=0), Flags(steps=25, eval_every=10)
     assert [s for s in range(101) if is_due(s, spaced)] == [0, 1, 2, 3, 4, 6, 8, 11, 16, 23, 32, 45, 64, 91, 100]
     assert [s for s in range(26) if is_due(s, even)] == [0, 10, 20, 25]

@@ -1,4 +1,4 @@
-"""model.py against transformers, on random models; each test names the mutation it was seen to catch."""
+"""model.py against transformers, on random models; each test names the mutations that it caught."""
 
 import json
 
@@ -8,7 +8,9 @@ import torch
 from model import Config, packed_attention
 from rollout import fuse
 
-LENGTHS = [7, 1, 19, 90]  # one token alone, and one longer than Llama 3's "original" context in the fixture
+# One token alone, and one sequence longer than the "original" context of Llama 3 in the fixture.
+LENGTHS = [7, 1, 19, 90]
+FAMILIES = [("qwen2", True), ("qwen2", False), ("qwen3", True), ("llama", False)]
 
 
 def packed(lengths=LENGTHS, seed=0):
@@ -17,20 +19,23 @@ def packed(lengths=LENGTHS, seed=0):
     return token_T, torch.cat([torch.arange(n) for n in lengths])
 
 
-@pytest.mark.parametrize("family,tied", [("qwen2", True), ("qwen2", False), ("qwen3", True), ("llama", False)])
+@pytest.mark.parametrize("family,tied", FAMILIES)
 def test_packed_logits_are_those_of_transformers(checkpoint, ours, family, tied):
-    # Caught: a dropped q/k/v bias, no q/k norm, unscaled Llama 3 frequencies, swapped halves in rotate, eps outside the root.
+    # Caught: a dropped q/k/v bias, no q/k norm, unscaled Llama 3 frequencies, swapped halves in
+    # rotate, eps outside the root.
     token_T, position_T = packed()
     with torch.no_grad():
         logits_TV = ours(family, tied)(token_T, position_T, packed_attention(LENGTHS, "cpu"))
         oracle = checkpoint(family, tied)[1]
         expected_TV = torch.cat([oracle(part[None]).logits[0] for part in token_T.split(LENGTHS)])
-    torch.testing.assert_close(logits_TV.log_softmax(-1), expected_TV.log_softmax(-1), atol=1e-4, rtol=0)
+    logp_TV, expected_TV = logits_TV.log_softmax(-1), expected_TV.log_softmax(-1)
+    torch.testing.assert_close(logp_TV, expected_TV, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("lengths", [LENGTHS, [6, 6, 6]])
 def test_sequences_do_not_see_each_other(ours, lengths):
-    # Changing every token of the other sequences changes nothing; without the boundaries (one long sequence) it does.
+    # Changing every token of the other sequences changes nothing; without the boundaries (one long
+    # sequence) it does.
     token_T, position_T = packed(lengths)
     other_T = (token_T + 1) % 97
     start, end = sum(lengths[:-1]), sum(lengths)
@@ -58,24 +63,30 @@ def test_gradients_are_those_of_transformers_and_survive_recomputation(checkpoin
         logp_R, _ = model(token_T, position_T, packed_attention([12], "cpu"), rows_R, token_T[1:])
         (-logp_R.mean()).backward()
         for (name, p), q in zip(model.named_parameters(), oracle.parameters(), strict=True):
-            torch.testing.assert_close(p.grad, q.grad, atol=1e-4, rtol=1e-3, msg=lambda m, name=name: f"{name}: {m}")
+            torch.testing.assert_close(p.grad, q.grad, atol=1e-4, rtol=1e-3,
+                                       msg=lambda m, name=name: f"{name}: {m}")
 
 
 def test_rows_and_temperature(ours):
     # Caught: temperature multiplied instead of divided, rows shifted by one.
     token_T, position_T = packed()
     row_R = torch.tensor([3, 20, 116])
+    target_R = token_T[row_R]
+    attend = packed_attention(LENGTHS, "cpu")
     with torch.no_grad():
-        logits_TV = ours()(token_T, position_T, packed_attention(LENGTHS, "cpu"))
-        logp_R, entropy_R = ours()(token_T, position_T, packed_attention(LENGTHS, "cpu"), row_R, token_T[row_R], 0.7)
-    expected = (logits_TV[row_R].double() / 0.7).log_softmax(-1)
-    torch.testing.assert_close(logp_R.double(), expected.gather(1, token_T[row_R, None])[:, 0], atol=1e-5, rtol=0)
-    torch.testing.assert_close(entropy_R.double(), -(expected.exp() * expected).sum(1), atol=1e-5, rtol=0)
+        logits_TV = ours()(token_T, position_T, attend)
+        logp_R, entropy_R = ours()(token_T, position_T, attend, row_R, target_R, 0.7)
+    expected_RV = (logits_TV[row_R].double() / 0.7).log_softmax(-1)
+    expected_R = expected_RV.gather(1, target_R[:, None])[:, 0]
+    torch.testing.assert_close(logp_R.double(), expected_R, atol=1e-5, rtol=0)
+    expected_R = -(expected_RV.exp() * expected_RV).sum(1)
+    torch.testing.assert_close(entropy_R.double(), expected_R, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama"])
 def test_fused_weights_are_the_parameters_themselves(ours, family):
-    # Caught: v before k, a bias left out, weights copied and not laid out as views, a gradient that the parameters do not get.
+    # Caught: v before k, a bias left out, weights that are copies and not views, a gradient that
+    # the parameters do not get.
     plain, fused = ours(family), fuse(ours(family))
     token_T, position_T = packed()
 
@@ -97,7 +108,8 @@ def test_fused_weights_are_the_parameters_themselves(ours, family):
 
 
 def test_parameters_and_flops_are_counted(checkpoint, ours):
-    # The oracles: transformers' parameter count and torch's counter of matrix products (which leaves out norms and biases).
+    # The oracles: transformers' parameter count, and torch's counter of matrix products, which
+    # leaves out norms and biases.
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -107,7 +119,7 @@ def test_parameters_and_flops_are_counted(checkpoint, ours):
     model = ours()
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         model(token_T, position_T, packed_attention([64], "cpu"))
-    counted = counter.get_total_flops()  # the plain path multiplies the whole square of queries and keys
+    counted = counter.get_total_flops()  # here of the whole square of queries and keys
     assert counted <= model.config.flops(64, 64 * 64, 64) < 1.02 * counted
 
 
@@ -149,7 +161,7 @@ def test_a_missing_key_is_named_with_its_file(tmp_path, key):
 @pytest.mark.parametrize("text", ['{"model_type": ', "[1, 2]", "version https://git-lfs", "\udcff"])
 def test_a_broken_config_is_named(tmp_path, text):
     (tmp_path / "config.json").write_bytes(text.encode(errors="surrogateescape"))
-    with pytest.raises(ValueError, match=r"config\.json: (not valid JSON|a JSON object is expected)"):
+    with pytest.raises(ValueError, match=r"config\.json: (not valid JSON|a JSON object is exp)"):
         Config.read(tmp_path)
 
 

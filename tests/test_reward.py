@@ -1,6 +1,7 @@
 """reward.py: each rule of equality with what it accepts and what it refuses, and that no text can harm the checker."""
 
 # ruff: noqa: E501  (a line of the table of rules is one truth with all its answers)
+import dataclasses
 import json
 import os
 import random
@@ -246,6 +247,87 @@ RULES = {
         11:47 \text{ a.m.}  =  11:47  =  11:47 AM  !  11:47 \text{ p.m.}  !  11:48
         (30,92) \text{ OR } (92,30)  =  (92,30) or (30,92)  !  (30,92)
         x  !  X  !  y""",                                             # choices compared as products of letters
+    "times and dates": r"""
+        10:50  =  10:50  =  10:50 \text{ a.m.}  !  5:25  !  2:10
+        9:00  =  09:00  =  9:00 \text{ p.m.}  =  9 \text{ p.m.}  !  10:00
+        3:00 \text{ p.m.}  =  3 p.m.  =  3:00  =  15:00  =  3:00 P.M.  !  3:00 a.m.  !  3
+        4:30  !  4.5  !  9:00
+        2:4  =  1:2  =  3:6  !  2:1
+        1/2/2000  =  1/2/2000  !  2/4/2000""",
+    "words keep their order": r"""
+        CDAB  !  ABCD  !  BADC  !  4
+        HHT  =  \text{HHT}  !  HTH
+        IV  !  VI
+        silent  =  Silent  !  listen
+        god  !  dog
+        AB  =  BA  !  AC
+        kn  =  nk  !  k
+        SL  =  LS  !  S
+        12  =  twelve  =  \text{Twelve}  !  twenty
+        \text{no solution}  =  \emptyset  =  No real solutions  !  0
+        \mathbf{B}\mathbf{A}  !  \mathbf{A}\mathbf{B}
+        \mathbf{a}\times\mathbf{b}  !  \mathbf{b}\times\mathbf{a}""",      # sorted letters; letters multiplied
+    "names give the order": r"""
+        (2,3)  =  x=2,y=3  =  y=3,x=2  =  p=2,q=3  =  m=2,b=3  =  length=2,width=3  !  m=3,b=2  !  y=2,x=3
+        AB=4,CD=5  =  4,5  =  CD=5,AB=4  !  5,4  !  AB=5,CD=4
+        x=1,y=2  !  x=1,2  !  x=1,y=2,z=3
+        (5,2),(7,2)  =  p=5,q=2;p=7,q=2  =  (p,q)=(5,2)\text{ or }(p,q)=(7,2)  !  p=2,q=5;p=2,q=7
+        (1,2),(3,4),(5,6)  =  1,2;3,4;5,6  !  2,1;4,3;6,5
+        (1,2),(2,1)  =  x=1,y=2\text{ or }x=2,y=1  !  x=1,y=2
+        a=1,b=2  !  a=1 or b=2
+        2x  =  \frac{dy}{dx}=2x  !  \frac{dy}{dx}=3x""",                     # names dropped, and with them the order
+    "number words": r"""
+        5  !  5 \text{ millions}  !  5 \text{ thousands}  !  5 \text{ lakh}  !  5 \text{ crore}  !  5 \text{ sevenths}
+        5  !  5 \text{ dozens}  !  5 \text{ tens}  !  5 \text{ divided by two}  !  5 \text{ point five}  !  5 \text{ or six}
+        3  !  3 quarters  !  3 \text{ halves}  !  three quarters
+        5000  =  5 thousand  =  5 \text{ thousands}  =  5 \text{ thousand people}  !  5
+        24  =  2 dozen  =  2 \text{ dozen eggs}  !  2""",                      # every word is a unit
+    "unicode": r"""
+        \frac{11}{5}  =  2⅕  =  2 ⅕  !  21/5
+        2.5  =  2½  !  21/2
+        -5  =  ‐5  =  —5  =  −5
+        42  =  4​2  =  ﻿42  =  42。  =  ４２  !  ⁴²
+        60  =  60˚  =  60º  =  60°
+        (1,2)  =  （1，2）
+        \mathbb{Z}  =  ℤ  =  x\in\mathbb{Z}  !  \mathbb{R}
+        x^{10}  =  x¹⁰  !  x10""",
+    "units, bare and two of them": r"""
+        60  =  60 miles per hour  =  60 km/hr  =  60 km per hour  !  61 km/hr
+        60 mph  =  60 miles per hour  =  60 \text{ miles/hour}  !  60 \text{ miles}
+        5  =  $5 per hour  =  USD 5  =  US$5  =  Rs. 5  =  ¥5  =  ₹5  =  \text{USD }5  =  5€  !  5x
+        12  =  12 eggs  =  12 (apples)  =  12 \text{ marbles}  !  12 \text{ eggs or } 13
+        2\pi  =  2\pi cm  =  2\pi \text{ cm}  =  2 \pi \text{ square units}  !  2\pi r
+        9.8  =  9.8 m/s^2  =  9.8\ \mathrm{m/s^2}
+        28\%  =  28 percentage  =  28 per cent  =  28 pct
+        2 \text{ hours and } 13 \text{ minutes}  =  2 hours 13 minutes  !  13, 2  !  2, 13
+        30.5^\circ  =  30°30'  !  30°
+        \$5.00  =  5  !  \$5.004  !  5.01""",                              # a unit that is no word of the table
+    "commands": r"""
+        5  =  \textnormal{5}  =  \textup{5}  =  {\color{red}5}  =  \textcolor{red}{5}  =  \ensuremath{5}  =  \mathnormal{5}
+        \frac12  =  \nicefrac{1}{2}  =  \sfrac{1}{2}  =  \cfrac12
+        \mathbb{R}  =  \mathbf{R}  =  \Bbb R  =  \text{all real numbers}  =  \text{All reals}
+        \mathbb{R}\setminus\{3\}  =  \text{all real numbers except }3  =  x\ne3  !  \mathbb{R}
+        \sin x  =  sinx  =  sin(x)  !  \sin y
+        |x|  =  abs(x)  !  x
+        1500  =  1.5x10^3  =  1.5 x 10^3
+        3:2  =  3 to 2  =  6:4  !  2 to 3
+        204_5  =  (204)_5  =  204 (base 5)  =  204_{(5)}  !  (204)_6
+        255  =  FF_{16}  =  \mathrm{FF}_{16}  !  FE_{16}
+        6.25  =  110.01_2  !  110.1_2
+        1000,1001  =  1,000, 1,001  =  1,000 and 1,001  !  1,000
+        (-2,2)  =  |x|<2  !  |x|\le2  !  x<2
+        \pm\sqrt3\pm1  =  \sqrt3+1,\sqrt3-1,1-\sqrt3,-1-\sqrt3  =  \sqrt3+1,-\sqrt3-1  !  \sqrt3+1
+        2,3  =  2,2,3  !  2,4,3
+        5  =  \text{The answer is } 5  =  Answer: 5  =  \text{Final answer: }5
+        \frac{\pi}{4}  =  \frac{\pi}{4}  !  \frac{\pi}{4}+k\pi""",
+    "vectors": r"""
+        \begin{pmatrix}6&8\\10&12\end{pmatrix}  =  \begin{pmatrix}1&2\\3&4\end{pmatrix}+\begin{pmatrix}5&6\\7&8\end{pmatrix}
+        (1+3t,2+4t)  =  (1,2)+t(3,4)  =  t\begin{pmatrix}3\\4\end{pmatrix}+\begin{pmatrix}1\\2\end{pmatrix}  !  (1,2)+t(4,3)
+        \begin{cases}x&x\ge0\\-x&x<0\end{cases}  =  \begin{cases}-x&\text{if }x<0\\x&\text{if }x\ge0\end{cases}  !  \begin{cases}x&x<0\\-x&x\ge0\end{cases}""",
+    "values": r"""
+        0  =  \sin\pi  =  \sqrt7^2-7  !  \frac{0}{\sin\pi}  !  0\tan 90^\circ  !  10^{-40}
+        1  !  \frac{\sin\pi}{\sin\pi}  !  (\sin\pi)^0
+        x+1  =  \frac{x^2-1}{x-1}  !  \frac{(x+1)\sin\pi}{\sin\pi}""",   # an error bound that grows with the noise
 }
 
 
@@ -280,6 +362,14 @@ def test_rule(rule):
     ("so\n#### 42\n", "42"), ("The answer is 7. Bye.", "7"), ("Final answer: 3/4", "3/4"),
     ("The answer is 1. Wait, the answer is 2.", "2"), (r"The answer is \boxed{4}", "4"),
     ("it is 5", None), ("", None),
+    ("Answer: 34", "34"), ("so x is 3.\n\n**Answer:** $34$", "34$"), ("Final Answer:\n5", "5"), ("####\n42", "42"),
+    ("Answer: 34\nNo, I do not know.", None),                         # caught: "Answer:" anywhere
+    ("The answer is 42</s>", "42"), ("The answer is 42<|im_end|>\n<|im_start|>user", "42"),
+    ("The final answer is:\n\\[5\\]", "5\\]"), ("The answer is C because of the integral", "C"),
+    (r"\boxed{-2} \quad \text{and} \quad \boxed{1}", "-2 and 1"), (r"$x=\boxed{3}$ and $x=\boxed{5}$.", "3 and 5"),
+    (r"\boxed{540} or \boxed{542}", "540 or 542"), (r"\boxed{1}, \boxed{2}", "1 , 2"),
+    (r"\boxed{C} and so \boxed{E}", "E"), (r"\boxed{9} \boxed{42}", "42"), (r"\boxed{42} \boxed{}", None),
+    (r"<think>so \boxed{5}", None), (r"<answer>7</answer>", "7"),      # caught: an answer in thoughts that never end
 ])
 def test_extract(text, answer):
     assert extract(text) == answer
@@ -292,9 +382,9 @@ def test_extract(text, answer):
 def test_extract_is_linear(before, piece):
     # Caught: \\+ before "boxed", which reads 10^6 backslashes once from each of them. Quadratic takes hours here.
     text = before + piece * (10**6 // len(piece))
-    began = time.perf_counter()
+    began = time.thread_time()
     extract(text)
-    assert time.perf_counter() - began < 2
+    assert time.thread_time() - began < 20
 
 
 # ---------------------------------------------------------------------------------------------------- bounds and verdicts
@@ -302,19 +392,43 @@ def test_extract_is_linear(before, piece):
 @pytest.mark.parametrize("answer, truth, verdict", [
     ("5", "5", "right"), ("6", "5", "wrong"), (r"\text{}", "5", "no_answer"), ("?", "5", "no_answer"), ("((5", "5", "unparsed"),
     (r"\sqrt{", "5", "unparsed"), ("1+" * 2000 + "1", "5", "too_large"), ("(" * 100 + "5" + ")" * 100, "5", "too_large"),
-    ("9" * 1500, "5", "too_large"), ("9e99999", "5", "too_large"), ("x" * 2000, "y", "too_large"),
+    ("9" * 1500, "5", "too_large"), ("9e99999", "5", "too_large"), ("x+" * 1400, "y", "too_large"),
     ("2^{10^{10}}", "5", "wrong"), ("10^{10^{10^{10}}}", "5", "too_large"), ("(10^{10})!", "5", "wrong"),   # never written out
     ("9!!!!", "5", "wrong"), (r"\binom{10^9}{10^8}", "5", "wrong"), (",".join("12" * 150), "5", "too_large"),
     (r"\binom{10^{20}}{2}", "5", "too_large"), (r"(x+1)^{10^{9}}", "x", "wrong"),
-    ("1<(" * 30 + "x" + ")<2" * 30, "5", "too_large"), ("(" * 30 + "x" + r")\ne 1" * 30, "5", "too_large"),    # copies of copies
+    ("1<(" * 30 + "x" + ")<2" * 30, "5", "wrong"), ("(" * 30 + "x" + r")\ne 1" * 30, "5", "wrong"),
     (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}" * 30, "5", "too_large"), ("a. " * 900, "5", "too_large"), ("x_", "5", "unparsed"),
 ])
 def test_verdicts_and_bounds(answer, truth, verdict):
-    began = time.perf_counter()
+    began = time.thread_time()
     closed = answer.count("{") == answer.count("}")
     found = judge(f"\\boxed{{{answer}}}", truth) if closed else reward.judge_answer(answer, truth)
     assert (found.verdict, found.score) == (verdict, float(verdict == "right"))
-    assert time.perf_counter() - began < 1
+    assert time.thread_time() - began < 2 * reward.SECONDS
+
+
+PATTERNS = r"""{ ( (mod \text{ " 0.3 1,000, \frac1 \frac{1} ^ _{ \mathbf{A} \over {1\over \for "\ for \begin{a} a.m. p. sq \R\ except
+    ° \circ 10^ |x|< \\ \ .333 x_1= ± \pm1 5cm eggs\ 2hours $ 5$ f( \sin √ | ⌊ ! \left( 1/ - A Ab the\ x= < ∪ :1 base3 to\ answer:
+    ,\  ; and\ or\ (1,2)\cup \boxed{ 1\  . 9""".split()
+
+
+@pytest.mark.parametrize("piece", ["(mod" + " " * 2900, *PATTERNS])
+def test_every_pattern_is_linear(piece):
+    # Caught: a pattern that reads a run once from each of its characters, and a deadline that matching does not see.
+    run = (piece * 3000)[:2990]
+    for answer, truth in ((run, "5"), ("5", run), (run + "5", "5" + run), (f"5{run[:1400]}", f"{run[:1400]}5")):
+        began = time.thread_time()
+        assert reward.judge_answer(answer, truth).verdict != "crashed"
+        assert time.thread_time() - began < 3 * reward.SECONDS
+
+
+def test_long_lists_are_matched():
+    # Caught: unordered matching that compares every item with every other.
+    intervals = [f"({2 * i},{2 * i + 1})" for i in range(150)]
+    assert equal(r"\cup".join(reversed(intervals)), r"\cup".join(intervals))
+    roots, others = ([form.replace("n", str(n)) for n in range(2, 180)] for form in (r"\sqrt{n}", "n^{.5}"))
+    assert equal(",".join(reversed(others)), ",".join(roots))
+    assert not equal(",".join([*others[1:], "1"]), ",".join(roots))
 
 
 def test_time_and_faults_have_verdicts(monkeypatch):
@@ -453,6 +567,31 @@ def test_intervals_are_equal_with_their_brackets_only(low, length, opening, clos
         assert not equal(wrong, truth), (wrong, truth)
 
 
+ROW = st.sampled_from([truth for _, _, truth, _ in cases()])
+
+
+@PROPERTY
+@given(ROW, st.integers(0, 10**6))
+def test_spaces_and_dollar_signs_do_not_matter(truth, seed):
+    draw = random.Random(seed)
+    assert equal(truth, truth) and reward.algebra(reward.clean(truth), reward.clean(truth))[0] == "right"
+    spaced = f" $ {truth}$ " if "$" not in truth else f"  {truth} "
+    assert equal(spaced, truth) and equal(truth, spaced)
+    at = [i for i, c in enumerate(truth) if c in "+=,&" and truth[i - 1 : i] != "\\"]
+    if at and not reward.THOUSANDS.search(truth):
+        place = draw.choice(at)
+        assert equal(f"{truth[:place]} {truth[place]} {truth[place + 1:]}", truth)
+
+
+@PROPERTY
+@given(st.text(max_size=200), st.text(max_size=200))
+def test_any_text_has_a_verdict(text, truth):
+    began = time.thread_time()
+    assert reward.judge(f"\\boxed{{{text}}}", truth).verdict in VERDICTS - {"crashed", "timeout"}
+    assert reward.judge_answer(text, text).verdict in ("right", "no_answer")
+    assert time.thread_time() - began < 3 * reward.SECONDS
+
+
 PIECES = r"""\frac \sqrt { } ( ) [ ] \{ \} ^ _ | ! % & \\ , ; : . + - * / = < \le \in \cup \pm x y e i 0 1 2 17 99999 \pi \infty
     \begin{pmatrix} \end{pmatrix} \text{ or and \boxed{ $ \sin \log \binom \lfloor \rfloor \ldots ° ' \overline \pmod cm \mathbb{R} é ∞ \left \right
     \cdot""".split()
@@ -467,11 +606,11 @@ def test_nothing_raises(noise, truth, seed):
     at, drop = draw.randrange(len(truth) + 1), draw.randrange(3)
     for answer in (noise, truth[:at] + noise[:5] + truth[at + drop:], truth[::-1]):
         for pair in ((answer, truth), (truth, answer)):
-            began = time.perf_counter()
+            began = time.thread_time()
             found = reward.judge_answer(*pair)
             assert found.verdict in VERDICTS - {"crashed", "timeout"}, (pair, found)
             assert found.score == (found.verdict == "right")
-            assert time.perf_counter() - began < 2, pair
+            assert time.thread_time() - began < 3 * reward.SECONDS, pair
         score(answer, truth)
 
 
@@ -532,6 +671,106 @@ def test_a_worker_that_hangs_or_dies_is_replaced(started):
         assert [grader.submit(*algebraic(2)).result(20).verdict for _ in range(2)] == ["crashed"] * 2
 
 
+SLEEPY = """
+import time
+def slow(completion, problem):
+    print("this must not be taken for a verdict")
+    time.sleep(float(completion))
+    return float(problem["answer"])
+def fails(completion, problem):
+    return problem["missing"]
+def infinite(completion, problem):
+    return float("inf")
+"""
+
+
+@pytest.fixture
+def sleepy(tmp_path):
+    """A file of user rewards: `slow` sleeps for as many seconds as the completion says."""
+    file = tmp_path / "sleepy.py"
+    file.write_text(SLEEPY)
+    return str(file)
+
+
+def test_lost_workers_leave_nothing(started, sleepy):
+    # Caught: processes that are never waited for and pipes that stay open, 1 and 2 for each time-out.
+    with Grader(timeout_s=0.05, reward=f"{sleepy}:slow") as grader:
+        assert grader.submit("9", {"answer": 1}).result(60).verdict == "timeout"
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(5):
+            assert grader.submit("9", {"answer": 1}).result(60).verdict == "timeout"
+        assert len(os.listdir("/proc/self/fd")) == before
+        assert len(started) == 6 and all(worker.returncode is not None for worker in started)
+
+
+def test_a_user_reward_is_graded_in_the_workers(sleepy):
+    @dataclasses.dataclass
+    class Problem:
+        prompt: str
+        answer: str
+
+    with Grader(reward=f"{sleepy}:slow") as grader:
+        found = grader.grade(["0", "0"], [Problem("", "0.25"), {"answer": -1}])
+        assert [(v.score, v.verdict) for v in found] == [(0.25, "graded"), (-1.0, "graded")]
+        assert grader.submit("0" * 10**6, {"answer": 1}).result(60).score == 1.0     # more than a pipe holds
+    for name, message in (("fails", "KeyError"), ("infinite", "returned inf"), ("absent", "AttributeError")):
+        with Grader(reward=f"{sleepy}:{name}") as grader:
+            found = grader.submit("0", {"answer": 1}).result(60)
+            assert (found.score, found.verdict) == (0.0, "crashed") and message in found.rule
+    with pytest.raises(ValueError, match="FILE.py:function"):
+        Grader(reward="/no/such/file.py:score")
+
+
+def test_a_request_to_a_worker_that_does_not_read_has_a_limit(started, sleepy):
+    with Grader(timeout_s=0.5, reward=f"{sleepy}:slow") as grader:
+        assert grader.submit("0", {"answer": 1}).result(60).score == 1.0
+        os.kill(started[0].pid, signal.SIGSTOP)                        # caught: a write that blocks for ever
+        assert grader.submit("0" * 10**6, {"answer": 1}).result(60).verdict == "timeout"
+
+
+def test_starts_and_ends_have_limits(started, monkeypatch):
+    monkeypatch.setattr(reward, "START_S", 0.2)
+    with Grader() as grader:
+        grader.command = ["sleep", "60"]                               # caught: waiting for ever for a worker's first line
+        found = grader.submit(*algebraic(2)).result(20)
+        assert found.verdict == "crashed" and "did not start" in found.rule
+    monkeypatch.setattr(reward, "START_S", 60.0)
+    with Grader() as grader:
+        assert grader.submit(*algebraic(2)).result(60).verdict == "right"
+        os.kill(started[-1].pid, signal.SIGSTOP)                       # caught: a close that waits for ever
+    assert all(worker.returncode is not None for worker in started)
+
+
+def test_workers_end_with_their_parent(tmp_path, sleepy):
+    # Caught: a worker in the middle of an answer that outlives the run by as long as the answer takes.
+    script = tmp_path / "parent.py"
+    script.write_text("import reward, time\n"
+                      f"grader = reward.Grader(timeout_s=99, reward={sleepy + ':slow'!r})\n"
+                      "grader.submit('99', {'answer': 1})\n"
+                      "while not grader.workers: time.sleep(0.01)\n"
+                      "print(*(w.process.pid for w in grader.workers), flush=True)\n"
+                      "time.sleep(99)\n")
+    parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True,
+                              env={**os.environ, "PYTHONPATH": str(ROOT)})
+    worker = int(parent.stdout.readline())
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    for _ in range(1000):
+        status = Path(f"/proc/{worker}/stat")
+        if not status.exists() or status.read_text().split()[2] == "Z":
+            return
+        time.sleep(0.02)
+    os.kill(worker, signal.SIGKILL)
+    raise AssertionError("the worker outlives its parent")
+
+
+def test_answers_are_compared_in_the_workers(started):
+    with Grader(workers=2) as grader:
+        assert grader.equal([(r"\sqrt{8}", r"2\sqrt{2}"), ("3", "4"), ("5", "5"), (r"\sqrt{8}", "3")]) == [True, False, True, False]
+        assert 1 <= len(started) <= 2                                  # caught: maj@k that hangs the main process
+
+
 def test_memory_of_a_worker_is_limited(tmp_path, started):
     hungry = tmp_path / "hungry.py"                                    # the worker's own loop around a judge that wants 1 GB
     hungry.write_text("import sys, reward\nfair = reward.judge_answer\n"
@@ -560,18 +799,15 @@ def test_workers_import_no_torch(tmp_path):
 
 # ------------------------------------------------------------------------------------------------------- the command line
 
-def test_the_command_explains(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(sys, "argv", ["reward.py", "--answer", r"so \boxed{\sqrt 8}", "--truth", r"2\sqrt2"])
+def test_the_command_explains(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["reward.py", "--answer", "so \\boxed{\\sqrt 8}\x1b[2J", "--truth", r"2\sqrt2"])
     reward.main()
     shown = capsys.readouterr().out
-    assert r"\sqrt 8" in shown and "right" in shown and "60 digits" in shown and "read as  ^(8, 1/2)\ntruth    2" in shown
-    file = tmp_path / "cases.jsonl"
-    file.write_text("".join(json.dumps({"completion": f"\\boxed{{{a}}}", "gold": "2", "expected": e}) + "\n"
-                            for a, e in (("2", 1), ("3", 0), ("4", 1))))
-    monkeypatch.setattr(sys, "argv", ["reward.py", "--file", str(file)])
+    assert "read as  sqrt(8)   and   2*sqrt(2)\n" in shown and "right" in shown and "60 digits" in shown
+    monkeypatch.setattr(sys, "argv", ["reward.py", "--answer", "\\boxed{1,000}\x1b[2J", "--truth", "1001"])
     reward.main()
     shown = capsys.readouterr().out
-    assert "answer '4'" in shown and "2 of 3 agree (66.7%)" in shown
+    assert "\x1b" not in shown and "read as  1000   and   1001\n" in shown       # caught: the reading of a list of 1 and 0
 
 
 # --------------------------------------------------------------------------------------------------- published collections
@@ -589,11 +825,19 @@ def test_labelled_cases():
 
 
 @pytest.mark.skipif(not SCALING_DATA, reason="SCALING_DATA names no folder with checker/")
+def test_cases_of_public_reports():
+    cases = lines("reports_dev")
+    wrong = [case for case in cases if score(case["completion"], case["gold"]) != case["expected"]]
+    assert len(cases) > 700 and len(wrong) <= 0.05 * len(cases), wrong
+    assert sum(case["expected"] == 0 for case in wrong) <= 5, wrong
+
+
+@pytest.mark.skipif(not SCALING_DATA, reason="SCALING_DATA names no folder with checker/")
 def test_hostile_cases():
     for case in lines("adversarial_dev"):
-        began = time.perf_counter()
+        began = time.thread_time()
         found = judge(case["completion"], case["gold"])
-        assert time.perf_counter() - began < 2 and found.verdict != "crashed" and case["expected"] in (None, found.score), case
+        assert time.thread_time() - began < 2 and found.verdict != "crashed" and case["expected"] in (None, found.score), case
 
 
 @pytest.mark.skipif(not SCALING_DATA, reason="SCALING_DATA names no folder of problem sets")
@@ -605,11 +849,10 @@ def test_every_truth_of_the_study_equals_itself():
     assert not [truth for truth in truths if not equal(truth, truth)]
     unread = []
     for truth in truths:
-        text = reward.plain(truth)
-        if not reward.CHOICE.fullmatch(text) and not reward.WORDS.fullmatch(text):    # those are compared as text
-            try:
-                reward.parse(reward.clean(truth))
-                assert reward.algebra(reward.clean(truth), reward.clean(truth))[0] == "right", truth    # not by the string
-            except reward.Refused:
-                unread.append(truth)
+        text = reward.clean(truth)
+        verdict, rule, _ = reward.algebra(text, text)                   # not by the string
+        if "cannot be read" in rule:
+            unread.append(truth)
+        else:
+            assert verdict == "right", (truth, rule)
     assert len(unread) <= 0.001 * len(truths), unread

@@ -1,7 +1,7 @@
-"""kernels/sample.py: the noise, bit by bit and in the large; the draws; the kernel under triton's interpreter.
+"""kernels/sample.py: the noise, bit by bit and in the large; the draws; the kernels interpreted.
 
-Run as a script with TRITON_INTERPRET=1, this file checks the kernel on a CPU: triton reads that variable when it is
-imported, so the test of that name starts a process of its own.
+Run as a script with TRITON_INTERPRET=1, this file checks the kernel on a CPU. Triton reads that
+variable when it is imported, so the test of that name starts a process of its own.
 """
 
 
@@ -10,7 +10,15 @@ import torch
 from scipy import stats
 
 from kernels import sample as module
-from kernels.sample import position_key, sample, sample_triton, scales, sequence_key, token_key, uniform
+from kernels.sample import (
+    position_key,
+    sample,
+    sample_triton,
+    scales,
+    sequence_key,
+    token_key,
+    uniform,
+)
 
 N = 2**18
 MIXERS = dict(GOLDEN=module._GOLDEN, MIX1=module._MIX1, MIX2=module._MIX2, UNIT=module._UNIT)
@@ -29,41 +37,51 @@ def unfolded_hash(key, index):
 
 
 def key_for(unfolded, index):
-    """A key that leads to this value at this index: the key's upper half is added last, so it can be chosen."""
+    """A key that leads to this value at this index. The upper half of the key is added last, so it
+    can be chosen."""
     return module._int64(((unfolded - unfolded_hash(0, index)) % 2**32) << 32)
 
 
 def chi_square(x, bins):
-    """p-value of x in [0, 1) being uniform; or, for a list of two, of their pairs being uniform on the square."""
+    """p-value of x being uniform on [0, 1), or of the pairs from a list of two on the square."""
     if isinstance(x, list):
         x = ((x[0] * bins).long() * bins + (x[1] * bins).long()).flatten()
         return stats.chisquare(torch.bincount(x, minlength=bins**2).numpy()).pvalue
-    return stats.chisquare(torch.bincount((x.flatten() * bins).long(), minlength=bins).numpy()).pvalue
+    bin_T = (x.flatten() * bins).long()
+    return stats.chisquare(torch.bincount(bin_T, minlength=bins).numpy()).pvalue
 
 
-# A fixed seed makes these tests exact repeats; 1e-4 on either side would be met by chance once in 300 new seeds or so.
+# A fixed seed makes these tests exact repeats; 1e-4 on either side would be met by chance once in
+# 300 new seeds or so.
 def passes(p):
     return 1e-4 < p < 1 - 1e-4
 
 
 def test_key_is_the_same_from_integers_and_tensors():
-    grid = torch.cartesian_prod(*[torch.tensor(x) for x in ([0, 3, -1], [0, 7], [0, 2**40], [0, 5], [1, 2])])
+    values = ([0, 3, -1], [0, 7], [0, 2**40], [0, 5], [1, 2])
+    grid = torch.cartesian_prod(*map(torch.tensor, values))
     from_tensors = token_key(*grid.unbind(1))
-    from_mixed = torch.stack([token_key(a, b, torch.tensor(c), d, torch.tensor(e)) for a, b, c, d, e in grid.tolist()])
+    from_mixed = torch.stack(
+        [token_key(a, b, torch.tensor(c), d, torch.tensor(e)) for a, b, c, d, e in grid.tolist()]
+    )
     from_integers = torch.stack([token_key(*row) for row in grid.tolist()])
     assert from_tensors.dtype == torch.int64
     assert torch.equal(from_tensors, from_integers) and torch.equal(from_tensors, from_mixed)
     assert token_key(1, 2, 3, 4, torch.arange(6).view(2, 3)).shape == (2, 3)
-    # Split in two, as the sampler uses it: what a sequence keeps is one number of 64 bits, whatever the fields are.
+    # Split in two, as the sampler uses it: what a sequence keeps is one number of 64 bits, whatever
+    # the fields are.
     shared = torch.tensor([sequence_key(*row[:4]) for row in grid.tolist()])
     assert torch.equal(position_key(shared, grid[:, 4]), from_tensors)
     assert sequence_key(2**70 + 5, 1, 2, 3) == sequence_key(5, 1, 2, 3)
 
 
 def test_key_is_the_mix_in_integers():
-    # Fails when a constant, a shift or a round of the key changes: recorded runs could not be repeated.
-    odd = (0x6A09E667F3BCC909, 0xBB67AE8584CAA73B, 0x9E3779B97F4A7C15, 0xA54FF53A5F1D36F1, 0x510E527FADE682D1)
-    for fields in [(0, 0, 0, 0, 0), (1, 2, 3, 4, 5), (2**63, 10**6, 53_903, 31, 4095), (-1, 0, 0, 0, 7)]:
+    # Fails when a constant, a shift or a round of the key changes: recorded runs could not be
+    # repeated.
+    odd = (0x6A09E667F3BCC909, 0xBB67AE8584CAA73B, 0x9E3779B97F4A7C15)
+    odd += (0xA54FF53A5F1D36F1, 0x510E527FADE682D1)
+    cases = [(0, 0, 0, 0, 0), (1, 2, 3, 4, 5), (2**63, 10**6, 53_903, 31, 4095), (-1, 0, 0, 0, 7)]
+    for fields in cases:
         x = sum(field * constant for field, constant in zip(fields, odd, strict=True)) % 2**64
         x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
         x = (x ^ (x >> 27)) * 0x94D049BB133111EB % 2**64
@@ -71,7 +89,8 @@ def test_key_is_the_mix_in_integers():
 
 
 def test_keys_differ_and_every_bit_of_every_field_matters():
-    # Fails when a field is left out of the sum, when two fields share a constant, or without the finaliser.
+    # Fails when a field is left out of the sum, when two fields share a constant, or without the
+    # finaliser.
     axes = [torch.arange(16)] * 5
     key = token_key(*torch.cartesian_prod(*axes).unbind(1))
     assert len(key.unique()) == 16**5
@@ -87,7 +106,8 @@ def test_keys_differ_and_every_bit_of_every_field_matters():
 
 
 def test_uniform_is_the_hash_in_integers():
-    # Fails when a shift, a multiplier, a half of the key or the order of the steps changes: runs could not be repeated.
+    # Fails when a shift, a multiplier, a half of the key or the order of the steps changes: runs
+    # could not be repeated.
     keys = [0, 1, -1, 2**63 - 1, -(2**63), 0x0123456789ABCDEF, -987654321987654321]
     indices = [0, 1, 2, 31, 50_000, 151_935]
     u_BV = uniform(torch.tensor(keys), 151_936)[:, indices]
@@ -98,13 +118,15 @@ def test_uniform_is_the_hash_in_integers():
 
 
 def test_uniform_is_never_0_or_1():
-    # Fails without the 0.5 (a draw of probability 0 could win) or with 2**-31 alone (log1p(-1): a token never drawn).
+    # Fails without the 0.5 (a draw of probability 0 could win) or with 2**-31 alone (log1p(-1): a
+    # token never drawn).
     smallest, largest = 0, 0x7FFF8000  # folded: 0 and 2**31 - 1
     assert (fold(smallest, 16), fold(largest, 16)) == (0, 2**31 - 1)
     for index in (0, 5):
-        low, high = uniform(torch.tensor([key_for(smallest, index), key_for(largest, index)]), 8)[:, index]
+        keys = [key_for(smallest, index), key_for(largest, index)]
+        low, high = uniform(torch.tensor(keys), 8)[:, index]
         assert low == module._UNIT / 2 and high == 1 - 2.0**-24
-        for key in (key_for(smallest, index), key_for(largest, index)):
+        for key in keys:
             token_B, logp_B = sample(torch.zeros(1, 8), 1.0, torch.tensor([key]))
             assert 0 <= token_B < 8 and logp_B.isfinite().all()
 
@@ -124,7 +146,8 @@ def test_noise_is_uniform_and_independent_along_every_field(field):
 
 
 def test_noise_is_uniform_and_independent_along_the_vocabulary():
-    # Fails without the second multiplication, without the lower half of the key, or with uniforms of 16 bits.
+    # Fails without the second multiplication, without the lower half of the key, or with uniforms
+    # of 16 bits.
     u_BV = uniform(token_key(0, 0, 0, 0, torch.arange(4)), N)
     for u_V in u_BV:
         assert passes(chi_square(u_V, 256))
@@ -136,22 +159,27 @@ def test_noise_is_uniform_and_independent_along_the_vocabulary():
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 2.0])
 def test_tokens_follow_the_softmax(temperature):
-    # Fails when the temperature is left out or multiplied, or when the noise is added with the wrong sign.
+    # Fails when the temperature is left out or multiplied, or when the noise is added with the
+    # wrong sign.
     logits_V = torch.randn(12, generator=torch.Generator().manual_seed(0)) * 2
-    key_B = token_key(5, 1, torch.arange(400).repeat(500), torch.arange(500).repeat_interleave(400), 9)
+    problem_B = torch.arange(400).repeat(500)
+    sample_B = torch.arange(500).repeat_interleave(400)
+    key_B = token_key(5, 1, problem_B, sample_B, 9)
     token_B, _ = sample(logits_V.expand(len(key_B), -1), temperature, key_B)
     expected_V = (logits_V.double() / temperature).softmax(0) * len(key_B)
-    assert passes(stats.chisquare(torch.bincount(token_B, minlength=12).numpy(), expected_V.numpy()).pvalue)
+    count_V = torch.bincount(token_B, minlength=12)
+    assert passes(stats.chisquare(count_V.numpy(), expected_V.numpy()).pvalue)
 
 
 def test_a_rare_token_is_drawn_as_often_as_it_should():
-    # Fails when the uniforms are cut to 16 bits: one in 2**18 draws is then never, or four times too often.
+    # Fails when the uniforms are cut to 16 bits: one in 2**18 draws is then never, or four times
+    # too often.
     rare = 2.0**-18
     logits_V = torch.tensor([rare / (1 - rare), 1.0]).log()
-    count = sum(
-        int((sample(logits_V.expand(N, 2), 1.0, token_key(1, i, torch.arange(N), 0, 0))[0] == 0).sum())
-        for i in range(32)
-    )
+    count = 0
+    for i in range(32):
+        token_B, _ = sample(logits_V.expand(N, 2), 1.0, token_key(1, i, torch.arange(N), 0, 0))
+        count += int((token_B == 0).sum())
     assert 1e-3 < stats.binomtest(count, 32 * N, rare).pvalue
 
 
@@ -168,36 +196,47 @@ def check_against_float64(logits_BV, temperature, key_B, draw):
     assert logp_B.dtype == torch.float32 and (logp_B - expected_B).abs().max() < error
 
 
-CASES = [(5, 300, torch.float32), (3, 9001, torch.bfloat16), (2, 4096, torch.float32), (40, 32, torch.float32)]
+CASES = [
+    (5, 300, torch.float32),
+    (3, 9001, torch.bfloat16),
+    (2, 4096, torch.float32),
+    (40, 32, torch.float32),
+]
 
 
 def check_draw(draw, device):
     for B, V, dtype in CASES:
         generator = torch.Generator().manual_seed(V)
         logits_BV = (torch.randn(B, V, generator=generator) * 4).to(dtype)
-        # Whole blocks of -inf, the others far below 0: fails when such a block passes for one with a maximum of 0.
+        # Whole blocks of -inf, the others far below 0: fails when such a block passes for one with
+        # a maximum of 0.
         logits_BV[0] -= 200
         logits_BV[0, : V // 2] = -torch.inf
         for temperature in (1.0, 0.6, 0):
             key_B = token_key(B, V, torch.arange(B), 2, 3)
             check_against_float64(logits_BV.to(device), temperature, key_B.to(device), draw)
-            # The temperature read on the device gives the same bits. Fails when greedy keeps the noise there.
+            # The temperature read on the device gives the same bits. Fails when greedy keeps the
+            # noise there.
             token_B, logp_B = draw(logits_BV.to(device), temperature, key_B.to(device))
-            other_B, other_logp_B = draw(logits_BV.to(device), scales(temperature, torch.device(device)), key_B.to(device))
+            on_device = scales(temperature, torch.device(device))
+            other_B, other_logp_B = draw(logits_BV.to(device), on_device, key_B.to(device))
             assert torch.equal(token_B, other_B) and torch.equal(logp_B, other_logp_B)
             wide_BV = torch.cat((logits_BV, torch.full((B, 16), 100.0, dtype=dtype)), 1).to(device)
-            check_against_float64(wide_BV[:, :V], temperature, key_B.to(device), draw)  # rows with a stride
+            # Rows with a stride.
+            check_against_float64(wide_BV[:, :V], temperature, key_B.to(device), draw)
     # Of a row of NaN comes a token that there is, and NaN.
     for temperature in (1.0, 0):
         key_B = torch.zeros(1, dtype=torch.int64, device=device)
         token_B, logp_B = draw(torch.full((1, 9000), torch.nan, device=device), temperature, key_B)
         assert 0 <= token_B.item() < 9000 and logp_B.isnan().all()
     # The smallest uniform is a noise of 22, not of infinity. Fails with log(1 - u) for log1p(-u).
-    logits_BV, key_B = torch.zeros(1, 300, device=device), torch.tensor([key_for(0, 5)], device=device)
+    logits_BV = torch.zeros(1, 300, device=device)
+    key_B = torch.tensor([key_for(0, 5)], device=device)
     logits_BV[0, 5] = -30
     check_against_float64(logits_BV, 1.0, key_B, draw)
     # Among equals the lowest index, across blocks too. Fails with tie_break_left=False.
-    token_B, logp_B = draw(torch.zeros(2, 9000, device=device), 0, torch.zeros(2, dtype=torch.int64, device=device))
+    key_B = torch.zeros(2, dtype=torch.int64, device=device)
+    token_B, logp_B = draw(torch.zeros(2, 9000, device=device), 0, key_B)
     assert token_B.tolist() == [0, 0] and torch.allclose(logp_B.cpu(), -torch.tensor(9000.0).log())
 
 
@@ -225,7 +264,8 @@ def test_bad_temperature(temperature):
 
 
 def check_bits(device):
-    """The kernel's uniforms are those of torch, bit for bit. Fails with a logical shift, or `* UNIT + UNIT / 2`."""
+    """The kernel's uniforms are those of torch, bit for bit. Fails with a logical shift, or with
+    `* UNIT + UNIT / 2`."""
     module.load_triton()
     import triton
     import triton.language as tl
@@ -233,7 +273,10 @@ def check_bits(device):
     globals()["tl"] = tl  # where the interpreter looks for it
 
     @triton.jit
-    def write(key, out, V, GOLDEN: tl.constexpr, MIX1: tl.constexpr, MIX2: tl.constexpr, UNIT: tl.constexpr):
+    def write(
+        key, out, V,
+        GOLDEN: tl.constexpr, MIX1: tl.constexpr, MIX2: tl.constexpr, UNIT: tl.constexpr,
+    ):  # fmt: skip
         index = tl.program_id(1) * 1024 + tl.arange(0, 1024)
         u = module.uniform_kernel(tl.load(key + tl.program_id(0)), index, GOLDEN, MIX1, MIX2, UNIT)
         tl.store(out + tl.program_id(0) * V + index, u, mask=index < V)
@@ -247,7 +290,8 @@ def check_bits(device):
 
 
 def check_exponential(device, fast, error):
-    """The kernel's -log(1 - u) over all the uniforms there can be, relative. Fails with a term of the series less."""
+    """The relative error of the kernel's -log(1 - u), over all uniforms. Fails with a term of the
+    series less."""
     module.load_triton()
     import triton
     import triton.language as tl
@@ -259,7 +303,9 @@ def check_exponential(device, fast, error):
         index = tl.program_id(0) * 1024 + tl.arange(0, 1024)
         tl.store(out + index, module.exponential_kernel(tl.load(u + index), FAST))
 
-    u = torch.cat((torch.logspace(-9.6, -0.0001, 15 * 1024), 1 - torch.logspace(-7.22, -0.3, 1024))).to(device)
+    from_0 = torch.logspace(-9.6, -0.0001, 15 * 1024)
+    to_1 = 1 - torch.logspace(-7.22, -0.3, 1024)
+    u = torch.cat((from_0, to_1)).to(device)
     out = torch.empty_like(u)
     write[16,](u, out, fast)
     exact = -torch.log1p(-u.double())
@@ -272,7 +318,8 @@ def test_kernel_in_the_interpreter(interpreted):
 
 def test_kernels_compile_ahead_of_time(compiled):
     module.load_triton()
-    both = dict(logits="*bf16", token_BP="*i32", stats_3BP="*fp32", row_stride="i32", V="i32", scales="*fp32")
+    both = dict(logits="*bf16", token_BP="*i32", stats_3BP="*fp32")
+    both |= dict(row_stride="i32", V="i32", scales="*fp32")
     part, join = dict(both, key="*i64"), dict(both, token_B="*i64", logp_B="*fp32", P="i32")
     for kernel, types, constants in (
         (module.part_kernel, part, dict(BLOCK=4096, FAST=True, **MIXERS)),

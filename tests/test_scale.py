@@ -227,6 +227,90 @@ def test_a_second_signal_and_a_phase_that_lasts_too_long_end_the_run_at_once(tmp
         assert place in said
 
 
+LONG = ["--group", "16", "--micro-tokens", "60", "--updates", "2", "--kl", "0.01", "--eval-every", "2"]
+
+
+def endless(argv, place, begun):
+    """A run whose second step, or the evaluation after it, takes minutes at one place."""
+    import grpo
+    import rollout
+
+    def wait_at(name, seconds):
+        if name == place and Path(argv[argv.index("--out") + 1], "metrics.jsonl").read_text().count('"kind": "train"') == when:
+            Path(f"{begun}{os.environ['RANK']}").touch()
+            time.sleep(seconds)
+
+    when = 2 if place == "evaluation" else 1  # training lines by then
+    synchronise, log_probs, step = rollout.Sampler._synchronise, grpo.log_probs, torch.optim.AdamW.step
+    updates = []
+
+    def slow_sampler(self, *args):
+        wait_at("generation", 5)
+        wait_at("evaluation", 5)
+        return synchronise(self, *args)
+
+    def slow_log_probs(model, b, temperature):
+        if torch.is_grad_enabled():
+            wait_at("second update" if len(updates) % 2 else "first update", 0.2 if len(updates) % 2 else 5)
+        else:
+            wait_at("old" if model.training_policy else "reference", 5)
+        return log_probs(model, b, temperature)
+
+    def counted(self, *args, **options):
+        updates.append(1)
+        return step(self, *args, **options)
+
+    add = grpo.add_log_probs
+
+    def marked(policy, reference, *rest):
+        policy.training_policy, reference.training_policy = True, False
+        return add(policy, reference, *rest)
+
+    rollout.Sampler._synchronise, grpo.log_probs, grpo.add_log_probs = slow_sampler, slow_log_probs, marked
+    torch.optim.AdamW.step = counted
+    ranks.train(argv)
+
+
+PLACES = ("generation", "old", "reference", "first update", "second update", "evaluation")
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_signal_gives_a_long_step_up_and_loses_nothing(tmp_path, n, place):
+    # Caught: a phase that is ended first, which torchrun does not wait for; a rank that leaves alone; an update undone.
+    run, output = tmp_path / "run", tmp_path / "output"
+    started = ranks.start(n, endless, arguments(run, *LONG, "--steps", 9), place, tmp_path / "begun", output=output)
+    until(lambda: all((tmp_path / f"begun{rank}").exists() for rank in range(n)), 90)
+    for process in started:
+        os.kill(process.pid, signal.SIGTERM)
+    assert ranks.wait(started, 60) == [0] * n, output.read_text()[-3000:]
+    whole = 2 if place in ("second update", "evaluation") else 1
+    said = output.read_text()
+    assert f"ended after step {whole} of 9, as asked" in said, said
+    if place == "second update":
+        assert "has changed the weights, so it ends first" in said
+    else:
+        assert "given up, then a checkpoint is written" in said
+    assert [p.name for p in (run / "checkpoints").iterdir()] == [f"step-00000{whole}"]
+    assert sum(row["kind"] == "train" for row in lines(run)) == whole
+
+
+def test_a_step_that_was_given_up_is_done_again_as_it_would_have_been(tmp_path):
+    runs = {}
+    for name in ("whole", "ended"):
+        run, output = tmp_path / name, tmp_path / f"{name}-output"
+        argv = arguments(run, *LONG, "--steps", 3)
+        if name == "ended":
+            (process,) = started = ranks.start(1, endless, argv, "first update", tmp_path / "begun", output=output)
+            until((tmp_path / "begun0").exists, 90)
+            os.kill(process.pid, signal.SIGTERM)
+            assert ranks.wait(started, 60) == [0]
+            argv = ["--resume", str(run)]
+        assert ranks.wait(ranks.start(1, ranks.train, argv, output=output)) == [0], output.read_text()[-3000:]
+        runs[name] = lines(run)
+    assert runs["whole"] == runs["ended"]
+
+
 def signalled():
     """-> (whether a child lives on that is signalled as torchrun signals a worker's children, the signals counted)."""
     from runtime.ledger import Signals
