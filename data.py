@@ -188,6 +188,7 @@ def make_tokenizer():
 
 # ---- Files, directories, the hub ------------------------------------------------------------
 
+MOST_FILES = 10_000  # of a directory that is a data set
 SUFFIXES = (".jsonl", ".json", ".parquet")
 
 
@@ -295,13 +296,21 @@ def parse_json(text: str, path: Path, line: int):
 
 def read_directory(path: Path, split: str) -> list[dict]:
     """A split of a directory in Hugging Face data-set layout."""
+    found = itertools.chain.from_iterable(files for _, _, files in os.walk(path))
+    if sum(1 for _ in itertools.islice(found, MOST_FILES + 1)) > MOST_FILES:
+        # The package datasets would look at each of them, for hours in a home directory.
+        raise ValueError(
+            f"{path}: more than {MOST_FILES:,} files, so this is no data set; give the directory "
+            "that holds nothing else, or a file"
+        )
     from datasets import load_dataset
 
     try:
         return load_dataset(str(path), split=split).to_list()
     except Exception as error:  # of many types; the remedy is the same
+        cause = error.__cause__ or error
         raise ValueError(
-            f"{path} (split {split}) is no data set that the package datasets can read: {error}\n"
+            f"{path} (split {split}) is no data set that the package datasets can read: {cause}\n"
             "Give one of its .jsonl, .json or .parquet files, or another split as DIRECTORY:split."
         ) from error
 
@@ -752,6 +761,15 @@ class Renderer:
             raise ValueError("--template-args need a chat template, and prompts are rendered plain")
         self.cache: dict[tuple, array] = {}  # turns: token ids
         self.end_token: int | None = self.find_end_token() if self.chat else None
+
+    def describe(self) -> str:
+        """How prompts are rendered, for the first lines of a run."""
+        if not self.chat:
+            return "prompts are plain text; a completion ends with the model's end of text"
+        if self.end_token is None:
+            return "prompts follow the chat template, which names no token that ends a turn"
+        end = self.tokenizer.decode([self.end_token])
+        return f"prompts follow the chat template; a turn ends with {end}"
 
     def __call__(self, problem: Problem) -> list[int]:
         return self.render_all([problem])[0]

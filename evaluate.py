@@ -61,6 +61,7 @@ from runtime.parallel import (
 )
 
 EVALUATION = -1  # the `step` that keys the noise of an evaluation
+MOST_COMPLETIONS = 10_000  # of one problem
 
 
 # ---- What graded completions say -----------------------------------------------------------------
@@ -96,6 +97,8 @@ def interval(mean: float, se: float | None, count: int) -> tuple[float, float]:
     0 or unknown."""
     if se:
         return mean - 1.96 * se, mean + 1.96 * se
+    if not 0 <= mean <= 1:  # of a user's reward: equal everywhere, and no share
+        return mean, mean
     return wilson(mean, count)
 
 
@@ -210,13 +213,14 @@ def summarise(
         "verdicts": {verdict: verdicts.count(verdict) for verdict in sorted(set(verdicts))},
     }
     kinds = {problem.kind for problem in problems}
-    if n > 1:
+    if n > 1 and set(score_PG.flat) <= {0.0, 1.0}:  # a user's reward may have other values
         ks = ks or sorted({*(2**i for i in range(n.bit_length())), n})
         right_P = score_PG.sum(1)
         result["pass_at_k"] = {
             str(k): mean_se([pass_at_k(n, int(c), k) for c in right_P]) for k in ks
         }
-        if kinds <= {"math", "choice"}:  # tables and programs do not vote
+        # Tables and programs do not vote, nor do completions that a user's function grades.
+        if kinds <= {"math", "choice"} and not grader.reward:
             same = agreement(grader)
             answers = [row["answer"] for row in rows]
             result["maj_at_k"] = {}
@@ -241,7 +245,7 @@ def plus_minus(mean: float, se: float | None, count: int) -> str:
     """A mean with its standard error; with Wilson's interval where all outcomes are the same."""
     if se:
         return f"{mean:.4f} ± {se:.4f}"
-    low, high = wilson(mean, count)
+    low, high = interval(mean, se, count)
     return f"{mean:.4f}, 95% interval [{low:.3f}, {high:.3f}]"
 
 
@@ -294,8 +298,15 @@ class EvaluationSet:
         found = cls(
             name, int(n or 1), cls.temperature if temperature is None else float(temperature)
         )
-        if found.n < 1:
-            raise ValueError(f"--eval {text}: at least one completion of each problem is needed")
+        if not 1 <= found.n <= MOST_COMPLETIONS:
+            raise ValueError(
+                f"--eval {text}: {found.n} completions of each problem; must be from 1 to "
+                f"{MOST_COMPLETIONS:,}"
+            )
+        if found.temperature and not 1e-3 <= found.temperature <= 100:
+            raise ValueError(
+                f"--eval {text}: temperature {found.temperature:g}; must be 0 or from 0.001 to 100"
+            )
         if found.n > 1 and found.temperature == 0:
             raise ValueError(
                 f"--eval {text}: at temperature 0 all {found.n} completions are the same; take 1 "
@@ -322,6 +333,24 @@ class EvaluationSet:
             )
         if any(problem.kind == "code" for problem in self.problems):
             sandbox.holding(sandbox.Limits())
+
+
+def check_reward(reward: str, problem: data.Problem) -> None:
+    """ValueError if a user's reward function, FILE.py:FUNCTION, fails on an empty completion.
+
+    Later failures count as 0 and are logged as `crashed`; a function that is wrong altogether
+    would otherwise look like a model that learns nothing.
+    """
+    if not reward:
+        return
+    with Grader(reward=reward) as grader:
+        verdict = grader.submit("", problem).result()
+    if verdict.verdict in ("crashed", "timeout"):
+        raise ValueError(
+            f"--reward {reward}: fails on an empty completion ({verdict.rule}); it must return a "
+            "number for any (completion, problem), where problem is a dict such as "
+            f"{{'answer': {problem.answer[:20]!r}, ..}}"
+        )
 
 
 def parse_sets(texts: list[str]) -> list[EvaluationSet]:
@@ -593,6 +622,9 @@ def main(flags: Flags) -> None:
             ]
         if rank == 0 and notes:
             print("\n".join(notes))
+    check_reward(flags.reward, sets[0].problems[0])
+    if rank == 0:
+        print(renderer.describe())
 
     rows = {}
     path = Path(flags.out)

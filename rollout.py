@@ -625,6 +625,7 @@ class Sampler:
                 self._synchronise(on_finish)
             if self._admit():
                 continue  # new sequences need pages to grow into
+            assert scheduler.running or not scheduler.waiting, "nothing can start: pages were lost"
             if scheduler.running:
                 B = len(scheduler.running)
                 M = max(len(request.pages) for request in scheduler.running)

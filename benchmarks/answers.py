@@ -178,6 +178,12 @@ def grade_code(text: str, prompt: str, tests: str) -> Verdict:
     return Verdict(0.0, verdict, program, result.reason)
 
 
+def first_right(verdicts: "list[Future[Verdict]]") -> Verdict:
+    """The first verdict that is right, else the first one: a reference may have several forms."""
+    found = [verdict.result() for verdict in verdicts]
+    return next((verdict for verdict in found if verdict.score), found[0])
+
+
 # ---- Any kind ---------------------------------------------------------------------------------
 
 
@@ -191,7 +197,9 @@ def submit(
     if grader.reward:
         return grader.submit(text, problem)
     if problem.kind == "math":
-        return grader.submit(text, problem.answer)
+        forms = (problem.answer, *problem.alternatives)
+        verdicts = [grader.submit(text, form) for form in forms]
+        return verdicts[0] if len(verdicts) == 1 else pool.submit(first_right, verdicts)
     if problem.kind == "code":
         return pool.submit(grade_code, text, problem.prompt, problem.answer)
     grade = {"choice": grade_choice, "grid": grade_grid}[problem.kind]

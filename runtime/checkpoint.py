@@ -231,6 +231,8 @@ class Checkpoints:
                 (partial / "state.json").write_text(json.dumps(state))
                 for path in (partial / "state.json", *(self.run / name for name in LINES), partial):
                     sync(path)
+                if target.exists():  # damaged, so that the resumed run passed it over
+                    shutil.rmtree(target)
                 partial.rename(target)
                 sync(target.parent)
                 self._prune()
@@ -436,9 +438,10 @@ def prepare(
                 dropped = lines.read().count(b'"kind": "train"')
             lines.truncate(positions[name])
     if resumed and newest is None:
-        notes.append("no whole checkpoint, so the run begins again at step 0")
-    if dropped:
-        notes.append(f"{dropped} steps after the checkpoint are done again")
+        lost = f"; {dropped} logged steps are dropped" if dropped else ""
+        notes.append(f"{run} holds no whole checkpoint, so it begins again at step 0{lost}")
+    elif dropped:
+        notes.append(f"{dropped} logged steps after {newest.name} are dropped and done again")
     (run / "flags.new").write_text(
         json.dumps(flags | {"world": dist.get_world_size()}, indent=2) + "\n"
     )
@@ -457,6 +460,9 @@ def newest_readable(run: Path) -> tuple[Path | None, dict | None, list[str]]:
     for checkpoint in reversed(known):
         try:
             state = read_state(checkpoint)
+            Progress(**state["progress"])
+            if not all(isinstance(state["bytes"][name], int) for name in LINES):
+                raise ValueError("state.json holds no lengths of the .jsonl files")
             metadata = SafeReader(checkpoint).read_metadata()
             for name in {info.relative_path for info in metadata.storage_data.values()}:
                 ends = [
@@ -467,8 +473,8 @@ def newest_readable(run: Path) -> tuple[Path | None, dict | None, list[str]]:
                 if (checkpoint / name).stat().st_size < max(ends):
                     raise ValueError(f"{name} is shorter than it was")
             return checkpoint, state, notes
-        except (OSError, ValueError, KeyError) as error:
-            notes.append(f"{checkpoint.name} is damaged ({error}), so an older checkpoint is taken")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            notes.append(f"{checkpoint.name} is damaged and passed over: {error}")
     return None, None, notes
 
 

@@ -35,7 +35,7 @@ def cells(line: dict, steps: int, pass1: float | None) -> dict[str, str]:
 
 
 class Display:
-    """A run on the terminal: a bar where a person looks on, else a table with a row for each step.
+    """A run on the terminal: a table with a row for each step, and a bar where a person looks on.
 
     A step that takes longer than ten seconds also says how far it is.
     """
@@ -80,14 +80,13 @@ class Display:
     def row(self, line: dict, pass1: float | None) -> None:
         """Show a training line of metrics.jsonl."""
         shown = cells(line, self.steps, pass1)
+        self.bar.set_postfix_str("", refresh=False)
         self.bar.update()
-        if not self.bar.disable:
-            self.bar.set_postfix(shown)
-            return
-        if not self.head_is_printed:
-            self.say("".join(f"{name:>{width}}" for name, width in WIDTH.items()))
-            self.head_is_printed = True
-        self.say("".join(f"{cell:>{WIDTH[name]}}" for name, cell in shown.items()))
+        with tqdm.external_write_mode():  # the bar stays below the table
+            if not self.head_is_printed:
+                self.say("".join(f"{name:>{width}}" for name, width in WIDTH.items()))
+                self.head_is_printed = True
+            self.say("".join(f"{cell:>{WIDTH[name]}}" for name, cell in shown.items()))
 
     def close(self) -> None:
         self.bar.close()

@@ -59,7 +59,7 @@ class Progress:
     D: int = 0  # prompts drawn, and so the place in the curriculum where the next step goes on
     tokens: int = 0  # of prompts and completions
     failed_steps: int = 0  # steps in a row without a finite gradient
-    equal_steps: int = 0  # steps in a row in which all rewards of every group were equal
+    idle_steps: int = 0  # steps in a row with nothing to learn from: equal rewards, or all masked
     gpu_hours: float = 0.0  # wall time x ranks
 
 
@@ -245,7 +245,8 @@ class Ledger:
         p.D += len(drawn) // self.flags["group"]
         p.tokens += tokens
         p.failed_steps = p.failed_steps + 1 if stats["grad_norm"] is None else 0
-        p.equal_steps = p.equal_steps + 1 if stats["equal_groups"] == 1 else 0
+        idle = stats["equal_groups"] == 1 or stats["in_loss"] == 0
+        p.idle_steps = p.idle_steps + 1 if idle else 0
         forward = sequence_flops(self.config, completions)
         passes = {
             "old": 1,

@@ -257,7 +257,8 @@ def execute_all(grid: Grid, runs: list[Run]) -> None:
     smaller = [run for run in runs if run.part == "sizes" and size(run.model) < largest]
     others = [run for run in runs if run not in smaller]
     of_largest = [run for run in others if run.part == "sizes"]
-    with tqdm(total=len(runs), initial=len(there), unit="run", dynamic_ncols=True) as bar:
+    # smoothing=0: the time left follows from the mean over all runs so far.
+    with tqdm(total=len(runs), initial=len(there), unit="run", smoothing=0) as bar:
         grid.all([run for run in smaller if run not in there], bar)
         if grid.stopping:
             return

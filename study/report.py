@@ -227,8 +227,6 @@ def cells_of(runs: list[dict]) -> list[Cell]:
     for run in runs:
         if run["part"] == "sizes":
             by_key.setdefault((run["arm"], run["model_type"]), []).append(run)
-    if not by_key:
-        raise ValueError("no run of the sizes")
     return [Cell(*key, mine) for key, mine in by_key.items()]
 
 
@@ -245,7 +243,10 @@ class Study:
 
     @cached_property
     def cells(self) -> list[Cell]:
-        return cells_of(self.runs)
+        cells = cells_of(self.runs)
+        if not cells:
+            raise ValueError("no run of the sizes")
+        return cells
 
     @cached_property
     def fitted(self) -> list[Fitted]:
@@ -414,9 +415,10 @@ def loss_figures(study: Study, x: str) -> str:
         if found.x == x:
             figures += draw(study.out / f"loss_{found.file}", loss_panel, found.curves, found.own,
                             title=found.cell.name, ylabel=LOSS_LABEL)
-    curves = paper_curves(x)
-    return figures + draw(study.out / f"paper_{x}", loss_panel, curves, fit(curves, "log", "free"),
-                          title=PAPER_NAME, ylabel=LOSS_LABEL)
+    own = fit(paper_curves(x), "log", "free")
+    figures += draw(study.out / f"paper_{x}", loss_panel, own.curves, own, title=PAPER_NAME,
+                    ylabel=LOSS_LABEL)
+    return figures
 
 
 def paper_curves(x: str) -> list[Curve]:
@@ -485,9 +487,10 @@ def k_figures(study: Study) -> str:
             figures += draw(study.out / f"k_{found.file}", k_panel, found.own, [found.law],
                             title=found.cell.name, ylabel=ylabel)
     curves = paper_curves("D")
-    own, law = fit(curves, "log", "free"), fit(curves, bootstrap=REDRAWS)
-    return figures + draw(study.out / "paper_k", k_panel, own, [law], title=PAPER_NAME,
-                          ylabel=ylabel)
+    own = fit(curves, "log", "free")
+    law = fit(curves, bootstrap=REDRAWS)
+    figures += draw(study.out / "paper_k", k_panel, own, [law], title=PAPER_NAME, ylabel=ylabel)
+    return figures
 
 
 # ---------------------------------------------------------------- 4. Reuse, 5. Groups

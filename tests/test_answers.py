@@ -232,7 +232,7 @@ def test_submit_takes_every_kind(contained):
     ],
 )
 def test_references_score_one_and_others_zero(name, kind, other):
-    problems = data.load(f"{SCALING_DATA}/data/eval/{name}.parquet")
+    problems, _ = data.load(f"{SCALING_DATA}/data/eval/{name}.parquet")
     assert len(problems) == 200
     grade = {"choice": grade_choice, "grid": grade_grid}[kind]
     for problem in problems:
@@ -334,7 +334,7 @@ SOLUTIONS = {  # by their number in the file: tests that draw at random, or do m
 def test_every_program_of_humaneval_can_be_judged(contained):
     # Caught: tests whose arguments or expected values cannot cross; helpers of a question that the
     # tests do not find.
-    problems = data.load(f"{SCALING_DATA}/data/eval/codegen__humaneval_164.parquet")
+    problems, _ = data.load(f"{SCALING_DATA}/data/eval/codegen__humaneval_164.parquet")
     assert len(problems) == 164 and {p.kind for p in problems} == {"code"}
 
     def judge(problem: data.Problem) -> str:

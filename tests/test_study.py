@@ -231,6 +231,12 @@ def saturating(N):
     return 0.2 / (1 + 3e4 / N)
 
 
+def test_no_finished_run_gives_no_forecast_and_no_error(tmp_path):
+    # Caught: a grid that dies before its sweeps because the runs of the smaller sizes failed.
+    report.freeze(tmp_path, [], 214000, [])
+    assert not (tmp_path / "forecast.json").exists()
+
+
 def test_verdicts_follow_the_data(tmp_path, monkeypatch):
     # Caught: a verdict written by hand, a rule with its sign turned round, a cell left out.
     law = made_up(saturating, reuse=lambda tau: 0.05 * (tau == 100),
