@@ -166,7 +166,7 @@ SIGNS = r"""
     ( \lparen \langle   ) \rparen \rangle   ⌊ \lfloor   ⌋ \rfloor   ⌈ \lceil   ⌉ \rceil   ¶ \\
     and \land \wedge ∧   or \lor \vee ∨   ' ′ ’ \prime   % \% \percent   … ... \ldots \cdots \dots
     ° ∘ \circ \degree   π \pi   ∞ \infty \infinity   ∅ \emptyset \varnothing   √ \sqrt   ℝ \R \reals
-    ℤ \Z   $ \$ US$ USD Rs Rs. ₹   € \euro EUR   £ \pounds \pound GBP   ¥ \yen
+    ℤ \Z   $ \$ US$ USD Rs Rs. INR ₹   € \euro EUR   £ \pounds \pound GBP   ¥ \yen
     α \alpha   β \beta   γ \gamma   δ \delta   ε \epsilon   ζ \zeta   η \eta   θ \theta   ι \iota
     κ \kappa   λ \lambda   μ \mu   ν \nu   ξ \xi   ρ \rho   σ \sigma   τ \tau   υ \upsilon   φ \phi
     χ \chi   ψ \psi   ω \omega   Γ \Gamma   Δ \Delta   Θ \Theta   Λ \Lambda   Ξ \Xi   Π \Pi
@@ -183,7 +183,7 @@ COMMANDS = [*FUNCTIONS, *DECORATIONS, "frac", "binom", *(name[1:] for name in SP
 COMMANDS = sorted(filter(str.isalpha, COMMANDS), key=len, reverse=True)
 SPELLING = re.compile(
     rf"\\\\|\\(?:{'|'.join(COMMANDS)})|\\[a-zA-Z]+|\\[{{}}%$|]"  # \pi in \piR, a slip
-    r"|\+/-|<=|>=|!=|==|\*\*|\.\.\.|\b(?:US\$|USD\b|EUR\b|GBP\b|Rs\b\.?)|[^\x00-\x7f]"
+    r"|\+/-|<=|>=|!=|==|\*\*|\.\.\.|\b(?:US\$|USD\b|EUR\b|GBP\b|INR\b|Rs\b\.?)|[^\x00-\x7f]"
 )
 NUMBERS = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen
     fifteen sixteen seventeen eighteen nineteen twenty""".split()
@@ -211,6 +211,18 @@ def mixed(found) -> str:
 def custom(found) -> str:
     r"""Drop ", k \in Z" where k stands in the rest: by custom, k is a whole number."""
     return "" if found[1] in found.string[: found.start()] else found[0]
+
+
+def quoted(found) -> str:
+    r"""\text{ cm} as " cm", \text{5 apples} as 5" apples", \text{5} as 5."""
+    number, words = re.fullmatch(r"( ?[\d./]+(?= |$))?(.*)", found[1]).groups()
+    return (number or "") + f'"{words}"' * (bool(words) or not number)
+
+
+def unit_vector(found) -> str:
+    r"""\mathbf{j} as (0,1), or as (0,1,0) where there is a \mathbf{k}."""
+    spatial = re.search(r"\{ ?k ?\}|\\hat ?k", found.string)
+    return str(tuple(int(letter == found[1]) for letter in ("ijk" if spatial else "ij")))
 
 
 def base(found) -> str:
@@ -246,8 +258,9 @@ CLEAN = (
     (r"\\operatorname\*? ?\{([a-zA-Z]+)\}", r"\\\1 "),
     (r"\\(?:mathbb|mathbf|Bbb) ?\{? ?([RZ])(?![a-zA-Z]) ?\}?", r"\\\1 "),  # \mathbf{R}
     (r"\\mathbf ?\{(\w)\} ?(?:\\times)? ?\\mathbf ?\{(\w)\}", r"V_{\1\2}"),  # AB is not BA
+    (r"\\(?:mathbf|hat|vec|boldsymbol) ?\{? ?\\?([ijk])(?:math)?(?![a-zA-Z]) ?\}?", unit_vector),
     (rf"\\(?:{LETTERS}) ?\{{([^{{}}]*)\}}", r" \1 "),
-    (rf"\\(?:{WORDS}) ?\{{((?:[^{{}}]|\{{[^{{}}]*\}})*)\}}", r'"\1"'),  # \text{ cm} as " cm"
+    (rf"\\(?:{WORDS}) ?\{{((?:[^{{}}]|\{{[^{{}}]*\}})*)\}}", quoted),  # \text{ cm}
     (r'"[ ,]*(?i:and)[ ,]*"', " and "),
     (r'"[ ,]*(?i:or)[ ,]*"', " or "),
     (rf'" ?({"|".join(FUNCTIONS)}) ?"', r"\\\1 "),  # \text{cis}
@@ -274,10 +287,11 @@ CLEAN = (
     (r'" ?(?:for|where)\b(?=.*(?:\\in\b|integer|all|any|every|some|constant|real))[^,;]*$', ""),
     (r'(?i)^"? ?(?:the )?(?:final )?answer(?: is)?:? ?"? ?(?=[\d$\\(-])', ""),  # "The answer is" 5
     (r'(?i)"? ?\ball (?:real numbers|reals)\b ?"?', r" \\R "),
-    (r'\\R ?"? ?(?:except|without) ?"? ?([^"\\]+)$', r"\\R \\setminus\\{\1\\}"),  # except 3
+    (r'\\R[ "]*(?:except|without)[ "]*(?:x ?= ?)?([^"\\]+)$', r"\\R \\setminus\\{\1\\}"),  # except 3
     (r'(?i)^"? ?(?:there (?:is|are) )?no (?:real )?(?:solutions?|roots?) ?"?$', r"\\emptyset"),
     (r"(\d+) ?° ?(\d+) ?'", r"(\1+\2/60)°"),  # 30°30'
-    (r"^\| ?(\w) ?\| ?(<|\\leq?|≤) ?([\d./]+)$", r"-\3 \2 \1 \2 \3"),  # |x| < 2
+    (r"^\|([^|]+)\| ?(<|\\leq?|≤) ?([\d./]+)$", r"-\3 \2 \1 \2 \3"),  # |x| < 2
+    (r"^\|([^|]+)\| ?(>|\\geq?|≥) ?([\d./]+)$", r"\1 \2 \3 or -(\1) \2 \3"),  # |x| > 2
     (r'"? ?\b(hours?|h|feet|ft) ?"?,? ?(?:and )? ?(?=\d)', r" \1 "),  # 2 hours and 13 minutes
     (r"([\d}]|\\pi) ?(?:≈|\\approx).*$", r"\1"),  # \frac13 \approx 0.33
     (r"(?i)\b([ap])\. ?m\b\.?", r"\1m"),  # 6:30 p.m.
@@ -532,12 +546,12 @@ NO_UNITS = """not no but is are was isn wrong incorrect maybe possibly perhaps r
     mod modulo base when where with then also through versus at below above squared cubed
     factorial cannot never guess otherwise doubled remainder out infinity by root point mille ncr
     npr divided and or either both neither half halve third quarter fourth fifth sixth seventh
-    eighth ninth tenth eleventh twelfth hundredth thousandth millionth score ten trillion
+    eighth ninth tenth eleventh twelfth twentieth hundredth thousandth millionth score ten trillion
     quadrillion""".split()
 NO_UNITS = {*NO_UNITS, *NUMBERS, *MULTIPLES}
 KNOWN = "|".join(name for name in UNITS if len(name) > 1 and name.isalpha())
 TAIL = re.compile(
-    r'(?<=[\d)}\]⟧°!π\w])(?<![a-zA-Z]{2})((?: ?/? ?(?:"[^"]*"'  # " square feet"
+    r'(?<=[\d)}\]⟧°!π\w])(?<![a-zA-Z]{2})((?: ?[/*]? ?(?:"[^"]*"'  # " square feet"
     rf"|\b(?:{KNOWN})\b|(?<=/)\b[msgh]\b|\b[msgh]\b(?=/)"  # cm, m/s
     r"|(?<= )(?-i:[a-z]{3,})|[%$€£¥°])(?: ?\^ ?\{? ?-?\d ?\}?)?)+)$",  # eggs, %, cm^2
     re.I,
@@ -964,6 +978,7 @@ class Values:
         return BUILTIN[name](xs) if name in BUILTIN else getattr(mp, MPMATH.get(name, name))(*xs)
 
 
+NATURAL = "jklmn"  # letters that stand for whole numbers
 WHOLE = 100, 7, 61, 12, 37, 72, 22, 9  # where floors and signs of whole numbers show
 
 
@@ -1003,7 +1018,7 @@ def gathered(form: Form) -> Form:
     inner = name.strip("()").split(",")
     if name[:1] == "(" and said[0].kind == "seq" and len(inner) == len(said[0].parts):
         return tuples(inner, said[0].parts)
-    if form.kind != "list":
+    if form.kind != "list" or any(map(set_like, form.parts)):
         return form
     rows = (item.parts if item.kind == "seq" else (item,) for item in form.parts)
     pairs = [stated(item) for item in itertools.chain(*rows)]
@@ -1013,7 +1028,7 @@ def gathered(form: Form) -> Form:
         return form
     bases = {re.sub(r"^([rstxyz])_.+", r"\1", name) for name in names}
     if len(bases) == 1:  # x_1 = 1, x_2 = 2, or x = 1, 2
-        items = Form("list", flat(values, "±,"), form.sign)
+        items = Form("list", flat(values, "±,"), form.sign if len({*names}) > 1 else "or")
         return Form("=", (form_of(Symbol(names[0])), items), bases.pop())
     period = len({*names})
     starts = range(0, len(names), period)
@@ -1021,6 +1036,9 @@ def gathered(form: Form) -> Form:
     if names != names[:period] * len(rows) or len(rows) == 1 and form.sign == "or":
         return form
     return rows[0] if len(rows) == 1 else Form("list", tuple(row.parts[1] for row in rows), "or")
+
+
+CALL = re.compile(r"(\w)\((\w)\)")  # f(x)
 
 
 def set_like(form: Form) -> bool:
@@ -1034,6 +1052,7 @@ class Comparer:
 
     def __init__(self):
         self.values, self.rule = Values(), ""
+        self.renamed: dict[Symbol, Symbol] = {}  # bound letters of the answer
 
     def same(self, a: Form, t: Form) -> bool:
         """Whether an answer and a truth say the same."""
@@ -1107,11 +1126,16 @@ class Comparer:
         if a.kind == t.kind and self.factor(a, t):
             return True
         (name, values), (due, others) = stated(a), stated(t)
-        functions = "y" in (name, due) and "(" in name + due  # y = x^2 is f(x) = x^2
         if "," in name and name == due:
             return self.same(a.parts[0], t.parts[0])
-        if name and due and name != due and not functions:
-            return False
+        functions = [found for found in map(CALL.fullmatch, (name, due)) if found]
+        if len(functions) == 2 and functions[0][1] == functions[1][1]:  # f(t) = t^2 is f(x) = x^2
+            letter, other = (found[2] for found in functions)
+            if (letter in NATURAL) != (other in NATURAL):
+                return False
+            self.renamed = {Symbol(letter): Symbol(other)}
+        elif name and due and name != due and not (functions and "y" in (name, due)):
+            return False  # but y = x^2 is f(x) = x^2
         pairs = itertools.product(values, others)
         return bool(values and others) and all(self.same(x, y) for x, y in pairs)
 
@@ -1225,9 +1249,10 @@ class Comparer:
             point = {}
             for name in names:
                 size = Rational(2 * rng.randint(10, 400) + 1, rng.choice((20, 147)))
-                if trial % 2 or str(name)[0] in "jklmn":
+                if trial % 2 or str(name)[0] in NATURAL:
                     size = Integer(WHOLE[(trial + len(point)) % len(WHOLE)])
                 point[name] = size * ((1, 1, -1, -1)[trial] if trial < 4 else rng.choice((1, -1)))
+            point |= {name: point[due] for name, due in self.renamed.items() if due in point}
             try:
                 yield self.values.at(a, t, point=point, real=real)
             except NotReal:
@@ -1248,6 +1273,9 @@ class Comparer:
             self.rule = "exact values"
             return a == t
         self.rule = "values at random points" if letters(a) | letters(t) else "values to 60 digits"
+        bound, due = ([x for x in letters(expr) if str(x) in NATURAL] for expr in (a, t))
+        if len(bound) == len(due) == 1 and a.has(pi) and t.has(pi):  # 2n pi is 2k pi
+            self.renamed = {bound[0]: due[0]}
         pairs = [pair and self.values.near(*pair) for pair in self.at_points(a, t)]
         return bool(pairs) and all(pairs)
 
@@ -1299,7 +1327,7 @@ CHOICE = re.compile(
     re.I | re.S,
 )  # (C), C., C: the cat; not (a)(b), (a)^2, A:B
 THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?!\d|,\d)")
-LOG = re.compile(r"log(?! ?_)")
+LOG = re.compile(r"(?<![a-zA-Z]{2})log(?![a-z]{2}| ?_)")
 
 
 def quick(answer: str | None, truth: str) -> Verdict | None:
