@@ -1,6 +1,6 @@
-r"""Decide whether a model's final answer equals the reference: the reward of reinforcement learning on mathematics.
+r"""Decide whether a model's final answer equals the reference: a reward for mathematics.
 
-    extract (find the answer) -> clean (one spelling) -> read (take it apart) -> same (compare) -> 1.0 or 0.0
+    extract (find it) -> clean (one spelling) -> read (take it apart) -> same (compare) -> 1 or 0
 
 The rules of equality. Each has a block of examples in tests/test_reward.py.
  1. The last box counts, also when it is empty. Boxes joined by "and", "or" or a comma are one
@@ -9,7 +9,7 @@ The rules of equality. Each has a block of examples in tests/test_reward.py.
  2. Spelling does not matter: spaces, dollar signs, \left, \dfrac, doubled backslashes, a closing
     period, 1,000 for 1000.
  3. Exact numbers must be exactly equal: 1/2 = 0.5 = 50%, but 0.33 is not 1/3 and 857499 is not
-    857500. (Function `equal_values`.)
+    857500. (`Numbers.equal`)
  4. A truth that is a decimal of three digits or more is also met by an exact value, or a longer
     decimal, that rounds to it: 1.41 by \sqrt2. Not money and not times: \$5.004 is not \$5.00.
  5. Expressions are equal when their values agree at random points. An expression without a value
@@ -160,8 +160,8 @@ def extract(text: str) -> str | None:
 # matrix, ¶ ends its rows.
 SIGNS = r"""
     - − – — ‐ ‑ ‒ ―   * × · ∙ ⋅ \cdot \times \ast   / ÷ ⁄ ∕ \div   ^ **   ± \pm +/-   ∓ \mp
-    = == ∈ \in ≡ \equiv ≈ \approx \simeq   < \lt   > \gt   ≤ ⩽ <= \le \leq \leqslant   ≥ ⩾ >= \ge \geq \geqslant
-    ≠ != \ne \neq   ∪ \cup   ∩ \cap   ∖ \setminus \backslash   : \colon
+    = == ∈ \in ≡ \equiv ≈ \approx \simeq   < \lt   > \gt   ≤ ⩽ <= \le \leq \leqslant
+    ≥ ⩾ >= \ge \geq \geqslant   ≠ != \ne \neq   ∪ \cup   ∩ \cap   ∖ \setminus \backslash   : \colon
     | \| \vert \lvert \rvert \Vert   ∣ \mid   ⦃ \{ \lbrace   ⦄ \} \rbrace   [ \lbrack   ] \rbrack
     ( \lparen \langle   ) \rparen \rangle   ⌊ \lfloor   ⌋ \rfloor   ⌈ \lceil   ⌉ \rceil   ¶ \\
     and \land \wedge ∧   or \lor \vee ∨   ' ′ ’ \prime   % \% \percent   … ... \ldots \cdots \dots
@@ -189,7 +189,9 @@ NUMBERS = """zero one two three four five six seven eight nine ten eleven twelve
     fifteen sixteen seventeen eighteen nineteen twenty""".split()
 NUMBERS = {name: value for value, name in enumerate(NUMBERS)}
 # Characters that are not seen: controls, zero-width characters, marks of direction.
-INVISIBLE = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
+INVISIBLE = re.compile(
+    "[\x00-\x08\x0e-\x1f\x7f-\x9f\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]"
+)
 LOOKALIKES = str.maketrans({"˚": "°", "º": "°", "。": ".", "ℝ": "\\R ", "ℤ": "\\Z "})
 SCRIPTS = re.compile("([¼-¾⅐-⅞])|([⁰¹²³⁴⁵⁶⁷⁸⁹⁻ⁿ]{1,99})|([₀-₉]{1,99})")  # ½, x², x₁
 
@@ -267,7 +269,8 @@ CLEAN = (
     (r"([\])}]) ?U ?(?=[\[(\\])", r"\1\\cup "),  # (0,1)U(2,3)
     (r'& ?"? ?(?:if|for|when)\b ?"?', "& "),  # x & \text{if } x > 0
     (r'" ?([a-z]{2,20}),? (and|or) ?"', r'"\1" \2 '),  # 9 \text{ hens and } 10 \text{ cocks}
-    (r'\( ?(?:\\[bp]?mod\b|"? ?mod\b ?"?)([^()]*)\)|\\[pb]?mod(?![a-z])|" ?mod ?"', r" mod \1"),  # (mod 4)
+    (r'\( ?(?:\\[bp]?mod\b|"? ?mod\b ?"?)([^()]*)\)', r" mod \1"),  # (mod 4)
+    (r'\\[pb]?mod(?![a-z])|" ?mod ?"', " mod "),  # \pmod{4}
     (r"\^ ?\\circ(?![a-zA-Z])|\^ ?\{ ?\\circ ?\}", "°"),
     (r"\^ ?\\prime|\^ ?\{ ?\\prime ?\}", "'"),
     (r'° ?"? ?([CF])\b ?"?', r' "degree\1"'),  # 77° F
@@ -313,7 +316,7 @@ def spell(found) -> str:
     return SPELLED.get(text) or (f"{text} " if text[-1].isalpha() and text.isascii() else text)
 
 
-@lru_cache(8192)
+@lru_cache(2048)
 def clean(text: str) -> str:
     r"""One spelling for what has many: rule 2."""
     text = INVISIBLE.sub("", text).translate(LOOKALIKES)
@@ -350,6 +353,7 @@ class Form(NamedTuple):
 
 OPENING, CLOSING = "([{⦃⌊⌈⟦", ")]}⦄⌋⌉⟧"
 SIGNED = str.maketrans("±∓⨦", "+-±"), str.maketrans("±∓⨦", "-+±")  # ⨦ is a second, independent ±
+MIRRORED = str.maketrans(">≥", "<≤")
 BUILDER = re.compile(r"\w(?: ?= ?ℝ)? ?[|∣:](?!=)(.*)")  # in {x | x > 3}, which is read as x > 3
 CLOCK = re.compile(r'"?(\d{1,2})(?::([0-5]\d))?(?:[ "]{0,3}([ap])m ?"?)?', re.I)  # 5:25, 3 pm
 DATE = re.compile(r"\d{1,2}/\d{1,2}/\d{2,4}")  # 2/4/2000
@@ -380,9 +384,9 @@ def split(text: str, separators: str) -> tuple[list[str], list[str]]:
     return [*parts, text[start:].strip()], signs
 
 
-@lru_cache(8192)
+@lru_cache(2048)
 def read(text: str) -> Form:
-    """The Form of a cleaned text: split at what binds least, down to expressions. Raises Refused."""
+    """The Form of a cleaned text, split at what binds least. Raises Refused."""
     text = text.strip(" ,;¶").rstrip(" .")
     if found := moment(text):
         return found
@@ -431,9 +435,8 @@ def related(parts: list[str], signs: list[str]) -> Form:
     if not parts[0]:
         parts, signs = parts[1:], signs[1:]
     sides = tuple(map(read, parts))
-    if {*signs} & {">", "≥"}:
-        flipped = ["<" if sign == ">" else "≤" if sign == "≥" else fail(f"< and >") for sign in signs]
-        return Form("<", sides[::-1], "".join(flipped[::-1]))
+    if not {*signs} - {*">≥"} and signs:
+        return Form("<", sides[::-1], "".join(signs[::-1]).translate(MIRRORED))
     if {*signs} != {"="}:
         return Form("<", sides, "".join(signs)) if signs else sides[0]
     if len(sides) == 2 and named(sides[1]) and not letters(sides[0]):
@@ -443,7 +446,7 @@ def related(parts: list[str], signs: list[str]) -> Form:
     return Form("=", sides, re.sub(r'[{}" ]', "", parts[0]) if name else "")
 
 
-@lru_cache(8192)
+@lru_cache(2048)
 def letters(form) -> frozenset:
     """The letters of a form or an expression, as sympy symbols."""
     if isinstance(form, Form):
@@ -512,7 +515,9 @@ def is_product(run: str) -> bool:
     AB, xyz, ABC are products; VI, HTH, CDAB, Ann, cat and act are words."""
     if re.fullmatch("[IVX]+|[A-Z][a-z]{2,}|[A-Z]{4,}", run) or len({*run}) < len(run) > 2:
         return False
-    return run.isupper() or len(run) < 3 or not re.search("[eiou]|a.*t", run) and sorted(run) in ([*run], [*run][::-1])
+    if run.isupper() or len(run) < 3:
+        return True
+    return not re.search("[eiou]|a.*t", run) and sorted(run) in ([*run], [*run][::-1])
 
 
 def word(text: str) -> Form | None:
@@ -521,10 +526,9 @@ def word(text: str) -> Form | None:
     lower = bare.lower()
     if lower in NUMBERS:
         return form_of(Integer(NUMBERS[lower]))
-    run = bare.isalpha() and lower != "no"
     if not WORD.fullmatch(bare) or not ('"' in text or bare.isalpha()):
         return None
-    if run and (is_product(bare) or NO_WORD.fullmatch(bare)):
+    if bare.isalpha() and lower != "no" and (is_product(bare) or NO_WORD.fullmatch(bare)):
         return None
     return Form("words", (re.sub(r"^(?:the|a|an) |s\b|[^a-z]", "", lower),))
 
@@ -620,8 +624,9 @@ TOKEN = re.compile(
 MINUS = Integer(-1)
 ATOMS = {"π": pi, "∞": oo, "…": Symbol("…")}
 LETTERS = {"e": E, "i": I}
-OTHER_NAMES = "tg tan ctg cot arctg atan cosec csc max Max min Min abs Abs arsinh asinh arcosh acosh artanh atanh"
-OTHER_NAMES = dict(zip(OTHER_NAMES.split()[::2], OTHER_NAMES.split()[1::2], strict=True))
+SYMPY = """tg tan ctg cot arctg atan cosec csc max Max min Min abs Abs arsinh asinh arcosh acosh
+    artanh atanh""".split()  # their names in sympy
+SYMPY = dict(zip(SYMPY[::2], SYMPY[1::2], strict=True))
 ROUNDING = {"⌊": "floor", "⌈": "ceiling", "|": "Abs"}
 GCD = {"gcd": sympy.Function("gcd"), "lcm": sympy.Function("lcm")}
 
@@ -679,16 +684,14 @@ def row_product(row, matrix: Tuple):
 
 def literal(text: str) -> Rational:
     r"""A number as written: 12, .5, 0.\overline{3}, 0.(3), 3.2e5."""
-    written, *repeated = re.findall(r"[\d.]+(?:[eE][+-]?\d+)?", text)
-    exponent = written.lower().partition("e")[2] or 0
-    if len(text) > MAX_DIGITS or abs(int(exponent)) > MAX_DIGITS:
+    written, *period = re.findall(r"[\d.]+(?:[eE][+-]?\d+)?", text)
+    if len(text) > MAX_DIGITS or abs(int(written.lower().partition("e")[2] or 0)) > MAX_DIGITS:
         fail(f"the number {text[:20]} has more than {MAX_DIGITS} digits", "too_large")
-    value = Fraction(f"0{written}0" if written.endswith(".") else f"0{written}")
-    if repeated:
-        period = "".join(repeated)
+    value = Rational(f"0{written}".removesuffix("."))
+    if period:
         places = len(written.partition(".")[2])
-        value += Fraction(int(period), 10**places * (10 ** len(period) - 1))
-    return Rational(value.numerator, value.denominator)
+        value += Rational(int("".join(period)), 10**places * (10 ** len("".join(period)) - 1))
+    return value
 
 
 class Parser:
@@ -780,7 +783,9 @@ class Parser:
         """A number, a name, or something in brackets."""
         in_time()
         kind, value = self.kind, self.take()
-        if kind in ("number", "letter", "word", "function", "command"):
+        if kind == "number":
+            return literal(value)
+        if kind in ("letter", "word", "function", "command"):
             return getattr(self, kind)(value)
         if kind == "√":
             index = self.atom() if self.kind == "[" else Integer(2)
@@ -799,9 +804,6 @@ class Parser:
         self.bars = outer
         value = Tuple(*items) if len(items) > 1 else items[0]
         return call(ROUNDING[kind], value) if kind in ROUNDING else value
-
-    def number(self, text: str):
-        return literal(text)
 
     def letter(self, name: str):
         """x, x_1, f(x), and the constants e and i. f(x) is a name, since f is not known."""
@@ -836,7 +838,7 @@ class Parser:
             while self.factor() and self.kind not in ("function", "["):
                 factors.append(self.power())
             argument = product(factors)
-        name = OTHER_NAMES.get(name, name.replace("arc", "a"))
+        name = SYMPY.get(name, name.replace("arc", "a"))
         exponent = scripts.get("^")
         if exponent == -1 and f"a{name}" in dir(sympy):
             return call(f"a{name}", argument)
@@ -1008,7 +1010,7 @@ def tuples(names, values) -> Form:
     return Form("=", (seq(by_name), seq(by_name if neighbours else values)), names)
 
 
-@lru_cache(8192)
+@lru_cache(2048)
 def gathered(form: Form) -> Form:
     """Equations of several names as one: x = 1, x = 2 says that x is a list; x = 1, y = 2, and
     (y, x) = (2, 1), and x = y = 3 say what (x, y) is; p = 5, q = 2; p = 7, q = 2 lists tuples."""
@@ -1038,206 +1040,15 @@ def gathered(form: Form) -> Form:
     return rows[0] if len(rows) == 1 else Form("list", tuple(row.parts[1] for row in rows), "or")
 
 
-CALL = re.compile(r"(\w)\((\w)\)")  # f(x)
+# ---- comparing: expressions ---------------------------------------------------------------------
 
 
-def set_like(form: Form) -> bool:
-    """Whether a form is a set of real numbers in more than a list of them."""
-    listed = form.kind == "list" and any(map(set_like, form.parts))
-    return listed or form.kind in ("reals", "<", "∪", "∩", "∖")
-
-
-class Comparer:
-    """One comparison under one reading. `rule` is the last rule that was tried: it decided."""
+class Numbers:
+    """Comparisons of expressions by their values. `rule` is the last rule that was tried."""
 
     def __init__(self):
         self.values, self.rule = Values(), ""
-        self.renamed: dict[Symbol, Symbol] = {}  # bound letters of the answer
-
-    def same(self, a: Form, t: Form) -> bool:
-        """Whether an answer and a truth say the same."""
-        in_time()
-        a, t = gathered(a), gathered(t)
-        kinds = {a.kind, t.kind}
-        self.rule = "the same reading"
-        try:
-            if a == t:
-                return True
-            if "=" in kinds:
-                return self.equations(a, t)
-            if "unit" in kinds and not kinds & {"list", "set"}:
-                return self.units(a, t)
-            if ":" in kinds:
-                return self.ratios(a, t)
-            if set_like(a) or set_like(t):
-                return self.sets(a, t)
-            if kinds == {"value"}:
-                return self.equal_values(*a.parts, *t.parts) or self.rounds(a, t)
-            return self.items(a, t)
-        except Undefined:
-            return False
-
-    def items(self, a: Form, t: Form) -> bool:
-        """Rule 7: tuples in order, sets and lists in any order; a list may be meant as a tuple."""
-        self.rule = "item by item"
-        match a.kind, t.kind:
-            case "seq", "seq":
-                point = len(t.parts) > 2 and {a.sign, t.sign} == {"()", "[]"}  # no interval
-                return (a.sign == t.sign or point) and self.in_order(a.parts, t.parts)
-            case ("seq", "list") | ("list", "seq"):
-                return "or" not in (a.sign, t.sign) and "()" in (a.sign, t.sign) and self.in_order(a.parts, t.parts)
-            case ("set" | "list", "set" | "list"):
-                as_set = "set" in (a.kind, t.kind) or len(a.parts) > len(t.parts)
-                return self.without_order(a.parts, t.parts, as_set)
-            case "time", "time":
-                return a.parts == t.parts and (a.sign == t.sign or not (a.sign and t.sign))
-        return a.kind == t.kind and a.kind in "mod&" and self.in_order(a.parts, t.parts)
-
-    def in_order(self, a: tuple, t: tuple) -> bool:
-        return len(a) == len(t) and all(map(self.same, a, t))
-
-    def without_order(self, a: tuple, t: tuple, as_set: bool) -> bool:
-        """Each item has its like on the other side; only one of its own, unless they are sets."""
-        if len(a) != len(t) and not as_set:
-            return False
-        rest, digits = list(t), {y: self.about(y) for y in t} if len(t) > 4 else {}
-        for x in a:
-            here = digits and self.about(x)
-            others = sorted(t if as_set else rest, key=lambda y: digits.get(y) != here)
-            like = next((y for y in others if self.same(x, y)), None)
-            if like is None:
-                return False
-            if like in rest:
-                rest.remove(like)
-        return all(any(self.same(x, y) for x in a) for y in rest)
-
-    def about(self, form: Form) -> str:
-        """A few digits of a number, by which the like is tried first in a long list."""
-        if form.kind != "value" or letters(form):
-            return str(form)
-        try:
-            return self.values.mp.nstr(self.values.at(*form.parts)[0], 9)
-        except Undefined:
-            return ""
-
-    def equations(self, a: Form, t: Form) -> bool:
-        """Equations up to a factor; or they say the same of a name that one may leave out."""
-        self.rule = "equations up to a factor"
-        if a.kind == t.kind and self.factor(a, t):
-            return True
-        (name, values), (due, others) = stated(a), stated(t)
-        if "," in name and name == due:
-            return self.same(a.parts[0], t.parts[0])
-        functions = [found for found in map(CALL.fullmatch, (name, due)) if found]
-        if len(functions) == 2 and functions[0][1] == functions[1][1]:  # f(t) = t^2 is f(x) = x^2
-            letter, other = (found[2] for found in functions)
-            if (letter in NATURAL) != (other in NATURAL):
-                return False
-            self.renamed = {Symbol(letter): Symbol(other)}
-        elif name and due and name != due and not (functions and "y" in (name, due)):
-            return False  # but y = x^2 is f(x) = x^2
-        pairs = itertools.product(values, others)
-        return bool(values and others) and all(self.same(x, y) for x, y in pairs)
-
-    def units(self, a: Form, t: Form) -> bool:
-        """Rule 6: a unit may be missing on one side; on both sides they must agree."""
-        self.rule = "the units"
-        (bare, number), (due, due_number) = (
-            form.parts if form.kind == "unit" else (form, form) for form in (a, t)
-        )
-        units = {form.sign for form in (a, t) if form.kind == "unit"}
-        if all(unit in "%°rad" or "base" in unit for unit in units) and self.same(number, due_number):
-            return True  # 50% is 1/2
-        return len(units) == 1 and self.same(bare, due)
-
-    def ratios(self, a: Form, t: Form) -> bool:
-        """Rule 7: 4:6 is 2:3, and 2/3."""
-        self.rule = "ratios up to a factor"
-        one = form_of(Integer(1))
-        sides = [form.parts if form.kind == ":" else (form, one) for form in (a, t)]
-        if len(sides[0]) != len(sides[1]) or any(part.kind != "value" for part in sum(sides, ())):
-            return False
-        (first, *rest), (due, *others) = ([part.parts[0] for part in side] for side in sides)
-        return not self.equal_values(first, Integer(0)) and all(
-            self.equal_values(product([x, due]), product([y, first]))
-            for x, y in zip(rest, others, strict=True)
-        )
-
-    # --- sets of real numbers, as those of sympy
-
-    def sets(self, a: Form, t: Form) -> bool:
-        """Rule 8: the same joined in the same way, or the same set of real numbers."""
-        self.rule = "inequalities up to a factor"
-        if a.kind == t.kind == "<":
-            if a.sign == t.sign and (self.factor(a, t) > 0 or self.in_order(a.parts, t.parts)):
-                return True
-        elif a.kind == t.kind and {a.sign, t.sign} != {"and", "or"}:
-            if self.without_order(a.parts, t.parts, as_set=False):
-                return True
-        self.rule = "the same set of real numbers"
-        return len(letters(a) | letters(t)) < 2 and self.real_set(a) == self.real_set(t)
-
-    def real_set(self, form: Form):
-        """The set of sympy. Raises Undefined for what is no set of real numbers that we know."""
-        parts, sign = form.parts, form.sign
-        if len(parts) > 16:
-            undefined("so many sets take sympy too long")
-        match form.kind:
-            case "reals":
-                return sympy.S.Reals
-            case "set":
-                return sympy.FiniteSet(*map(self.end, parts))
-            case "seq" if len(parts) == 2 and self.end(parts[0]) < self.end(parts[1]):
-                return sympy.Interval(*map(self.end, parts), sign[0] == "(", sign[1] == ")")
-            case "∪" | "∩" | "∖":
-                operation = {"∪": sympy.Union, "∩": sympy.Intersection, "∖": sympy.Complement}
-                return operation[form.kind](*map(self.real_set, parts))
-            case "list" if set_like(form):
-                sets = list(map(self.real_set, parts))
-                both = sympy.Intersection(*sets)
-                union = sign == "or" or sign == "," and both == sympy.S.EmptySet  # x < 1, x > 3
-                return sympy.Union(*sets) if union else both
-            case "=" if parts[-1].kind != "value":
-                return self.real_set(parts[-1])  # x in (0, 5)
-            case "<":
-                return sympy.Intersection(*map(self.half_line, parts, sign, parts[1:]))
-        return undefined("no set of real numbers")
-
-    def end(self, form: Form):
-        """An end as a fraction: rounded to 100 binary places, so that equal ends are the same."""
-        expr = form.parts[0]
-        if form.kind != "value" or letters(form):
-            undefined("no number")
-        if expr.has(oo):
-            return oo if expr == oo else -oo
-        return self.fraction(self.values.at(expr, real=True)[0])
-
-    def fraction(self, value):
-        return Rational(int(self.values.mp.nint(value * 2**100)), 2**100)
-
-    def half_line(self, left: Form, sign: str, right: Form):
-        """The numbers that satisfy a linear inequality in one letter, or differ from some."""
-        if sign == "≠":
-            excluded = sympy.FiniteSet(*map(self.end, flat([right])))
-            return sympy.Complement(sympy.S.Reals, excluded)
-        names = letters(left) | letters(right)
-        if not names or {left.kind, right.kind} != {"value"} or sign == "∣":
-            undefined("no inequality of numbers")
-        if left.parts[0].has(oo) or right.parts[0].has(oo):
-            return sympy.S.Reals
-        line = total([*left.parts, product([MINUS, *right.parts])])
-        (start,), (next_one,) = (
-            self.values.at(line, point=dict.fromkeys(names, Integer(x)), real=True) for x in (0, 1)
-        )
-        end = self.fraction(start / (start - next_one)) if start != next_one else undefined("flat")
-        (name,) = names
-        direction = self.factor(Form("<", (left, right)), Form("<", (form_of(name), form_of(end))))
-        if not direction:
-            undefined("not linear")
-        ends = (-oo, end, True, sign == "<") if direction > 0 else (end, oo, sign == "<", True)
-        return sympy.Interval(*ends)
-
-    # --- values of expressions
+        self.renamed: dict[Symbol, Symbol] = {}  # bound letters of the answer: f(t) for f(x)
 
     def at_points(self, a, t):
         """The pairs of values at fixed random points where `t` has one, None where only `a` has
@@ -1267,7 +1078,7 @@ class Comparer:
         except Undefined:
             return False
 
-    def equal_values(self, a, t) -> bool:
+    def equal(self, a, t) -> bool:
         """Rules 3 and 5: fractions exactly (1/2 = 0.5), other expressions at all points."""
         if a.is_Rational and t.is_Rational:
             self.rule = "exact values"
@@ -1276,8 +1087,12 @@ class Comparer:
         bound, due = ([x for x in letters(expr) if str(x) in NATURAL] for expr in (a, t))
         if len(bound) == len(due) == 1 and a.has(pi) and t.has(pi):  # 2n pi is 2k pi
             self.renamed = {bound[0]: due[0]}
-        pairs = [pair and self.values.near(*pair) for pair in self.at_points(a, t)]
-        return bool(pairs) and all(pairs)
+        points = 0
+        for pair in self.at_points(a, t):
+            if not pair or not self.values.near(*pair):
+                return False
+            points += 1
+        return points > 0
 
     def rounds(self, a: Form, t: Form) -> bool:
         """Rule 4: within half a unit of the last place of the truth; a decimal is no shorter."""
@@ -1293,16 +1108,228 @@ class Comparer:
         """The sign of the constant by which left - right of `a` is that of `t`, or 0 if none is."""
         if len(a.parts) != 2 or {part.kind for part in (*a.parts, *t.parts)} != {"value"}:
             return 0
-        left, right = (
-            total([*form.parts[0].parts, product([MINUS, *form.parts[1].parts])]) for form in (a, t)
-        )
-        pairs = [pair or (1, 0) for pair in self.at_points(left, right)]
-        ratios = [x / y if y else undefined("no factor") for x, y in pairs if x or y]
-        constant = sum(ratios) / max(len(ratios), 1)
-        spread = max((abs(ratio - constant) for ratio in ratios), default=1)
-        if len(ratios) < 2 or spread > abs(constant) / 2**90 or self.values.mp.im(constant):
+        pairs = [pair or (1, 0) for pair in self.at_points(difference(*a.parts), difference(*t.parts))]
+        ratios = [x / y for x, y in pairs if y]
+        if len(ratios) < 2 or any(x and not y for x, y in pairs) or self.values.mp.im(ratios[0]):
             return 0
-        return 1 if constant > 0 else -1
+        if any(abs(ratio - ratios[0]) > abs(ratios[0]) / 2**90 for ratio in ratios):
+            return 0
+        return 1 if ratios[0] > 0 else -1 if ratios[0] < 0 else 0
+
+    def about(self, form: Form) -> str:
+        """A few digits of a number, by which the like is tried first in a long list."""
+        if form.kind != "value" or letters(form):
+            return str(form)
+        try:
+            return self.values.mp.nstr(self.values.at(*form.parts)[0], 9)
+        except Undefined:
+            return ""
+
+
+def difference(left: Form, right: Form):
+    return total([*left.parts, product([MINUS, *right.parts])])
+
+
+# ---- comparing: sets of real numbers, as those of sympy -----------------------------------------
+
+OPERATIONS = {"∪": sympy.Union, "∩": sympy.Intersection, "∖": sympy.Complement}
+
+
+def set_like(form: Form) -> bool:
+    """Whether a form is a set of real numbers in more than a list of them."""
+    listed = form.kind == "list" and any(map(set_like, form.parts))
+    return listed or form.kind in ("reals", "<", *OPERATIONS)
+
+
+class Sets:
+    """Forms as sympy's sets. Their ends are made fractions, since sympy's own way is to simplify."""
+
+    def __init__(self, numbers: Numbers):
+        self.numbers = numbers
+
+    def of(self, form: Form):
+        """The set. Raises Undefined for what is no set of real numbers that we know."""
+        parts, sign = form.parts, form.sign
+        if len(parts) > 16:
+            undefined("so many parts take sympy too long")
+        match form.kind:
+            case "reals":
+                return sympy.S.Reals
+            case "set":
+                return sympy.FiniteSet(*map(self.end, parts))
+            case "seq" if len(parts) == 2 and self.end(parts[0]) < self.end(parts[1]):
+                return sympy.Interval(*map(self.end, parts), sign[0] == "(", sign[1] == ")")
+            case "∪" | "∩" | "∖":
+                return OPERATIONS[form.kind](*map(self.of, parts))
+            case "list" if set_like(form):
+                sets = list(map(self.of, parts))
+                both = sympy.Intersection(*sets)
+                union = sign == "or" or sign == "," and both == sympy.S.EmptySet  # x < 1, x > 3
+                return sympy.Union(*sets) if union else both
+            case "=" if parts[-1].kind != "value":
+                return self.of(parts[-1])  # x in (0, 5)
+            case "<":
+                return sympy.Intersection(*map(self.half_line, parts, sign, parts[1:]))
+        return undefined("no set of real numbers")
+
+    def end(self, form: Form):
+        """An end as a fraction: rounded to 100 binary places, so that equal ends are the same."""
+        if form.kind != "value" or letters(form):
+            undefined("no number")
+        expr = form.parts[0]
+        if expr.has(oo):
+            return oo if expr == oo else -oo
+        return self.fraction(self.numbers.values.at(expr, real=True)[0])
+
+    def fraction(self, value):
+        return Rational(int(self.numbers.values.mp.nint(value * 2**100)), 2**100)
+
+    def half_line(self, left: Form, sign: str, right: Form):
+        """The numbers that satisfy a linear inequality in one letter, or differ from some."""
+        if sign == "≠":
+            excluded = sympy.FiniteSet(*map(self.end, flat([right])))
+            return sympy.Complement(sympy.S.Reals, excluded)
+        names = letters(left) | letters(right)
+        if len(names) != 1 or {left.kind, right.kind} != {"value"} or sign == "∣":
+            undefined("no inequality of numbers")
+        line, (name,) = difference(left, right), names
+        if line.has(oo):
+            return sympy.S.Reals
+        at = self.numbers.values.at
+        zero, one = (at(line, point={name: Integer(x)}, real=True)[0] for x in (0, 1))
+        end = self.fraction(zero / (zero - one)) if zero != one else undefined("no slope")
+        straight = Form("<", (form_of(name), form_of(end)))
+        direction = self.numbers.factor(Form("<", (left, right)), straight)
+        if not direction:
+            undefined("not linear")
+        ends = (-oo, end, True, sign == "<") if direction > 0 else (end, oo, sign == "<", True)
+        return sympy.Interval(*ends)
+
+
+# ---- comparing: forms ---------------------------------------------------------------------------
+
+CALL = re.compile(r"(\w)\((\w)\)")  # f(x)
+
+
+class Comparer:
+    """One comparison under one reading."""
+
+    def __init__(self):
+        self.numbers = Numbers()
+
+    def same(self, a: Form, t: Form) -> bool:
+        """Whether an answer and a truth say the same. `numbers.rule` is the rule that decided."""
+        in_time()
+        a, t = gathered(a), gathered(t)
+        kinds = {a.kind, t.kind}
+        self.numbers.rule = "the same reading"
+        try:
+            if a == t:
+                return True
+            if "=" in kinds:
+                return self.equations(a, t)
+            if "unit" in kinds and not kinds & {"list", "set"}:
+                return self.units(a, t)
+            if ":" in kinds:
+                return self.ratios(a, t)
+            if set_like(a) or set_like(t):
+                return self.sets(a, t)
+            if kinds == {"value"}:
+                return self.numbers.equal(*a.parts, *t.parts) or self.numbers.rounds(a, t)
+            return self.items(a, t)
+        except Undefined:
+            return False
+
+    def items(self, a: Form, t: Form) -> bool:
+        """Rule 7: tuples in order, sets and lists in any order; a list may be meant as a tuple."""
+        self.numbers.rule = "item by item"
+        match a.kind, t.kind:
+            case "seq", "seq":
+                point = len(t.parts) > 2 and {a.sign, t.sign} == {"()", "[]"}  # no interval
+                return (a.sign == t.sign or point) and self.in_order(a.parts, t.parts)
+            case ("seq", "list") | ("list", "seq"):
+                tuple_like = "()" in (a.sign, t.sign) and "or" not in (a.sign, t.sign)
+                return tuple_like and self.in_order(a.parts, t.parts)
+            case ("set" | "list", "set" | "list"):
+                as_set = "set" in (a.kind, t.kind) or len(a.parts) > len(t.parts)
+                return self.without_order(a.parts, t.parts, as_set)
+            case "time", "time":
+                return a.parts == t.parts and (a.sign == t.sign or not (a.sign and t.sign))
+        return a.kind == t.kind and a.kind in "mod&" and self.in_order(a.parts, t.parts)
+
+    def in_order(self, a: tuple, t: tuple) -> bool:
+        return len(a) == len(t) and all(map(self.same, a, t))
+
+    def without_order(self, a: tuple, t: tuple, as_set: bool) -> bool:
+        """Each item has its like on the other side; only one of its own, unless they are sets."""
+        if len(a) != len(t) and not as_set:
+            return False
+        rest, about = list(t), self.numbers.about
+        digits = {y: about(y) for y in t} if len(t) > 4 else {}
+        for x in a:
+            here = digits and about(x)
+            others = sorted(t if as_set else rest, key=lambda y: digits.get(y) != here)
+            like = next((y for y in others if self.same(x, y)), None)
+            if like is None:
+                return False
+            if like in rest:
+                rest.remove(like)
+        return all(any(self.same(x, y) for x in a) for y in rest)
+
+    def equations(self, a: Form, t: Form) -> bool:
+        """Equations up to a factor; or they say the same of a name that one may leave out."""
+        self.numbers.rule = "equations up to a factor"
+        if a.kind == t.kind and self.numbers.factor(a, t):
+            return True
+        (name, values), (due, others) = stated(a), stated(t)
+        if "," in name and name == due:
+            return self.same(a.parts[0], t.parts[0])
+        calls = [found for found in map(CALL.fullmatch, (name, due)) if found]
+        if len(calls) == 2 and calls[0][1] == calls[1][1]:  # f(t) = t^2 is f(x) = x^2
+            letter, other = calls[0][2], calls[1][2]
+            if (letter in NATURAL) != (other in NATURAL):
+                return False
+            self.numbers.renamed = {Symbol(letter): Symbol(other)}
+        elif name and due and name != due and not (calls and "y" in (name, due)):
+            return False  # but y = x^2 is f(x) = x^2
+        pairs = itertools.product(values, others)
+        return bool(values and others) and all(self.same(x, y) for x, y in pairs)
+
+    def units(self, a: Form, t: Form) -> bool:
+        """Rule 6: a unit may be missing on one side; on both sides they must agree."""
+        self.numbers.rule = "the units"
+        bare, numbers = zip(*(form.parts if form.kind == "unit" else (form, form) for form in (a, t)))
+        units = {form.sign for form in (a, t) if form.kind == "unit"}
+        numeric = all(unit in "%°rad" or "base" in unit for unit in units)
+        if numeric and self.same(*numbers):
+            return True  # 50% is 1/2
+        return len(units) == 1 and self.same(*bare)
+
+    def ratios(self, a: Form, t: Form) -> bool:
+        """Rule 7: 4:6 is 2:3, and 2/3."""
+        self.numbers.rule = "ratios up to a factor"
+        one, equal = form_of(Integer(1)), self.numbers.equal
+        a, t = (form.parts if form.kind == ":" else (form, one) for form in (a, t))
+        if len(a) != len(t) or {part.kind for part in (*a, *t)} != {"value"}:
+            return False
+        crossed = all(
+            equal(product([*x.parts, *t[0].parts]), product([*y.parts, *a[0].parts]))
+            for x, y in zip(a, t, strict=True)
+        )
+        return crossed and not equal(*a[0].parts, Integer(0))
+
+    def sets(self, a: Form, t: Form) -> bool:
+        """Rule 8: the same joined in the same way, or the same set of real numbers."""
+        self.numbers.rule = "inequalities up to a factor"
+        if a.kind == t.kind == "<" and a.sign == t.sign:
+            if self.numbers.factor(a, t) > 0 or self.in_order(a.parts, t.parts):
+                return True
+        elif a.kind == t.kind != "<" and {a.sign, t.sign} != {"and", "or"}:
+            if self.without_order(a.parts, t.parts, as_set=False):
+                return True
+        self.numbers.rule = "the same set of real numbers"
+        sets = Sets(self.numbers)
+        return len(letters(a) | letters(t)) < 2 and sets.of(a) == sets.of(t)
 
 
 # ---- verdicts -----------------------------------------------------------------------------------------------------
@@ -1386,7 +1413,7 @@ def compared(answer: str, truth: str) -> tuple[str, str, tuple]:
         forms = (read(answer), due)
         rule = "not compared"
         verdict = "right" if comparer.same(*forms) else "wrong"
-        return verdict, comparer.rule, forms
+        return verdict, comparer.numbers.rule, forms
     except Refused as refused:
         return refused.args[0], f"{rule}: {refused.args[1]}", forms
     except (MemoryError, OverflowError, RecursionError) as error:
