@@ -290,7 +290,7 @@ CLEAN = (
     (r'" ?(?:for|where)\b(?=.*(?:\\in\b|integer|all|any|every|some|constant|real))[^,;]*$', ""),
     (r'(?i)^"? ?(?:the )?(?:final )?answer(?: is)?:? ?"? ?(?=[\d$\\(-])', ""),  # "The answer is" 5
     (r'(?i)"? ?\ball (?:real numbers|reals)\b ?"?', r" \\R "),
-    (r'\\R[ "]*(?:except|without)[ "]*(?:x ?= ?)?([^"\\]+)$', r"\\R \\setminus\\{\1\\}"),  # except 3
+    (r'\\R[ "]*(?:except|without)[ "]*(?:x ?= ?)?([^"\\]+)$', r"\\R \\setminus\\{\1\\}"),
     (r'(?i)^"? ?(?:there (?:is|are) )?no (?:real )?(?:solutions?|roots?) ?"?$', r"\\emptyset"),
     (r"(\d+) ?° ?(\d+) ?'", r"(\1+\2/60)°"),  # 30°30'
     (r"^\|([^|]+)\| ?(<|\\leq?|≤) ?([\d./]+)$", r"-\3 \2 \1 \2 \3"),  # |x| < 2
@@ -677,8 +677,9 @@ def row_product(row, matrix: Tuple):
     row, rows = (row if vector(row) else (row,)), [r if vector(r) else (r,) for r in matrix]
     if len(row) != len(rows):
         fail("matrices that do not fit")
-    columns = zip(*rows, strict=True)
-    sums = [total([product(pair) for pair in zip(row, column, strict=True)]) for column in columns]
+    sums = []
+    for column in zip(*rows, strict=True):
+        sums.append(total([product(pair) for pair in zip(row, column, strict=True)]))
     return Tuple(*sums) if len(sums) > 1 else sums[0]
 
 
@@ -866,7 +867,9 @@ def call(name: str, argument):
     arguments = argument if vector(argument) else [argument]
     if name in ("exp", "cis"):
         return power(E, argument if name == "exp" else product([I, argument]))
-    return GCD[name](*arguments) if name in GCD else getattr(sympy, name)(*arguments, evaluate=False)
+    if name in GCD:
+        return GCD[name](*arguments)
+    return getattr(sympy, name)(*arguments, evaluate=False)
 
 
 # ---- comparing: the values of expressions -------------------------------------------------------
@@ -1084,9 +1087,10 @@ class Numbers:
             self.rule = "exact values"
             return a == t
         self.rule = "values at random points" if letters(a) | letters(t) else "values to 60 digits"
-        bound, due = ([x for x in letters(expr) if str(x) in NATURAL] for expr in (a, t))
+        whole = {Symbol(name) for name in NATURAL}
+        bound, due = whole & letters(a), whole & letters(t)
         if len(bound) == len(due) == 1 and a.has(pi) and t.has(pi):  # 2n pi is 2k pi
-            self.renamed = {bound[0]: due[0]}
+            self.renamed = dict(zip(bound, due, strict=True))
         points = 0
         for pair in self.at_points(a, t):
             if not pair or not self.values.near(*pair):
@@ -1108,7 +1112,8 @@ class Numbers:
         """The sign of the constant by which left - right of `a` is that of `t`, or 0 if none is."""
         if len(a.parts) != 2 or {part.kind for part in (*a.parts, *t.parts)} != {"value"}:
             return 0
-        pairs = [pair or (1, 0) for pair in self.at_points(difference(*a.parts), difference(*t.parts))]
+        points = self.at_points(difference(*a.parts), difference(*t.parts))
+        pairs = [pair or (1, 0) for pair in points]
         ratios = [x / y for x, y in pairs if y]
         if len(ratios) < 2 or any(x and not y for x, y in pairs) or self.values.mp.im(ratios[0]):
             return 0
@@ -1142,7 +1147,7 @@ def set_like(form: Form) -> bool:
 
 
 class Sets:
-    """Forms as sympy's sets. Their ends are made fractions, since sympy's own way is to simplify."""
+    """Forms as sympy's sets. Their ends are made fractions, which sympy need not simplify."""
 
     def __init__(self, numbers: Numbers):
         self.numbers = numbers
@@ -1274,7 +1279,7 @@ class Comparer:
                 return False
             if like in rest:
                 rest.remove(like)
-        return all(any(self.same(x, y) for x in a) for y in rest)
+        return all(True in map(self.same, a, itertools.repeat(y)) for y in rest)
 
     def equations(self, a: Form, t: Form) -> bool:
         """Equations up to a factor; or they say the same of a name that one may leave out."""
@@ -1298,12 +1303,12 @@ class Comparer:
     def units(self, a: Form, t: Form) -> bool:
         """Rule 6: a unit may be missing on one side; on both sides they must agree."""
         self.numbers.rule = "the units"
-        bare, numbers = zip(*(form.parts if form.kind == "unit" else (form, form) for form in (a, t)))
         units = {form.sign for form in (a, t) if form.kind == "unit"}
+        a, t = (form.parts if form.kind == "unit" else (form, form) for form in (a, t))
         numeric = all(unit in "%°rad" or "base" in unit for unit in units)
-        if numeric and self.same(*numbers):
+        if numeric and self.same(a[1], t[1]):
             return True  # 50% is 1/2
-        return len(units) == 1 and self.same(*bare)
+        return len(units) == 1 and self.same(a[0], t[0])
 
     def ratios(self, a: Form, t: Form) -> bool:
         """Rule 7: 4:6 is 2:3, and 2/3."""
@@ -1332,13 +1337,17 @@ class Comparer:
         return len(letters(a) | letters(t)) < 2 and sets.of(a) == sets.of(t)
 
 
-# ---- verdicts -----------------------------------------------------------------------------------------------------
+# ---- verdicts -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What became of one answer: `score` 1.0 or 0.0; `verdict` one of right, wrong, no_answer, unparsed, too_large,
-    timeout, crashed, or graded by a user's reward; `answer` the extracted text or None; `rule` the rule that decided."""
+    """What became of one answer.
+
+    score    1.0 or 0.0; any finite number from a user's reward
+    verdict  right, wrong, no_answer, unparsed, too_large, timeout, crashed, or graded (by a user)
+    answer   the extracted text, or None
+    rule     the rule that decided, for people"""
 
     score: float
     verdict: str
@@ -1346,62 +1355,79 @@ class Verdict:
     rule: str
 
 
-# What may follow the letter of a choice, unless it names another choice: (A) 12 or (B) 13 is no choice.
-OTHER = r"(?-i:.*(?<![a-zA-Z])\([A-J]\)|[^(]*[\s,][A-J][).](?!\S)|(?!.*(?i:both|none|neither)).*(?:\bor|\band|,) [A-J]\s*$)"
+# What follows the letter of a choice, unless it names another choice as in (A) 12 or (B) 13.
+REST = (
+    r"((?!(?-i:.*(?<![a-zA-Z])\([A-J]\)|[^(]*[\s,][A-J][).](?!\S)"  # ... (B) 13, ... B. 13
+    r"|(?!.*(?i:both|none|neither)).*(?:\bor|\band|,) [A-J]\s*$)).*)"  # ... or B
+)
 CHOICE = re.compile(
     r"(?:(?:option|choice|answer)\s*:?\s*)?(\()?([A-J])(?(1)\)|(?:[).]|:(?=\s)|$))"
-    r"(?![-(])(?!\s*(?:[,;&^_+*/=!<>]|and\b|or\b))\s*((?!" + OTHER + r").*)",
+    r"(?![-(])(?!\s*(?:[,;&^_+*/=!<>]|and\b|or\b))\s*" + REST,
     re.I | re.S,
 )  # (C), C., C: the cat; not (a)(b), (a)^2, A:B
-THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?!\d|,\d)")
-LOG = re.compile(r"(?<![a-zA-Z]{2})log(?![a-z]{2}| ?_)")
+THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?!\d|,\d)")  # 1,000
+LOG = re.compile(r"(?<![a-zA-Z]{2})log(?![a-z]{2}| ?_)")  # log x, but not log_2 x
+SECOND = re.compile("(?<=±)(.*?)±")  # in \\pm\\sqrt3\\pm1
+SHORT = re.compile(r"-?\d{1,30}")
+
+
+def bare(text: str) -> str:
+    """Without dollar signs around it and the closing period; 0.3... is not 0.3."""
+    return re.sub(r"(?<!\.)\. ?$", "", text.strip("$ \n"))
 
 
 def quick(answer: str | None, truth: str) -> Verdict | None:
-    """The verdict when it needs no algebra (no answer; the same string; two short integers), else None. Microseconds."""
+    """The verdict where no algebra is needed, in microseconds, else None."""
     if answer is None:
         return Verdict(0.0, "no_answer", None, "no final answer found")
-    a, t = (re.sub(r"(?<!\.)\. ?$", "", text.strip("$ \n")) for text in (answer, truth))  # but 0.3... is not 0.3
+    a, t = bare(answer), bare(truth)
     if a == t and (a or answer == truth):
         return Verdict(1.0, "right", answer, "the same string")
-    if not all(re.fullmatch(r"-?\d{1,30}", text) for text in (a, t)):
+    if not SHORT.fullmatch(a) or not SHORT.fullmatch(t):
         return None
     same = int(a) == int(t)
     return Verdict(float(same), "right" if same else "wrong", answer, "two whole numbers")
 
 
 def decide(answer: str, truth: str, choices: bool = True) -> tuple[str, str, tuple]:
-    """(verdict, rule, the two Forms that decided) for a bare answer. `choices`: a letter in front may be a choice's."""
-    if len(answer) > MAX_CHARS or len(truth) > MAX_CHARS:
+    """(verdict, rule, the two Forms that decided if any) for a bare answer. `choices`: a letter in
+    front may be that of a choice (rule 9)."""
+    if max(len(answer), len(truth)) > MAX_CHARS:
         return "too_large", f"more than {MAX_CHARS} characters", ()
-    left, right = (clean(text).replace('"', ' ').strip(' .,;') for text in (answer, truth))
+    left, right = (clean(text).replace('"', " ").strip(" .,;") for text in (answer, truth))
     if not re.search(r"[^\W_]|\\|[^ -~]", left):
         return "no_answer", "nothing in the box", ()
     a, t = (re.sub(r"(?<!\w) | (?!\w)", "", text) for text in (left, right))  # "1 2" is not "12"
     if a == t:
         return "right", "the same string after cleaning", ()
-    chosen, due = CHOICE.fullmatch(left), None if re.fullmatch("[a-z]", right) else CHOICE.fullmatch(right)
-    if not choices:
-        chosen = due = None
+    chosen = CHOICE.fullmatch(left) if choices else None
+    due = CHOICE.fullmatch(right) if choices and not re.fullmatch("[a-z]", right) else None
     if due and chosen:
-        return "right" if chosen[2].upper() == due[2].upper() else "wrong", "choices by letter", ()
+        same = due[2].upper() == chosen[2].upper()
+        return "right" if same else "wrong", "choices by letter", ()
     if due and due[3]:
-        return decide(answer, due[3], False)
+        return decide(answer, due[3], choices=False)
     if chosen and chosen[3]:
-        return decide(chosen[3], truth, False)
+        return decide(chosen[3], truth, choices=False)
     return algebra(clean(answer), clean(truth))
 
 
-def readings(answer: str, truth: str):
+def ungrouped(text: str) -> str:
+    """1,000 as 1000."""
+    return THOUSANDS.sub(lambda run: run[0].replace(",", ""), text)
+
+
+def readings(answer: str, truth: str) -> list[tuple[str, str]]:
     """The pairs of texts that the two may mean (rule 11)."""
-    pairs = [(answer, truth)]
-    if THOUSANDS.search(answer + " " + truth) and truth[:1] not in OPENING:  # (1,234) is a pair
-        whole = [THOUSANDS.sub(lambda run: run[0].replace(",", ""), text) for text in pairs[0]]
-        pairs = [whole] if all(map(THOUSANDS.search, pairs[0])) else [whole, *pairs]
-    if LOG.search(answer + truth):
-        pairs = [[LOG.sub(log, text) for text in pair] for pair in pairs for log in ("ln", "lg")]
-    independent = [[re.sub("(?<=±)(.*?)±", r"\1⨦", text) for text in pair] for pair in pairs]
-    return pairs + independent if (answer + truth).count("±") > 1 else pairs
+    pairs, both = [(answer, truth)], answer + " " + truth
+    if THOUSANDS.search(both) and truth[:1] not in OPENING:  # (1,234) is a pair
+        lists = [] if THOUSANDS.search(answer) and THOUSANDS.search(truth) else pairs
+        pairs = [(ungrouped(answer), ungrouped(truth)), *lists]
+    if LOG.search(both):
+        pairs = [(LOG.sub(log, a), LOG.sub(log, t)) for a, t in pairs for log in ("ln", "lg")]
+    if both.count("±") > 1:  # with signs that are independent of the first
+        pairs += [(SECOND.sub(r"\1⨦", a), SECOND.sub(r"\1⨦", t)) for a, t in pairs]
+    return pairs
 
 
 def compared(answer: str, truth: str) -> tuple[str, str, tuple]:
@@ -1433,12 +1459,12 @@ def algebra(answer: str, truth: str) -> tuple[str, str, tuple]:
 
 
 def judge_answer(answer: str | None, truth: str) -> Verdict:
-    """The verdict on a bare answer, None if there is none. Never raises; bounded in time and memory by itself."""
+    """The verdict on a bare answer, or on None. Never raises; bounded in time and memory."""
     if verdict := quick(answer, truth):
         return verdict
     try:
         verdict, rule, _ = decide(answer, truth)
-    except Exception as error:  # a fault of ours must not stop a run: it scores 0, under a verdict that is counted
+    except Exception as error:  # a fault of ours must not stop a run; the verdict is counted
         verdict, rule = "crashed", f"please report this: {type(error).__name__}: {error}"
     return Verdict(float(verdict == "right"), verdict, answer, rule)
 
