@@ -70,7 +70,15 @@ MAX_BRACES = 10_000  # in a box
 MAX_DIGITS = 1000  # of a literal
 MAX_BITS = 100_000  # of precision; 2022! has 19,283 bits and needs twice as many
 SECONDS = 1.0  # of this thread's work on one comparison, so that a busy machine changes no reward
-LOCAL = threading.local()  # of a thread: the deadline of its comparison, its mpmath context
+
+
+class Local(threading.local):
+    """Of a thread: the deadline of its comparison, its steps, its mpmath context."""
+
+    deadline, steps, mp = math.inf, 0, None
+
+
+LOCAL = Local()
 
 
 class Refused(Exception):
@@ -94,8 +102,11 @@ def undefined(message: str):
 
 
 def in_time():
-    """Raise once this thread has worked on its comparison for SECONDS; called where work grows."""
-    if time.thread_time() > getattr(LOCAL, "deadline", math.inf):
+    """Raise once this thread has worked on its comparison for SECONDS; called where work grows.
+
+    The clock is read at every 16th call, since reading it is slow on some systems."""
+    LOCAL.steps += 1
+    if LOCAL.steps % 16 == 0 and time.thread_time() > LOCAL.deadline:
         fail(f"more than {SECONDS} s", "timeout")
 
 
@@ -216,9 +227,13 @@ def custom(found) -> str:
 
 
 def quoted(found) -> str:
-    r"""\text{ cm} as " cm", \text{5 apples} as 5" apples", \text{5} as 5."""
+    r"""\text{ cm and } as " cm" and, \text{5 apples} as 5" apples", \text{5} as 5."""
     number, words = re.fullmatch(r"( ?[\d./]+(?= |$))?(.*)", found[1]).groups()
-    return (number or "") + f'"{words}"' * (bool(words) or not number)
+    pieces = [number or ""]
+    for piece in re.split(r"(,|\b(?:and|or|AND|OR)\b)", words):
+        joiner = piece.lower() in (",", "and", "or")
+        pieces.append(f" {piece.lower()} " if joiner else f'"{piece}"' if piece.strip() else " ")
+    return "".join(pieces)
 
 
 def unit_vector(found) -> str:
@@ -263,12 +278,9 @@ CLEAN = (
     (r"\\(?:mathbf|hat|vec|boldsymbol) ?\{? ?\\?([ijk])(?:math)?(?![a-zA-Z]) ?\}?", unit_vector),
     (rf"\\(?:{LETTERS}) ?\{{([^{{}}]*)\}}", r" \1 "),
     (rf"\\(?:{WORDS}) ?\{{((?:[^{{}}]|\{{[^{{}}]*\}})*)\}}", quoted),  # \text{ cm}
-    (r'"[ ,]*(?i:and)[ ,]*"', " and "),
-    (r'"[ ,]*(?i:or)[ ,]*"', " or "),
-    (rf'" ?({"|".join(FUNCTIONS)}) ?"', r"\\\1 "),  # \text{cis}
+    (rf'" ?(?!min)({"|".join(FUNCTIONS)}) ?"', r"\\\1 "),  # \text{cis}
     (r"([\])}]) ?U ?(?=[\[(\\])", r"\1\\cup "),  # (0,1)U(2,3)
     (r'& ?"? ?(?:if|for|when)\b ?"?', "& "),  # x & \text{if } x > 0
-    (r'" ?([a-z]{2,20}),? (and|or) ?"', r'"\1" \2 '),  # 9 \text{ hens and } 10 \text{ cocks}
     (r'\( ?(?:\\[bp]?mod\b|"? ?mod\b ?"?)([^()]*)\)', r" mod \1"),  # (mod 4)
     (r'\\[pb]?mod(?![a-z])|" ?mod ?"', " mod "),  # \pmod{4}
     (r"\^ ?\\circ(?![a-zA-Z])|\^ ?\{ ?\\circ ?\}", "°"),
@@ -291,11 +303,11 @@ CLEAN = (
     (r'(?i)^"? ?(?:the )?(?:final )?answer(?: is)?:? ?"? ?(?=[\d$\\(-])', ""),  # "The answer is" 5
     (r'(?i)"? ?\ball (?:real numbers|reals)\b ?"?', r" \\R "),
     (r'\\R[ "]*(?:except|without)[ "]*(?:x ?= ?)?([^"\\]+)$', r"\\R \\setminus\\{\1\\}"),
-    (r'(?i)^"? ?(?:there (?:is|are) )?no (?:real )?(?:solutions?|roots?) ?"?$', r"\\emptyset"),
+    (r'(?i)^"? ?(?:there (?:is|are) )?no (?:real )?(?:solutions?|roots?)\.? ?"?$', r"\\emptyset"),
     (r"(\d+) ?° ?(\d+) ?'", r"(\1+\2/60)°"),  # 30°30'
     (r"^\|([^|]+)\| ?(<|\\leq?|≤) ?([\d./]+)$", r"-\3 \2 \1 \2 \3"),  # |x| < 2
     (r"^\|([^|]+)\| ?(>|\\geq?|≥) ?([\d./]+)$", r"\1 \2 \3 or -(\1) \2 \3"),  # |x| > 2
-    (r'"? ?\b(hours?|h|feet|ft) ?"?,? ?(?:and )? ?(?=\d)', r" \1 "),  # 2 hours and 13 minutes
+    (r'"? ?\b(hours?|h|feet|ft)[ ",]*(?:and)? *(?=\d)', r" \1 "),  # 2 hours and 13 minutes
     (r"([\d}]|\\pi) ?(?:≈|\\approx).*$", r"\1"),  # \frac13 \approx 0.33
     (r"(?i)\b([ap])\. ?m\b\.?", r"\1m"),  # 6:30 p.m.
     (r"\b(?:square|sq\.?) (\w{1,20})", r"\1^2"),
@@ -369,9 +381,9 @@ def scanner(separators: str) -> re.Pattern:
 
 def split(text: str, separators: str) -> tuple[list[str], list[str]]:
     """The parts of `text` between the `separators` outside all brackets and quotes, and these."""
+    in_time()
     parts, signs, depth, start = [], [], 0, 0
     for found in scanner(separators).finditer(text):
-        in_time()
         depth += (found[0] in OPENING) - (found[0] in CLOSING)
         if depth < 0:
             fail("a bracket that was not opened")
@@ -561,7 +573,7 @@ TAIL = re.compile(
     re.I,
 )
 NAMES = re.compile(r"[a-z]+|\^ ?\{? ?-?\d|[^\s\"{}.,-]")
-TRIGONOMETRY = re.compile("sin|cos|tan|cot|sec|csc")
+TRIGONOMETRY = re.compile("sin|cos|tan|cot|sec|csc|cis")
 CURRENCY = re.compile(r'(-?) ?"? ?([$€£¥]) ?"?(.+)')
 BASED = re.compile(r"\(?([0-9A-Z]+)(?:\.(\d+))?\)? ?_ ?[{(]{0,2}(\d{1,2})[})]{0,2}")  # (204)_{5}
 
@@ -579,7 +591,7 @@ def unit(text: str) -> Form | None:
     names, scale = [], 1
     for name in NAMES.findall(found[1].lower()):
         single = name.removesuffix("s")
-        if len(name) > 2 and is_product(name):
+        if len(name) > 2 and is_product(name) and name not in UNITS:
             return None
         if not names and single in MULTIPLES:
             scale *= MULTIPLES[single]
@@ -616,7 +628,7 @@ TOKEN = re.compile(
     r"""(?P<number>(?:\d+\.?\d*|\.\d+|\.(?=\\overline))
         (?:(?:\\(?:overline|bar|dot)\ ?(?:\{\d+\}|\d))+|(?<=\.)\(\d+\)|[eE][+-]?\d+(?![a-zA-Z\d]))?)
     |\\?(?P<function>%s)|\\(?P<command>[a-zA-Z]+)|"(?P<word>[^"]*)"
-    |(?P<letter>(?:[fghFGH](?:_(?:\w|\{[^{}]*\}))?'*\ ?\([^()]*\)
+    |(?P<letter>(?:(?:[PE]|[fghFGH](?:_(?:\w|\{[^{}]*\}))?'*)\ ?\([^()]*\)
         |[^\W\d_π](?:_\ ?(?:\w|\{[^{}]*\}))?'*))|(?P<sign>\S)|\s+"""
     % "|".join(FUNCTIONS),
     re.X,
@@ -701,7 +713,6 @@ class Parser:
     def __init__(self, text: str):
         self.tokens, self.at, self.bars = [("start", "")], 1, False
         for found in TOKEN.finditer(text):
-            in_time()
             kind = found.lastgroup
             if kind:
                 self.tokens.append((found[0] if kind == "sign" else kind, found[kind]))
@@ -782,7 +793,6 @@ class Parser:
 
     def atom(self):
         """A number, a name, or something in brackets."""
-        in_time()
         kind, value = self.kind, self.take()
         if kind == "number":
             return literal(value)
@@ -890,8 +900,7 @@ class Values:
     met on the way are large or small, twice their bits are added, so that 1 - 2^{-300} is not 1."""
 
     def __init__(self):
-        if not hasattr(LOCAL, "mp"):
-            LOCAL.mp = mpmath.MPContext()
+        LOCAL.mp = LOCAL.mp or mpmath.MPContext()
         self.mp = LOCAL.mp
 
     def at(self, *exprs, point=None, real=False) -> list:
@@ -921,16 +930,17 @@ class Values:
         return abs(x - y) <= self.noise
 
     def value(self, expr):
-        in_time()
         if expr.is_Rational:
+            self.high = max(self.high, expr.p.bit_length())
             self.low = min(self.low, -expr.q.bit_length())
-            return self.noted(self.mp.mpf(expr.p) / expr.q)
+            return self.mp.mpf(expr.p) / expr.q
         if not expr.args:
             if expr in CONSTANTS:
                 return +getattr(self.mp, CONSTANTS[expr])
             if expr not in self.point:
                 undefined(f"{expr} has no value")
             return self.value(self.point[expr])
+        in_time()
         parts = [self.value(part) for part in expr.args]
         if expr.is_Add:
             return self.noted(sum(parts))
