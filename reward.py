@@ -444,7 +444,7 @@ def congruence(parts: list[str], signs: list[str]) -> Form:
 
 def related(parts: list[str], signs: list[str]) -> Form:
     """a = b = c, or a < b ≤ c with the smaller side first; "= 5" is 5."""
-    if not parts[0]:
+    if not parts[0] and signs[0] == "=":
         parts, signs = parts[1:], signs[1:]
     sides = tuple(map(read, parts))
     if not {*signs} - {*">≥"} and signs:
@@ -550,7 +550,7 @@ UNITS = """cm centimeter centimetre|m meter metre|km kilometer kilometre|mm mill
     |in inch inche|ft foot feet|yd yard|mi mile|g gram|kg kilogram|mg milligram|lb pound|oz ounce
     |s sec second|min minute|h hr hour|day|week|month|yr year|$ dollar usd|€ euro|£|¥ yuan yen
     |cent|mi/h mph|/ per|l liter litre|ml|gallon|unit|% percent percentage pct|° degree
-    |people person|point|way|hz|kn"""
+    |people person|point|way|hz|kn|rad radian"""
 UNITS = {name: group.split()[0] for group in UNITS.split("|") for name in group.split()}
 UNITS |= {f"{name}s": first for name, first in UNITS.items()}
 MULTIPLES = """dozen 12 doz 12 hundred 100 thousand 1000 lakh 100000 million 1000000 crore 10000000
@@ -616,9 +616,10 @@ def with_unit(bare: Form, name: str) -> Form:
 def based(digits: str, places: str, base: int) -> Form:
     """204_5 is 54, and may be met by 204."""
     written = digits + places
-    if not 1 < base <= 36 or any(int(digit, 36) >= base for digit in written):
-        fail(f"{written} is no number in base {base}")
-    number = form_of(Rational(int(written[:MAX_DIGITS], base), base ** len(places)))
+    digits_fit = len(written) <= MAX_DIGITS and all(int(digit, 36) < base for digit in written)
+    if not 1 < base <= 36 or not digits_fit:
+        fail(f"{written[:20]} is no number in base {base}")
+    number = form_of(Rational(int(written, base), base ** len(places)))
     return Form("unit", (read(written) if written.isdigit() else number, number), f"base {base}")
 
 
@@ -1315,7 +1316,7 @@ class Comparer:
         self.numbers.rule = "the units"
         units = {form.sign for form in (a, t) if form.kind == "unit"}
         a, t = (form.parts if form.kind == "unit" else (form, form) for form in (a, t))
-        numeric = all(unit in "%°rad" or "base" in unit for unit in units)
+        numeric = all(unit in ("%", "°", "rad") or "base" in unit for unit in units)
         if numeric and self.same(a[1], t[1]):
             return True  # 50% is 1/2
         return len(units) == 1 and self.same(a[0], t[0])
