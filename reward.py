@@ -35,6 +35,7 @@ sympy object otherwise computes while it is built (2**10**10 hangs). The values 
 come from `Values`, which walks over them with mpmath and checks sizes before it computes;
 sympy's evalf, subs and simplify have no such bounds.
 """
+
 import argparse
 import importlib.util
 import itertools
@@ -53,7 +54,6 @@ import unicodedata
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, is_dataclass
-from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -469,9 +469,9 @@ def letters(form) -> frozenset:
 def named(form: Form) -> bool:
     """Whether a form is a name, not a value: x, AB, f(2), |AB|, AB/CD, (x, y), sin A, length."""
     if form.kind != "value":
-        return form.kind == "words" or form.kind in ("seq", ":") and all(map(named, form.parts))
+        return form.kind == "words" or (form.kind in ("seq", ":") and all(map(named, form.parts)))
     expr = form.parts[0]
-    return expr.is_Symbol or bool(letters(form)) and expr.atoms(sympy.Number) <= {MINUS}
+    return expr.is_Symbol or (bool(letters(form)) and expr.atoms(sympy.Number) <= {MINUS})
 
 
 LEVELS = (
@@ -586,7 +586,7 @@ def unit(text: str) -> Form | None:
         bare = read(found[1] + found[3])
         return bare if bare.kind == "unit" else with_unit(bare, found[2])
     found = TAIL.search(text, max(0, len(text) - 80))
-    if not found or "°" in found[1] and TRIGONOMETRY.search(text):
+    if not found or ("°" in found[1] and TRIGONOMETRY.search(text)):
         return None
     names, scale = [], 1
     for name in NAMES.findall(found[1].lower()):
@@ -625,15 +625,15 @@ def based(digits: str, places: str, base: int) -> Form:
 
 # ---- parsing: one expression to sympy -----------------------------------------------------------
 
+SUBSCRIPT = r"(?:_\ ?(?:\w|\{[^{}]*\}))?'*"
 TOKEN = re.compile(
-    r"""(?P<number>(?:\d+\.?\d*|\.\d+|\.(?=\\overline))
-        (?:(?:\\(?:overline|bar|dot)\ ?(?:\{\d+\}|\d))+|(?<=\.)\(\d+\)|[eE][+-]?\d+(?![a-zA-Z\d]))?)
-    |\\?(?P<function>%s)|\\(?P<command>[a-zA-Z]+)|"(?P<word>[^"]*)"
-    |(?P<letter>(?:(?:[PE]|[fghFGH](?:_(?:\w|\{[^{}]*\}))?'*)\ ?\([^()]*\)
-        |[^\W\d_π](?:_\ ?(?:\w|\{[^{}]*\}))?'*))|(?P<sign>\S)|\s+"""
-    % "|".join(FUNCTIONS),
-    re.X,
-)  # 0.\overline{3}, \sin or sin, \frac, "cm", f(x) or x_1', +
+    r"(?P<number>(?:\d+\.?\d*|\.\d+|\.(?=\\overline))"  # 12, .5
+    r"(?:(?:\\(?:overline|bar|dot)\ ?(?:\{\d+\}|\d))+|(?<=\.)\(\d+\)"  # 0.\overline{3}, 0.(3)
+    r"|[eE][+-]?\d+(?![a-zA-Z\d]))?)"  # 3.2e5
+    rf'|\\?(?P<function>{"|".join(FUNCTIONS)})|\\(?P<command>[a-zA-Z]+)|"(?P<word>[^"]*)"'
+    rf"|(?P<letter>(?:[PE]|[fghFGH]{SUBSCRIPT})\ ?\([^()]*\)|[^\W\d_π]{SUBSCRIPT})"  # f(x), x_1'
+    r"|(?P<sign>\S)|\s+"
+)
 MINUS = Integer(-1)
 ATOMS = {"π": pi, "∞": oo, "…": Symbol("…")}
 LETTERS = {"e": E, "i": I}
@@ -984,7 +984,7 @@ class Values:
         mp, growing = self.mp, name in ("factorial", "factorial2", "binomial")
         slow = growing and mp.prec > 2000 and not all(map(mp.isint, xs))
         large = any(mp.mag(x or 1) > (50 if growing else 5000) for x in xs)
-        if slow or large and name not in ("log", "Abs"):
+        if slow or (large and name not in ("log", "Abs")):
             fail(f"{name} of a number beyond the bound", "too_large")
         if name in QUOTIENTS:  # of values without noise, so that a pole is a division by 0
             *above, below = (self.noted(getattr(mp, f)(*xs)) for f in QUOTIENTS[name].split())
@@ -1049,7 +1049,7 @@ def gathered(form: Form) -> Form:
     period = len({*names})
     starts = range(0, len(names), period)
     rows = [tuples(names[:period], values[i : i + period]) for i in starts]
-    if names != names[:period] * len(rows) or len(rows) == 1 and form.sign == "or":
+    if names != names[:period] * len(rows) or (len(rows) == 1 and form.sign == "or"):
         return form
     return rows[0] if len(rows) == 1 else Form("list", tuple(row.parts[1] for row in rows), "or")
 
@@ -1180,7 +1180,7 @@ class Sets:
             case "list" if set_like(form):
                 sets = list(map(self.of, parts))
                 both = sympy.Intersection(*sets)
-                union = sign == "or" or sign == "," and both == sympy.S.EmptySet  # x < 1, x > 3
+                union = sign == "or" or (sign == "," and both == sympy.S.EmptySet)  # x < 1, x > 3
                 return sympy.Union(*sets) if union else both
             case "=" if parts[-1].kind != "value":
                 return self.of(parts[-1])  # x in (0, 5)
@@ -1683,16 +1683,14 @@ def shown(form: Form) -> str:
     """A form for people; expressions as sympy prints them."""
     parts = [shown(part) if isinstance(part, Form) else str(part) for part in form.parts]
     match form.kind:
-        case "value" | "words" | "time":
-            return " ".join(parts)
         case "unit":
             return f"{parts[0]} {form.sign}"
-        case "relation":
-            return f" {form.sign} ".join(parts)
         case "seq":
             return f"{form.sign[0]}{', '.join(parts)}{form.sign[1]}"
-        case "list":
-            return f"{form.sign} ".join(parts)
+        case "=" | ":" | "∪" | "∩" | "∖" | "mod":
+            return f" {form.kind} ".join(parts)
+        case "list" | "<" | "value" | "words" | "time":
+            return f" {form.sign[:3]} ".replace(" ,", ",").join(parts)
     return f"{form.kind}({', '.join(parts)})"
 
 
