@@ -542,7 +542,7 @@ def word(text: str) -> Form | None:
         return None
     if bare.isalpha() and lower != "no" and (is_product(bare) or NO_WORD.fullmatch(bare)):
         return None
-    return Form("words", (re.sub(r"^(?:the|a|an) |s\b|[^a-z]", "", lower),))
+    return Form("words", (re.sub(r"^(?:the|a|an) |(?<=\w{3})s\b|[^a-z]", "", lower),))
 
 
 # One name for each unit; any other word of three letters and more is its own name.
@@ -1689,8 +1689,11 @@ def shown(form: Form) -> str:
             return f"{form.sign[0]}{', '.join(parts)}{form.sign[1]}"
         case "=" | ":" | "∪" | "∩" | "∖" | "mod":
             return f" {form.kind} ".join(parts)
-        case "list" | "<" | "value" | "words" | "time":
-            return f" {form.sign[:3]} ".replace(" ,", ",").join(parts)
+        case "<":
+            chain = itertools.zip_longest(parts, form.sign, fillvalue="")
+            return " ".join(itertools.chain(*chain)).strip()
+        case "list" | "value" | "words" | "time":
+            return f" {form.sign} ".replace(" ,", ",").join(parts)
     return f"{form.kind}({', '.join(parts)})"
 
 
