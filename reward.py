@@ -436,6 +436,8 @@ def joined(parts: list[str], signs: list[str]) -> Form:
 
 def congruence(parts: list[str], signs: list[str]) -> Form:
     """p = 5 mod 4, which is p = 1 mod 4."""
+    if len(parts) > 2:
+        fail("several moduli")
     number, modulus = (part.strip("{} ") for part in parts)
     if modulus.isdigit() and int(modulus):
         number = re.sub(r"\d{1,30}$", lambda found: str(int(found[0]) % int(modulus)), number)
@@ -649,7 +651,7 @@ def vector(expr) -> bool:
 
 
 def power(base, exponent):
-    if vector(base):
+    if vector(base) or vector(exponent):
         fail("a power of a vector")
     if base.is_Rational and base and exponent is MINUS:
         return 1 / base
@@ -671,18 +673,14 @@ def product(factors: list):
         return math.prod(factors)
     if not any(map(vector, factors)):
         return Mul(*factors, evaluate=False) if len(factors) > 1 else factors[0]
-    result, *rest = factors
-    for factor in rest:
+    scalars = [factor for factor in factors if not vector(factor)]
+    result, *others = filter(vector, factors)
+    for other in others:
         in_time()
-        if vector(result) and vector(factor):
-            result = Tuple(*(row_product(row, factor) for row in result))
-        elif vector(factor):
-            result = Tuple(*(product([result, item]) for item in factor))
-        else:
-            result = Tuple(*(product([item, factor]) for item in result))
+        result = Tuple(*(row_product(row, other) for row in result))
         if len(str(result)) > MAX_CHARS:
             fail("a product of matrices too long to write", "too_large")
-    return result
+    return Tuple(*(product([*scalars, item]) for item in result)) if scalars else result
 
 
 def row_product(row, matrix: Tuple):
@@ -876,6 +874,9 @@ class Parser:
 def call(name: str, argument):
     """A function of sympy, not evaluated."""
     arguments = argument if vector(argument) else [argument]
+    several = name in ("Max", "Min", "binomial", *GCD)
+    if any(map(vector, arguments)) or (len(arguments) > 1 and not several):
+        fail(f"{name} of a vector")
     if name in ("exp", "cis"):
         return power(E, argument if name == "exp" else product([I, argument]))
     if name in GCD:
@@ -1047,9 +1048,11 @@ def gathered(form: Form) -> Form:
         items = Form("list", flat(values, "±,"), form.sign if len({*names}) > 1 else "or")
         return Form("=", (form_of(Symbol(names[0])), items), bases.pop())
     period = len({*names})
+    if names != names[:period] * (len(names) // period):
+        return form
     starts = range(0, len(names), period)
     rows = [tuples(names[:period], values[i : i + period]) for i in starts]
-    if names != names[:period] * len(rows) or (len(rows) == 1 and form.sign == "or"):
+    if len(rows) == 1 and form.sign == "or":
         return form
     return rows[0] if len(rows) == 1 else Form("list", tuple(row.parts[1] for row in rows), "or")
 
@@ -1121,7 +1124,7 @@ class Numbers:
 
     def factor(self, a: Form, t: Form) -> int:
         """The sign of the constant by which left - right of `a` is that of `t`, or 0 if none is."""
-        if len(a.parts) != 2 or {part.kind for part in (*a.parts, *t.parts)} != {"value"}:
+        if {len(a.parts), len(t.parts)} != {2} or {part.kind for part in (*a.parts, *t.parts)} != {"value"}:
             return 0
         points = self.at_points(difference(*a.parts), difference(*t.parts))
         pairs = [pair or (1, 0) for pair in points]
@@ -1138,7 +1141,7 @@ class Numbers:
             return str(form)
         try:
             return self.values.mp.nstr(self.values.at(*form.parts)[0], 9)
-        except Undefined:
+        except (Undefined, ValueError):  # no value, or one of more than 4300 digits
             return ""
 
 
