@@ -565,7 +565,8 @@ NO_UNITS = """not no but is are was isn wrong incorrect maybe possibly perhaps r
     factorial cannot never guess otherwise doubled remainder out infinity by root point mille ncr
     npr divided and or either both neither half halve third quarter fourth fifth sixth seventh
     eighth ninth tenth eleventh twelfth twentieth hundredth thousandth millionth score ten trillion
-    quadrillion""".split()
+    quadrillion almost nearly likely unknown false double triple twice power raised under percentile
+    π""".split()
 NO_UNITS = {*NO_UNITS, *NUMBERS, *MULTIPLES}
 KNOWN = "|".join(name for name in UNITS if len(name) > 1 and name.isalpha())
 TAIL = re.compile(
@@ -574,7 +575,7 @@ TAIL = re.compile(
     r"|(?<= )(?-i:[a-z]{3,})|[%$€£¥°])(?: ?\^ ?\{? ?-?\d ?\}?)?)+)$",  # eggs, %, cm^2
     re.I,
 )
-NAMES = re.compile(r"[a-z]+|\^ ?\{? ?-?\d|[^\s\"{}.,-]")
+NAMES = re.compile(r"[a-zA-Z]+|\^ ?\{? ?-?\d|[^\s\"{}.,-]")
 TRIGONOMETRY = re.compile("sin|cos|tan|cot|sec|csc|cis")
 CURRENCY = re.compile(r'(-?) ?"? ?([$€£¥]) ?"?(.+)')
 BASED = re.compile(r"\(?([0-9A-Z]+)(?:\.(\d+))?\)? ?_ ?[{(]{0,2}(\d{1,2})[})]{0,2}")  # (204)_{5}
@@ -591,10 +592,12 @@ def unit(text: str) -> Form | None:
     if not found or ("°" in found[1] and TRIGONOMETRY.search(text)):
         return None
     names, scale = [], 1
-    for name in NAMES.findall(found[1].lower()):
-        single = name.removesuffix("s")
-        if len(name) > 2 and is_product(name) and name not in UNITS:
-            return None
+    for written in NAMES.findall(found[1]):
+        name = written.lower()
+        single = name.removesuffix("s") or name
+        letter = len(name) == 1 and name.isalpha() and written not in "NJVWACKL"
+        if (letter or (len(name) > 2 and is_product(name))) and written not in UNITS:
+            return None  # 5x, 5 abc
         if not names and single in MULTIPLES:
             scale *= MULTIPLES[single]
         elif {name, single} & NO_UNITS or not (name.isalpha() or name[0] in "*/^%$€£¥°"):
@@ -639,6 +642,7 @@ TOKEN = re.compile(
 MINUS = Integer(-1)
 ATOMS = {"π": pi, "∞": oo, "…": Symbol("…")}
 LETTERS = {"e": E, "i": I}
+FACTORS = ("letter", "word", "function", "command", *"([{⌊⌈√⟦π∞…")
 SYMPY = """tg tan ctg cot arctg atan cosec csc max Max min Min abs Abs arsinh asinh arcosh acosh
     artanh atanh""".split()  # their names in sympy
 SYMPY = dict(zip(SYMPY[::2], SYMPY[1::2], strict=True))
@@ -771,7 +775,7 @@ class Parser:
         """Whether a factor may begin here; two numbers side by side are no product."""
         if self.kind == "number":
             return self.tokens[self.at - 1][0] != "number"
-        return self.kind in ("letter", "function", "command", *"([{⌊⌈√⟦π∞…", *"|" * (not self.bars))
+        return self.kind in FACTORS or (self.kind == "|" and not self.bars)
 
     def power(self):
         """x^2, 5!, 5!!, 60°, 50%"""
@@ -1124,7 +1128,8 @@ class Numbers:
 
     def factor(self, a: Form, t: Form) -> int:
         """The sign of the constant by which left - right of `a` is that of `t`, or 0 if none is."""
-        if {len(a.parts), len(t.parts)} != {2} or {part.kind for part in (*a.parts, *t.parts)} != {"value"}:
+        kinds = {part.kind for part in (*a.parts, *t.parts)}
+        if {len(a.parts), len(t.parts)} != {2} or kinds != {"value"}:
             return 0
         points = self.at_points(difference(*a.parts), difference(*t.parts))
         pairs = [pair or (1, 0) for pair in points]

@@ -278,7 +278,7 @@ RULES = {
         2x  =  \frac{dy}{dx}=2x  !  \frac{dy}{dx}=3x""",  # names dropped, and with them the order
     "number words": r"""
         5  !  5 \text{ millions}  !  5 \text{ thousands}  !  5 \text{ lakh}  !  5 \text{ crore}  !  5 \text{ sevenths}
-        5  !  5 \text{ dozens}  !  5 \text{ tens}  !  5 \text{ divided by two}  !  5 \text{ point five}  !  5 \text{ or six}
+        5  !  5 \text{ dozens}  !  5 \text{ tens}  !  5 \text{ almost}  !  5\mathrm{x}  !  5\text{ pi}  !  5 \text{ divided by two}  !  5 \text{ point five}  !  5 \text{ or six}
         3  !  3 quarters  !  3 \text{ halves}  !  three quarters
         5000  =  5 thousand  =  5 \text{ thousands}  =  5 \text{ thousand people}  !  5
         24  =  2 dozen  =  2 \text{ dozen eggs}  !  2""",  # every word is a unit
@@ -743,9 +743,13 @@ PIECES = r"""\frac \sqrt { } ( ) [ ] \{ \} ^ _ | ! % & \\ , ; : . + - * / = < \l
     \cdot""".split()
 
 
+ANSWERS = [answer for _, answer, _, _ in cases()]
+
+
 @settings(PROPERTY, max_examples=300)
 @given(
     st.lists(st.sampled_from(PIECES), max_size=40).map("".join)
+    | st.lists(st.sampled_from(PIECES + ANSWERS), max_size=6).map("".join)
     | st.text(max_size=60)
     | st.binary(max_size=80).map(lambda raw: raw.decode("latin-1")),
     st.sampled_from([truth for _, _, truth, _ in cases()]),
