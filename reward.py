@@ -251,8 +251,9 @@ def unspaced(found) -> str:
 
 
 NAME = r"[a-zA-Z]{1,12}\*?"
-WORDS = r"text(?:bf|it|rm|sf|tt|normal|up|sc|md)?|math(?:rm|sf|tt|normal)|mbox|hbox|emph"
-LETTERS = r"math(?:bf|it|ord)|boldsymbol|bm|pmb|ensuremath"
+TEXT_STYLES = r"text(?:bf|it|rm|sf|tt|normal|up|sc|md)?|math(?:rm|sf|tt|normal)|mbox|hbox|emph"
+SQUARE = r"\^ ?(?:2|\{ ?2 ?\})"
+MATH_STYLES = r"math(?:bf|it|ord)|boldsymbol|bm|pmb|ensuremath"
 # Applied in this order to a text whose spaces are single, so that every pattern is linear.
 CLEAN = (
     (r"\\\\ ?\[-?[\d.]{1,9} ?(?:pt|em|ex|mm)\]", r"\\\\"),  # \\[2pt] between rows
@@ -276,8 +277,8 @@ CLEAN = (
     (r"\\(?:mathbb|mathbf|Bbb) ?\{? ?([RZ])(?![a-zA-Z]) ?\}?", r"\\\1 "),  # \mathbf{R}
     (r"\\mathbf ?\{(\w)\} ?(?:\\times)? ?\\mathbf ?\{(\w)\}", r"V_{\1\2}"),  # AB is not BA
     (r"\\(?:mathbf|hat|vec|boldsymbol) ?\{? ?\\?([ijk])(?:math)?(?![a-zA-Z]) ?\}?", unit_vector),
-    (rf"\\(?:{LETTERS}) ?\{{([^{{}}]*)\}}", r" \1 "),
-    (rf"\\(?:{WORDS}) ?\{{((?:[^{{}}]|\{{[^{{}}]*\}})*)\}}", quoted),  # \text{ cm}
+    (rf"\\(?:{MATH_STYLES}) ?\{{([^{{}}]*)\}}", r" \1 "),
+    (rf"\\(?:{TEXT_STYLES}) ?\{{((?:[^{{}}]|\{{[^{{}}]*\}})*)\}}", quoted),  # \text{ cm}
     (rf'" ?(?!min)({"|".join(FUNCTIONS)}) ?"', r"\\\1 "),  # \text{cis}
     (r"([\])}]) ?U ?(?=[\[(\\])", r"\1\\cup "),  # (0,1)U(2,3)
     (r'& ?"? ?(?:if|for|when)\b ?"?', "& "),  # x & \text{if } x > 0
@@ -307,6 +308,8 @@ CLEAN = (
     (r"(\d+) ?° ?(\d+) ?'", r"(\1+\2/60)°"),  # 30°30'
     (r"^\|([^|]+)\| ?(<|\\leq?|≤) ?([\d./]+)$", r"-\3 \2 \1 \2 \3"),  # |x| < 2
     (r"^\|([^|]+)\| ?(>|\\geq?|≥) ?([\d./]+)$", r"\1 \2 \3 or -(\1) \2 \3"),  # |x| > 2
+    (rf"^(\w) ?{SQUARE} ?(<|\\leq?|≤) ?([\d./]+)$", r"-\\sqrt{\3} \2 \1 \2 \\sqrt{\3}"),  # x^2 < 4
+    (rf"^(\w) ?{SQUARE} ?(>|\\geq?|≥) ?([\d./]+)$", r"\1 \2 \\sqrt{\3} or -\1 \2 \\sqrt{\3}"),
     (r'"? ?\b(hours?|h|feet|ft)[ ",]*(?:and)? *(?=\d)', r" \1 "),  # 2 hours and 13 minutes
     (r"([\d}]|\\pi) ?(?:≈|\\approx).*$", r"\1"),  # \frac13 \approx 0.33
     (r"(?i)\b([ap])\. ?m\b\.?", r"\1m"),  # 6:30 p.m.
@@ -374,16 +377,11 @@ WORD = re.compile(r"[A-Za-z][A-Za-z .'-]+")
 NO_WORD = re.compile(rf"[a-z]?(?:{'|'.join(FUNCTIONS)})[a-z]?")  # sinx, xlnx
 
 
-@lru_cache(64)
-def scanner(separators: str) -> re.Pattern:
-    return re.compile(rf'"[^"]*"|[(\[{{⦃⌊⌈⟦]|[)\]}}⦄⌋⌉⟧]|({separators})')
-
-
 def split(text: str, separators: str) -> tuple[list[str], list[str]]:
     """The parts of `text` between the `separators` outside all brackets and quotes, and these."""
     in_time()
     parts, signs, depth, start = [], [], 0, 0
-    for found in scanner(separators).finditer(text):
+    for found in re.finditer(rf'"[^"]*"|[(\[{{⦃⌊⌈⟦]|[)\]}}⦄⌋⌉⟧]|({separators})', text):
         depth += (found[0] in OPENING) - (found[0] in CLOSING)
         if depth < 0:
             fail("a bracket that was not opened")
@@ -682,7 +680,7 @@ def product(factors: list):
     for other in others:
         in_time()
         result = Tuple(*(row_product(row, other) for row in result))
-        if len(str(result)) > MAX_CHARS:
+        if len(list(sympy.preorder_traversal(result))) > MAX_CHARS:
             fail("a product of matrices too long to write", "too_large")
     return Tuple(*(product([*scalars, item]) for item in result)) if scalars else result
 

@@ -315,7 +315,8 @@ RULES = {
         255  =  FF_{16}  =  \mathrm{FF}_{16}  !  FE_{16}
         6.25  =  110.01_2  !  110.1_2
         1000,1001  =  1,000, 1,001  =  1,000 and 1,001  !  1,000
-        (-2,2)  =  |x|<2  !  |x|\le2  !  x<2
+        (-2,2)  =  |x|<2  =  x^2<4  =  x^{2} < 4  !  x^2\le4  !  |x|\le2  !  x<2
+        (-\infty,-2]\cup[2,\infty)  =  x^2\ge4  =  |x|\ge2  !  x^2>4  !  |x|\ge3
         \pm\sqrt3\pm1  =  \sqrt3+1,\sqrt3-1,1-\sqrt3,-1-\sqrt3  =  \sqrt3+1,-\sqrt3-1  !  \sqrt3+1
         2,3  =  2,2,3  !  2,4,3
         5  =  \text{The answer is } 5  =  Answer: 5  =  \text{Final answer: }5
