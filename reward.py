@@ -940,7 +940,7 @@ class Values:
             return self.mp.mpf(expr.p) / expr.q
         if not expr.args:
             if expr in CONSTANTS:
-                return +getattr(self.mp, CONSTANTS[expr])
+                return self.noted(+getattr(self.mp, CONSTANTS[expr]))
             if expr not in self.point:
                 undefined(f"{expr} has no value")
             return self.value(self.point[expr])
