@@ -612,7 +612,8 @@ def with_unit(bare: Form, name: str) -> Form:
     """The bare value, and the number that it is if the unit is one: 50% is 1/2."""
     scale = {"%": Rational(1, 100), "°": pi / 180}.get(name)
     number = form_of(product([scale, *bare.parts])) if scale and bare.kind == "value" else bare
-    bare = bare._replace(sign="") if name in "$€£¥" else bare  # money is not rounded
+    if name in "$€£¥" and bare.kind == "value":
+        bare = bare._replace(sign="")  # money is not rounded
     return Form("unit", (bare, number), name)
 
 
