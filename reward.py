@@ -113,8 +113,8 @@ def in_time():
 # ---- extract ------------------------------------------------------------------------------------
 
 BOX = re.compile(r"\\(?:boxed|fbox)(?:\s*\{|\s+([^\s{}$\\]+))")  # \boxed{5}, \boxed 5
-BRACE = re.compile(r"\\.|[{}]", re.S)
-SPACE = re.compile(r"\\q?quad|\\text|[\s${}~]")
+BRACE = re.compile(r"\\.|[{}]", re.S)  # \{ does not count
+SPACE = re.compile(r"\\q?quad|\\text|[\s${}~]")  # between two boxes
 JOINED = re.compile(r"(,?)(and|or|)(?:[a-zA-Z]=)?")  # \boxed{3} and $x=\boxed{5}$
 HEAD = re.compile(
     r"####|\banswer\s+is\b:?|\bfinal\s+answer\W{0,4}:|<answer>"  # "The answer is 42."
@@ -259,33 +259,36 @@ CLEAN = (
     (r"\\\\ ?\[-?[\d.]{1,9} ?(?:pt|em|ex|mm)\]", r"\\\\"),  # \\[2pt] between rows
     (r"\\(?:textcolor|color) ?\{\w*\}", ""),  # {\color{red}5}
     (r"\\(?:left|right|middle)(?![a-zA-Z]) ?\.?|\\[bB]igg?[lrm]?(?![a-zA-Z])", ""),  # \left(
+    # \displaystyle 5
     (r"\\(?:displaystyle|textstyle|[lL]arge|limits|nolimits|rm|bf|it)(?![a-zA-Z])", ""),
+    # \boxed{\boxed{5}}, \begin{cases}
     (r"\\(?:boxed|fbox) ?(?=\{)|\\(?:begin|end) ?\{(?:cases|align(?:ed|\*)?|gathered)\}", ""),
     (r"& ?(?==)", ""),  # x &= 1
     (rf"\\begin ?\{{{NAME}\}}(?:\{{[lcr|]{{1,20}}\}})?", "⟦"),  # \begin{array}{cc}
-    (rf"(?:\\\\)? ?\\end ?\{{{NAME}\}}", "⟧"),
+    (rf"(?:\\\\)? ?\\end ?\{{{NAME}\}}", "⟧"),  # \\ \end{pmatrix}
     (r"(?<!\\)\\[()\[\]]|(?<!\\)(?<!US)\$|\"", " "),  # \( \) \[ \] $
     (r"(?<=\d) ?(?:\{,\}|,\\!|\\!,|\{,\\!\}|\\,) ?(?=\d{3})", ""),  # 1{,}000, 3,\!250, 1\,000
-    (r"(?<!\\)\\[!,;:> ]|~|\\(?:thin|med|thick)space", " "),
-    (r"\\[hv]space\*? ?\{[^{}]*\}|\\phantom ?\{[^{}]*\}", " "),
+    (r"(?<!\\)\\[!,;:> ]|~|\\(?:thin|med|thick)space", " "),  # 5\,000, a~b
+    (r"\\[hv]space\*? ?\{[^{}]*\}|\\phantom ?\{[^{}]*\}", " "),  # \hspace{1cm}
     (r"(?<![\d.,])\d{1,3}(?: \d{3})+(?![\d/])", unspaced),  # 1 000
-    (r"\\q?quad", " "),
-    (r"\\(?:[dtcs]frac|nicefrac)(?![a-zA-Z])", r"\\frac "),
-    (r"\\[dt]binom", r"\\binom "),
+    (r"\\q?quad", " "),  # x \quad y
+    (r"\\(?:[dtcs]frac|nicefrac)(?![a-zA-Z])", r"\\frac "),  # \dfrac, \nicefrac
+    (r"\\[dt]binom", r"\\binom "),  # \dbinom
     (r"\\var(?=[a-mo-z])", r"\\"),  # \varphi
-    (r"\\operatorname\*? ?\{([a-zA-Z]+)\}", r"\\\1 "),
+    (r"\\operatorname\*? ?\{([a-zA-Z]+)\}", r"\\\1 "),  # \operatorname{lcm}
     (r"\\(?:mathbb|mathbf|Bbb) ?\{? ?([RZ])(?![a-zA-Z]) ?\}?", r"\\\1 "),  # \mathbf{R}
     (r"\\mathbf ?\{(\w)\} ?(?:\\times)? ?\\mathbf ?\{(\w)\}", r"V_{\1\2}"),  # AB is not BA
+    # 2\mathbf{i}+3\hat{j}
     (r"\\(?:mathbf|hat|vec|boldsymbol) ?\{? ?\\?([ijk])(?:math)?(?![a-zA-Z]) ?\}?", unit_vector),
-    (rf"\\(?:{MATH_STYLES}) ?\{{([^{{}}]*)\}}", r" \1 "),
+    (rf"\\(?:{MATH_STYLES}) ?\{{([^{{}}]*)\}}", r" \1 "),  # \mathbf{x}
     (rf"\\(?:{TEXT_STYLES}) ?\{{((?:[^{{}}]|\{{[^{{}}]*\}})*)\}}", quoted),  # \text{ cm}
     (rf'" ?(?!min)({"|".join(FUNCTIONS)}) ?"', r"\\\1 "),  # \text{cis}
     (r"([\])}]) ?U ?(?=[\[(\\])", r"\1\\cup "),  # (0,1)U(2,3)
     (r'& ?"? ?(?:if|for|when)\b ?"?', "& "),  # x & \text{if } x > 0
     (r'\( ?(?:\\[bp]?mod\b|"? ?mod\b ?"?)([^()]*)\)', r" mod \1"),  # (mod 4)
     (r'\\[pb]?mod(?![a-z])|" ?mod ?"', " mod "),  # \pmod{4}
-    (r"\^ ?\\circ(?![a-zA-Z])|\^ ?\{ ?\\circ ?\}", "°"),
-    (r"\^ ?\\prime|\^ ?\{ ?\\prime ?\}", "'"),
+    (r"\^ ?\\circ(?![a-zA-Z])|\^ ?\{ ?\\circ ?\}", "°"),  # 60^\circ
+    (r"\^ ?\\prime|\^ ?\{ ?\\prime ?\}", "'"),  # f^{\prime}
     (r'° ?"? ?([CF])\b ?"?', r' "degree\1"'),  # 77° F
     (rf'(?<=[\d)]) ?_ ?[{{" ]{{0,3}}({"|".join(NUMBERS)})\b[}}" ]{{0,3}}', base),  # 204_{five}
     (r'[("]? ?\b(?:in )?base ?(\d{1,2})\b ?[)"]?', r"_{\1}"),  # 204 (base 5)
@@ -295,30 +298,37 @@ CLEAN = (
     (r"(frac|binom|log_) ?(\d)(?= ?[\d{])", r"\1{\2}"),  # \frac12
     (r"((?:frac|binom) ?\{[^{}]*\}) ?(\d)", r"\1{\2}"),  # \frac{1}2
     (r"(?<=\d) (\d{1,9})/(\d{1,9})", r"\\frac{\1}{\2}"),  # 1 3/4
+    # 1\frac{3}{4}
     (r"(?<![\w^_.)}\]/])(\d{1,99}) ?\\frac ?\{ ?(\d{1,99}) ?\} ?\{ ?(\d{1,99}) ?\}", mixed),
-    (r"\{([^{}]*)\\over(?![a-z])([^{}]*)\}", r"\\frac{\1}{\2}"),
-    (r"\{([^{}]*)\\choose(?![a-z])([^{}]*)\}", r"\\binom{\1}{\2}"),
+    (r"\{([^{}]*)\\over(?![a-z])([^{}]*)\}", r"\\frac{\1}{\2}"),  # {1 \over 2}
+    (r"\{([^{}]*)\\choose(?![a-z])([^{}]*)\}", r"\\binom{\1}{\2}"),  # {5 \choose 2}
+    # 0.333\ldots goes on
     (r"(\.\d{0,9}?)(\d{1,9}?)\2{1,99} ?(?:\.{3}|\\[lc]?dots)(?! ?[+,])", r"\1\\overline{\2}"),
+    # \frac{\pi}{4}+k\pi, k \in \mathbb{Z}
     (r"(?:[,;] ?\(?|\() ?([j-n]) ?\\in ?(?:\\mathbb)? ?\\?[{]?[ZN][}]? ?\)?$", custom),
+    # cx \text{ for some constant } c
     (r'" ?(?:for|where)\b(?=.*(?:\\in\b|integer|all|any|every|some|constant|real))[^,;]*$', ""),
     (r'(?i)^"? ?(?:the )?(?:final )?answer(?: is)?:? ?"? ?(?=[\d$\\(-])', ""),  # "The answer is" 5
-    (r'(?i)"? ?\ball (?:real numbers|reals)\b ?"?', r" \\R "),
+    (r'(?i)"? ?\ball (?:real numbers|reals)\b ?"?', r" \\R "),  # \text{all real numbers}
+    # \mathbb{R} \text{ except } 3
     (r'\\R[ "]*(?:except|without)[ "]*(?:x ?= ?)?([^"\\]+)$', r"\\R \\setminus\\{\1\\}"),
+    # \text{no solution}
     (r'(?i)^"? ?(?:there (?:is|are) )?no (?:real )?(?:solutions?|roots?)\.? ?"?$', r"\\emptyset"),
     (r"(\d+) ?° ?(\d+) ?'", r"(\1+\2/60)°"),  # 30°30'
     (r"^\|([^|]+)\| ?(<|\\leq?|≤) ?([\d./]+)$", r"-\3 \2 \1 \2 \3"),  # |x| < 2
     (r"^\|([^|]+)\| ?(>|\\geq?|≥) ?([\d./]+)$", r"\1 \2 \3 or -(\1) \2 \3"),  # |x| > 2
     (rf"^(\w) ?{SQUARE} ?(<|\\leq?|≤) ?([\d./]+)$", r"-\\sqrt{\3} \2 \1 \2 \\sqrt{\3}"),  # x^2 < 4
+    # x^2 > 4
     (rf"^(\w) ?{SQUARE} ?(>|\\geq?|≥) ?([\d./]+)$", r"\1 \2 \\sqrt{\3} or -\1 \2 \\sqrt{\3}"),
     (r'"? ?\b(hours?|h|feet|ft)[ ",]*(?:and)? *(?=\d)', r" \1 "),  # 2 hours and 13 minutes
     (r"([\d}]|\\pi) ?(?:≈|\\approx).*$", r"\1"),  # \frac13 \approx 0.33
     (r"(?i)\b([ap])\. ?m\b\.?", r"\1m"),  # 6:30 p.m.
-    (r"\b(?:square|sq\.?) (\w{1,20})", r"\1^2"),
-    (r"\bcubic (\w{1,20})", r"\1^3"),
-    (r"\bper cent\b", "percent"),
+    (r"\b(?:square|sq\.?) (\w{1,20})", r"\1^2"),  # 5 square feet
+    (r"\bcubic (\w{1,20})", r"\1^3"),  # 5 cubic feet
+    (r"\bper cent\b", "percent"),  # 5 per cent
     (r"(?<=\d) ?x ?(?=10\^)", "*"),  # 1.5x10^3
     (r"(?<=\d) to (?=\d{1,9}$)", ":"),  # 3 to 2
-    (r"(?<![a-zA-Z\\])(sqrt|infinity|pi)(?![a-z])", r"\\\1 "),
+    (r"(?<![a-zA-Z\\])(sqrt|infinity|pi)(?![a-z])", r"\\\1 "),  # sqrt(2)
     (r"(?<![a-zA-Z\\])a(sin|cos|tan)(?= ?\()", r"\\arc\1"),  # asin(x)
     (r" \([a-z]{3,20}\)$", ""),  # 42 (apples)
 )
@@ -372,8 +382,8 @@ MIRRORED = str.maketrans(">≥", "<≤")
 BUILDER = re.compile(r"\w(?: ?= ?ℝ)? ?[|∣:](?!=)(.*)")  # in {x | x > 3}, which is read as x > 3
 CLOCK = re.compile(r'"?(\d{1,2})(?::([0-5]\d))?(?:[ "]{0,3}([ap])m ?"?)?', re.I)  # 5:25, 3 pm
 DATE = re.compile(r"\d{1,2}/\d{1,2}/\d{2,4}")  # 2/4/2000
-DECIMAL = re.compile(r"-?\d*\.\d+")
-WORD = re.compile(r"[A-Za-z][A-Za-z .'-]+")
+DECIMAL = re.compile(r"-?\d*\.\d+")  # -1.41
+WORD = re.compile(r"[A-Za-z][A-Za-z .'-]+")  # even, Bob
 NO_WORD = re.compile(rf"[a-z]?(?:{'|'.join(FUNCTIONS)})[a-z]?")  # sinx, xlnx
 
 
@@ -573,9 +583,9 @@ TAIL = re.compile(
     r"|(?<= )(?-i:[a-z]{3,})|[%$€£¥°])(?: ?\^ ?\{? ?-?\d ?\}?)?)+)$",  # eggs, %, cm^2
     re.I,
 )
-NAMES = re.compile(r"[a-zA-Z]+|\^ ?\{? ?-?\d|[^\s\"{}.,-]")
-TRIGONOMETRY = re.compile("sin|cos|tan|cot|sec|csc|cis")
-CURRENCY = re.compile(r'(-?) ?"? ?([$€£¥]) ?"?(.+)')
+NAMES = re.compile(r"[a-zA-Z]+|\^ ?\{? ?-?\d|[^\s\"{}.,-]")  # m, /, s, ^2 in m/s^2
+TRIGONOMETRY = re.compile("sin|cos|tan|cot|sec|csc|cis")  # \sin 30°
+CURRENCY = re.compile(r'(-?) ?"? ?([$€£¥]) ?"?(.+)')  # -$5
 BASED = re.compile(r"\(?([0-9A-Z]+)(?:\.(\d+))?\)? ?_ ?[{(]{0,2}(\d{1,2})[})]{0,2}")  # (204)_{5}
 
 
@@ -1386,7 +1396,7 @@ CHOICE = re.compile(
 THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?!\d|,\d)")  # 1,000
 LOG = re.compile(r"(?<![a-zA-Z]{2})log(?![a-z]{2}| ?_)")  # log x, but not log_2 x
 SECOND = re.compile("(?<=±)(.*?)±")  # in \\pm\\sqrt3\\pm1
-SHORT = re.compile(r"-?\d{1,30}")
+SHORT = re.compile(r"-?\d{1,30}")  # -42
 
 
 def bare(text: str) -> str:
