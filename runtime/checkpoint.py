@@ -332,10 +332,13 @@ def open_run(flags: dict, free: set[str], fresh: Path, data: str = "", file: str
                 "flags.json",
                 "flags.new",
                 "final",
+                "final.partial",
+                "final.replaced",
+                "tensorboard",
                 "curve.png",
                 *LINES,
             )
-            refuse_links(*(run / name for name in names))
+            refuse_links(*(run / name for name in names), *(run / "checkpoints").glob("*"))
             run.mkdir(parents=True, exist_ok=True)
             lock = take_lock(run)
             checkpoint, notes = prepare(run, flags, free, data, file)

@@ -249,15 +249,68 @@ def test_a_resumed_run_says_what_it_does(tmp_path):
     (run / "checkpoints" / "step-000002.old").mkdir()
     (run / "checkpoints" / "notes").write_text("mine")
     _, checkpoint, notes = resumed(run)
-    assert checkpoint.name == "step-000002" and "3 steps after the checkpoint are done again" in notes
+    assert checkpoint.name == "step-000002"
+    assert "3 logged steps after step-000002 are dropped and done again" in notes
     assert sum("is not a checkpoint and is ignored" in note for note in notes) == 2
     (run / "checkpoints" / "step-000004").mkdir()
     (run / "checkpoints" / "step-000004" / "state.json").write_text("{")
     _, checkpoint, notes = resumed(run)
-    assert checkpoint.name == "step-000002" and any("step-000004 is damaged (" in note for note in notes)
+    assert checkpoint.name == "step-000002"
+    assert any("step-000004 is damaged and passed over" in note for note in notes)
     (run / "checkpoints" / "step-000002" / "state.json").unlink()
+    with open(run / "metrics.jsonl", "w") as lines:
+        lines.write(2 * '{"kind": "train"}\n')
     _, checkpoint, notes = resumed(run)
-    assert checkpoint is None and "no whole checkpoint, so the run begins again at step 0" in notes
+    assert checkpoint is None
+    assert notes[-1].endswith("begins again at step 0; 2 logged steps are dropped")
+
+
+@pytest.mark.parametrize("state", [
+    {"progress": {"stap": 2}, "bytes": {"metrics.jsonl": 0, "samples.jsonl": 0}},
+    {"progress": {"step": 2}}, {"progress": {"step": 2}, "bytes": {"metrics.jsonl": "0"}}, [],
+])  # fmt: skip
+def test_a_state_that_is_none_is_passed_over(tmp_path, state):
+    # Caught: a traceback for a state.json that was edited, or is of another edition.
+    run = make_run(tmp_path / "a")
+    (run / "checkpoints" / "step-000002" / "state.json").write_text(json.dumps(state))
+    _, checkpoint, notes = resumed(run)
+    assert checkpoint is None and any("step-000002 is damaged and passed over" in n for n in notes)
+
+
+def save_over_a_damaged_one(run, source):
+    model, optimizer, scheduler = trained(source)
+    for name in checkpoint.LINES:
+        (run / name).touch()
+    damaged = run / "checkpoints" / "step-000002"
+    damaged.mkdir(parents=True)
+    (damaged / "state.json").write_text("{")
+    ledger = FakeLedger(source)
+    checkpoints = Checkpoints(run, 1, ledger)
+    ledger.progress.step = 2
+    checkpoints.save(model, optimizer, scheduler)
+    checkpoints.close(model, optimizer, scheduler)
+    return ledger.error, checkpoint.newest_readable(run)[0]
+
+
+def test_a_damaged_checkpoint_makes_room_for_the_whole_one(checkpoint, tmp_path):
+    # Caught: a rename that fails, so that the resumed run ends where the damaged one stands.
+    ((error, newest),) = ranks.run(1, save_over_a_damaged_one, tmp_path, checkpoint()[0])
+    assert error == "" and newest == tmp_path / "checkpoints" / "step-000002"
+
+
+def discard(opened):
+    from runtime.checkpoint import discarded_on_error
+
+    with pytest.raises(ValueError, match="refused"), discarded_on_error(opened):
+        raise ValueError("refused")
+
+
+def test_a_refused_start_leaves_no_directory_of_its_own(tmp_path):
+    # Caught: a directory that blocks the corrected command; a run of the user's that is removed.
+    for name, fresh in (("new", True), ("old", False)):
+        run = make_run(tmp_path / name)
+        ranks.run(1, discard, checkpoint.Opened(run, None, [], fresh))
+        assert run.exists() != fresh
 
 
 def test_data_that_changed_is_refused(tmp_path):
@@ -271,9 +324,15 @@ def test_links_among_the_files_of_a_run_are_refused(tmp_path):
     # Caught: a run from somebody else whose metrics.jsonl points at a file of the user's, which resuming truncates.
     mine = tmp_path / "mine"
     mine.write_text("precious")
-    for name in ("metrics.jsonl", "samples.jsonl", "lock", "flags.new", "checkpoints"):
-        run = make_run(tmp_path / f"run-{name}")
-        if name == "checkpoints":
+    mine_too = tmp_path / "directory"
+    mine_too.mkdir()
+    names = ("metrics.jsonl", "samples.jsonl", "lock", "flags.new", "final.partial", "tensorboard",
+             "curve.png", "checkpoints/step-000009", "checkpoints/step-000009.partial", "checkpoints")
+    for name in names:  # fmt: skip
+        run = make_run(tmp_path / f"run-{name.replace('/', '-')}")
+        if "/" in name or name in ("final.partial", "tensorboard"):
+            (run / name).symlink_to(mine_too)
+        elif name == "checkpoints":
             (run / name).rename(tmp_path / "elsewhere")
             (run / name).symlink_to(tmp_path / "elsewhere")
         else:
