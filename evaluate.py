@@ -68,11 +68,17 @@ MOST_COMPLETIONS = 10_000  # of one problem
 
 
 def mean_se(x_P) -> tuple[float, float | None]:
-    """The mean over problems and its standard error, None for a single problem."""
+    """The mean over problems and its standard error, None for a single problem.
+
+    x_P: a value for each problem. The standard error is s / sqrt(P), with s^2 the unbiased
+    estimate of the variance between problems.
+    """
+    # <solution id="pass_at_k" points="2">
     x_P = np.asarray(x_P, dtype=float)
     if len(x_P) < 2:
         return float(x_P.mean()), None
     return float(x_P.mean()), float(x_P.std(ddof=1) / len(x_P) ** 0.5)
+    # </solution>
 
 
 def wilson(share: float, count: int) -> tuple[float, float]:
@@ -97,10 +103,16 @@ def interval(mean: float, se: float | None, count: int) -> tuple[float, float]:
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """1 - C(n - c, k) / C(n, k) as a product, in which nothing overflows and 0 and 1 are exact."""
+    """1 - C(n - c, k) / C(n, k) as a product, in which nothing overflows and 0 and 1 are exact.
+
+    c of n completions are right, 1 <= k <= n. The chance that k of the n, drawn without putting
+    any back, hold a right one.
+    """
+    # <solution id="pass_at_k" points="4">
     if n - c < k:
         return 1.0
     return 1.0 - float(np.prod(1.0 - k / np.arange(n - c + 1, n + 1)))
+    # </solution>
 
 
 def maj_at_k(

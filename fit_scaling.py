@@ -282,6 +282,8 @@ def fit_slopes(shape, N_n, k_Bn, weight_Bn=1.0):
 
     Grid search: 25 thetas over the range, then 25 between the neighbours of the best, 12 times, to
     1e-12 of the range. 0 <= K, and K <= 2 for the saturating shape (paper). Returns K_B, theta_B.
+    With f of shape_function at a theta, the best K is sum(w k f) / sum(w f^2), bounded to its
+    range, at a cost of sum(w (K f - k)^2): K_BG and cost_BG, for G thetas of each problem.
     """
     low, high = THETA_RANGES.get(shape) or np.log(N0_range(N_n))
     largest_K = 2 if shape == "saturating" else np.inf
@@ -292,6 +294,7 @@ def fit_slopes(shape, N_n, k_Bn, weight_Bn=1.0):
     high_B = np.full(len(k_Bn), float(high))
     for _ in range(12):
         theta_BG = np.linspace(low_B, high_B, 25, axis=-1)
+        # <solution id="law" points="4">
         f_BGn = shape_function(shape, N_n, theta_BG[..., None])
         weighted_BGn = weight_B1n * f_BGn
         kf_BG = (weighted_BGn * k_B1n).sum(-1)
@@ -299,6 +302,7 @@ def fit_slopes(shape, N_n, k_Bn, weight_Bn=1.0):
         K_BG = np.clip(kf_BG / ff_BG, 0, largest_K)
         error_BGn = K_BG[..., None] * f_BGn - k_B1n
         cost_BG = (weight_B1n * error_BGn**2).sum(-1)
+        # </solution>
         best_B = cost_BG.argmin(-1)
         K_B = K_BG[row_B, best_B]
         theta_B = theta_BG[row_B, best_B]
@@ -371,7 +375,14 @@ def problem_of(curves, loss, shape):
 
 
 def fit_lines(problem, y_BnT, w_BnT):
-    """Exact weighted least squares of the law on y = log10 L, for B data sets. Parameters."""
+    """Exact weighted least squares of the law on y = log10 L, for B data sets. Parameters.
+
+    For each size, with x0 and y0 the weighted means of x and y, its own slope and its weight are
+        k = -sum(w (x - x0) y) / sum(w (x - x0)^2),   weight = sum(w (x - x0)^2)
+    fit_slopes then gives K, theta and so k(N), except for the shape "free", which keeps its own
+    slopes (K and theta are nan). The best line of slope k passes through (x0, y0), which gives E.
+    """
+    # <solution id="law" points="6">
     shape, N_n, x_nT = problem.shape, problem.N_n, problem.x_nT
     total_Bn = w_BnT.sum(-1)
     x0_Bn = (w_BnT * x_nT).sum(-1) / total_Bn  # the centre of each line
@@ -386,6 +397,7 @@ def fit_lines(problem, y_BnT, w_BnT):
         k_Bn = K_B[:, None] * shape_function(shape, N_n, theta_B[:, None])
     E_Bn = y0_Bn + k_Bn * x0_Bn
     return Parameters(shape, K_B, theta_B, k_Bn, E_Bn)
+    # </solution>
 
 
 def solve(problem, Y_BnT, L_hat_BnT, rounds=300):

@@ -5,33 +5,35 @@
     torchrun --nproc_per_node 8 grpo.py --resume runs/NAME  # goes on from the newest checkpoint
 
 GRPO (Shao et al. 2024, arXiv 2402.03300), as in "Scaling Behaviors of LLM Reinforcement Learning
-Post-Training" (arXiv 2509.25300). For each of P prompts draw G completions o_1 .. o_G with rewards
-r_1 .. r_G, then ascend
+Post-Training" (arXiv 2509.25300). For each of P prompts draw G completions o_i with rewards r_i,
+then ascend, over all i of these P x G and all tokens t of o_i,
 
     J = sum_i w_i sum_t [ min(rho_it A_i, clip(rho_it, 1 - eps_low, 1 + eps_high) A_i)
                           - beta KL_it ]
 
-    A_i    = (r_i - mean r) / (std r + 1e-6)            advantage, over the G completions of one
-                                                        prompt
+    A_i    = (r_i - mean r) / (std r + 1e-6)            advantage, against the G of the same prompt
     rho_it = pi(o_it | ..) / pi_old(o_it | ..)          ratio; pi_old drew the completions
     KL_it  = exp(d) - d - 1,  d = log pi_ref - log pi   k3 estimator, against the starting model
-    w_i    = 1 / T                                      weight of a token of the update's T tokens
+    w_i    = 1 / sum_j |o_j|                            weight: one over all completion tokens
 
-with the dual clip: for A < 0 the first term is at least c A. T is counted over all micro-batches
-and ranks, so the gradient does not depend on how the sequences are shared out. The algorithms of
-recipes/ each change some of these terms: the reward r in rewards(), A in advantages(), w in
+with the dual clip: for a negative advantage the min is at least dual_clip x A_i. The sum in w_i
+runs over all micro-batches and ranks, so the gradient does not depend on how the sequences are
+shared out. This w_i is the study's and DAPO's; --aggregate sequences is that of the GRPO paper.
+The algorithms of recipes/ each change some of these terms: r in rewards(), A in advantages(), w in
 token_weights(), the rest in grpo_loss().
 
-Where the code deviates from the paper's, and why:
-- The paper's code takes the token mean per micro-batch, so its gradient depends on the
-  micro-batches; here T is global.
-- With one update per rollout (the default; the paper has 4) pi is pi_old, so the old log-probs are
-  not computed apart.
-- The default learning rate is 5e-4 and beta is 0, for the tiny model; recipes/paper.args holds the
-  paper's numbers.
+From a problem to its gradient: evaluate.load_problems, data.order, draw_groups (Rollout.draw:
+sample and grade), train_step: deal (sequences to updates, ranks and micro-batches: batch.py, where
+each token is paired with the place that predicts it), log_probs, trained_rewards, advantages,
+token_weights, grpo_loss, backward.
+
+Differences from the study's code: its token mean is taken per micro-batch, so its gradient depends
+on the micro-batches. Defaults that are not the study's, for the tiny model: one update per rollout
+instead of 4, a learning rate of 5e-4 instead of 1e-6, beta 0; recipes/paper.args holds the study's.
 
 Letters: P prompts, G completions of each, B sequences, T packed tokens, R completion tokens among
-them."""
+them. `# <solution>` marks bodies that course/ takes out to make assignments.
+"""
 
 import dataclasses
 import math
@@ -110,7 +112,8 @@ class Flags:
     prompts: int = 32  # P, prompts of a step, over all ranks
     group: int = 8  # G, completions of each prompt
     updates: int = 1  # optimiser steps per rollout, each on its share of the prompts (the paper: 4)
-    reuse: int = 1  # tau: a subset of the problems is seen this many times, in as many steps
+    # tau: how often a problem is seen; the steps stay the same, so fewer problems are used
+    reuse: int = 1
     temperature: float = 1.0  # of sampling, and of the policy that is trained
 
     # ---- The reward
@@ -122,39 +125,40 @@ class Flags:
 
     # ---- The algorithm: each flag changes one term of the equation, whatever the others are
 
-    # r - mean over std (GRPO); r - mean; r - mean of the other completions (RLOO)
+    # std: (r - mean) / std (GRPO); mean: r - mean (Dr. GRPO); loo: r - mean of the others (RLOO)
     advantage: Literal["std", "mean", "loo"] = "std"
-    # rho of each token, or the geometric mean over the sequence (GSPO)
+    # token: rho of each token; sequence: their geometric mean over the sequence (GSPO)
     ratio: Literal["token", "sequence"] = "token"
-    # PPO's minimum, or the clipped ratio as a constant weight of log pi
+    # clip: PPO's minimum; cispo: the clipped ratio as a constant weight of log pi
     surrogate: Literal["clip", "cispo"] = "clip"
     clip_low: float = 0.2  # eps_low: the ratio is clipped to at least 1 minus this
     clip_high: float = 0.2  # eps_high: the ratio is clipped to at most 1 plus this
-    dual_clip: float = 3.0  # c: for a negative advantage a token's term is at least c A; 0: off
-    # mean over tokens; mean of the means of sequences; sums over max_new
+    dual_clip: float = 3.0  # for a negative advantage the min is at least this times A; 0: off
+    # tokens: mean over all tokens; sequences: mean of each one's mean; constant: over max_new
     aggregate: Literal["tokens", "sequences", "constant"] = "tokens"
     kl: float = 0.0  # beta, weight of the KL term; 0 leaves out the reference policy
-    # of KL from one token, with d = log pi_ref - log pi: -d; d^2 / 2; exp(d) - d - 1
+    # of KL from one token, with d = log pi_ref - log pi: k1 -d; k2 d^2 / 2; k3 exp(d) - d - 1
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
     # reward: beta times the sum over the sequence is subtracted from the reward
     kl_in: Literal["loss", "reward"] = "loss"
     # importance weight pi_old / pi_sampler, per token or per sequence, at most 2
     correct: Literal["none", "token", "sequence"] = "none"
-    # groups of equal rewards: keep them, leave them out of the loss, or draw other prompts
+    # groups of equal rewards: keep them, drop them from the loss, or resample: draw other prompts
     equal_groups: Literal["keep", "drop", "resample"] = "keep"
 
     # ---- The optimiser
 
     lr: float = 5e-4  # learning rate of AdamW (the paper: 1e-6)
     warmup: int = 5  # updates over which the learning rate rises linearly
-    # after the warm-up: constant, as in the paper, or lr / update
+    # after the warm-up: none: constant, as in the paper; inverse: lr / update
     decay: Literal["none", "inverse"] = "none"
-    weight_decay: float = 0.1  # of AdamW
+    weight_decay: float = 0.1
     clip_grad: float = 1.0  # the norm of the gradient is clipped to this; 0: off
 
     # ---- Evaluation
 
-    # NAME[:n[:temperature]], may be repeated; a held-out part of --data if not given
+    # NAME[:n[:temperature]] (1, 0.7), may be repeated; if not given, a held-out part of --data,
+    # one completion each at temperature 1
     eval: list[str] = field(default_factory=list)
     # steps between evaluations; 0: after steps 1, 2, 3, 4, 6, 8, 11, .. 2^(i/2)
     eval_every: int = 10
@@ -185,15 +189,15 @@ class Flags:
 def rewards(completions: list[Completion], f: Flags) -> Tensor:
     """reward_B, float32: the grade, minus the penalty for length if --overlong soft.
 
-    The penalty of L tokens is (L - max_new + cache) / cache within 0..1, the cache being a fifth of
-    max_new (DAPO, arXiv 2503.14476, eq. 13, which has 4096 of 20480). A KL term in the reward is
-    subtracted in train_step."""
+    The penalty rises from 0 to 1 over the last fifth of max_new (DAPO, arXiv 2503.14476, eq. 13,
+    which has 4096 of 20480 tokens). trained_rewards subtracts a KL term.
+    """
     grade_B = torch.tensor([c.verdict.score for c in completions], dtype=torch.float32)
     if f.overlong != "soft":
         return grade_B
     length_B = torch.tensor([len(c.ids) for c in completions])
-    cache = f.max_new / 5
-    penalty_B = ((length_B - f.max_new + cache) / cache).clamp(0, 1)
+    fifth = f.max_new / 5
+    penalty_B = ((length_B - 4 * fifth) / fifth).clamp(0, 1)
     return grade_B - penalty_B
 
 
@@ -222,17 +226,16 @@ def advantages(reward_PG: Tensor, kind: str = "std") -> Tensor:
 
 
 def token_weights(new_B: Tensor, in_loss_B: Tensor, aggregate: str, max_new: int) -> Tensor:
-    """weight_B, float32: w_i, what each token counts in the loss of an update, by sequence.
+    """weight_B, float32: w_i, the weight of every token of sequence i in the loss of an update.
 
-    new_B, int64: completion tokens of every sequence of the update, over all ranks.
-    in_loss_B, bool: which of them are in the loss; the others weigh 0. With S of them in the loss,
-    and sums over these S alone:
-    tokens     1 / sum |o|        (DAPO, eq. 8)
+    new_B, int64: completion tokens |o_i| of every sequence of the update, over all ranks.
+    in_loss_B, bool: which S sequences are in the loss; the others weigh 0. Sums run over the S:
+    tokens     1 / sum_j |o_j|    (DAPO, eq. 8; the default)
     sequences  1 / (S |o_i|)      (GRPO, eq. 3)
     constant   1 / (S max_new)    (Dr. GRPO)
     If no sequence is in the loss, every weight is 0.
     """
-    # <solution id="weights" points="8">
+    # <solution id="weights" points="6">
     new_B = new_B.double()
     S = in_loss_B.sum().clamp(min=1)
     if aggregate == "tokens":
@@ -255,7 +258,7 @@ def token_kl(logp_R: Tensor, ref_R: Tensor, estimator: str) -> Tensor:
 
     d is bounded to +-20 before exp, as in verl, so that one unlikely token cannot make the update
     infinite: bounded_exp."""
-    # <solution id="kl" points="6">
+    # <solution id="kl" points="4">
     d_R = ref_R - logp_R
     if estimator == "k1":
         kl_R = -d_R
@@ -273,23 +276,23 @@ def bounded_exp(log_R: Tensor) -> Tensor:
 
 
 def grpo_loss(logp_R: Tensor, b: Batch, f: Flags) -> tuple[Tensor, dict[str, Tensor]]:
-    """-> (this micro-batch's part of the loss, sums over its tokens of what is logged, without
-    gradients).
+    """-> (loss, counts): this micro-batch's part of -J, and sums over its tokens for the log.
 
-    logp_R, float32, carries gradients; everything in b is constant. PPO's clipped surrogate (arXiv
-    1707.06347, eq. 7) with the dual clip (arXiv 1912.09729, eq. 5), or CISPO's weighted log pi
-    (arXiv 2506.13585, eq. 4); the ratio of a sequence: GSPO (arXiv 2507.18071, eq. 7); the
-    importance weight for what the sampler computed differently: TIS (Yao et al. 2025).
+    logp_R, float32, carries gradients; everything in b is constant. counts carry none. Sources:
+    the clipped surrogate is PPO's (arXiv 1707.06347, eq. 7), the dual clip arXiv 1912.09729, eq. 5;
+    CISPO arXiv 2506.13585, eq. 4; the ratio of a sequence GSPO (arXiv 2507.18071, eq. 7); the
+    importance weight where sampler and trainer compute differently TIS (Yao et al. 2025).
 
-    With rho = exp(log_ratio_R), c = rho clipped to 1 - clip_low .. 1 + clip_high, and A = b.adv_R,
-    the gain of a token and whether it was clipped (was_clipped_R, bool) are
-    clip   min(rho A, c A), and for A < 0 at least dual_clip A unless dual_clip is 0;  c A < rho A
-    cispo  c A logp_R, where no gradient flows through c;  c != rho
+    With rho = ratio_R, its clipped value and A = b.adv_R:
+              gain of a token                                      a token counts as clipped if
+    clip      min(rho A, clipped A); for A < 0 at least            clipped A < rho A
+              dual_clip A, unless dual_clip is 0
+    cispo     clipped A logp_R, no gradient through clipped        clipped != rho
     """
     log_ratio_R = logp_R - b.old_R
     if f.ratio == "sequence":
         log_ratio_R = b.per_token(b.mean_tokens(log_ratio_R))
-    # <solution id="surrogate" points="12">
+    # <solution id="surrogate" points="10">
     ratio_R = bounded_exp(log_ratio_R)  # rho_it
     clipped_R = ratio_R.clamp(1 - f.clip_low, 1 + f.clip_high)
 
@@ -300,7 +303,7 @@ def grpo_loss(logp_R: Tensor, b: Batch, f: Flags) -> tuple[Tensor, dict[str, Ten
         gain_R = torch.minimum(ratio_R * b.adv_R, clipped_R * b.adv_R)
         was_clipped_R = clipped_R * b.adv_R < ratio_R * b.adv_R
         if f.dual_clip:
-            lowest_R = torch.where(b.adv_R < 0, f.dual_clip * b.adv_R, -torch.inf)  # c A
+            lowest_R = torch.where(b.adv_R < 0, f.dual_clip * b.adv_R, -torch.inf)
             gain_R = torch.maximum(gain_R, lowest_R)
     # </solution>
 
@@ -328,16 +331,17 @@ def draw_groups(
 ):
     """-> (the P x G completions of a step, all completions that were drawn for it).
 
-    The curriculum goes on from place `start`. With --equal-groups resample, groups of equal rewards
-    are replaced by groups of further prompts, in up to three rounds of as many prompts as are
-    missing (DAPO, eq. 11). What is still missing then is filled with groups of equal rewards, whose
-    advantage is 0."""
+    start: place of the step's first prompt in the problems, which are in order of difficulty: the
+    prompts drawn so far. With --equal-groups resample, groups of equal rewards are replaced by
+    groups of further prompts, in up to three rounds of as many prompts as are missing (DAPO,
+    eq. 11). What is missing then is filled with groups of equal rewards, whose advantage is 0.
+    """
     rounds = 3 if f.equal_groups == "resample" else 1
     good, equal, drawn = [], [], []
     for _ in range(rounds):
-        first = start + len(drawn) // f.group
+        place = start + len(drawn) // f.group
         missing = f.prompts - len(good)
-        chosen = [problems[i % len(problems)] for i in range(first, first + missing)]
+        chosen = [problems[i % len(problems)] for i in range(place, place + missing)]
         new = rollout.draw(chosen, f.group, f.temperature, step, progress=progress)
         drawn += new
         equal_P = all_equal(rewards(new, f).view(missing, f.group))
@@ -364,8 +368,9 @@ def train_step(
     """All updates on one rollout; returns the step's statistics, the same on all ranks (a
     collective).
 
-    Until the first update nothing has changed, and Interrupted ends the step if the run was asked
-    to end."""
+    A signal before the first update raises Interrupted, since nothing has changed yet; after it
+    the step is finished.
+    """
     device = ledger.device
     per_update = len(completions) // f.updates
     parts = [slice(u * per_update, (u + 1) * per_update) for u in range(f.updates)]
@@ -406,7 +411,7 @@ def train_step(
             ).item()
             if first:
                 ledger.give_up_if_asked()
-                ledger.announce("the step has changed the weights, so it ends first")
+                ledger.announce("the step has changed the weights, so it is finished")
             lr = optimizer.param_groups[0]["lr"]
             if math.isfinite(norm):
                 optimizer.step()
@@ -435,7 +440,8 @@ def add_log_probs(
     policy: Model, reference: Model | None, batches: list[Batch], f: Flags, ledger: Ledger
 ) -> None:
     """Fill in old_R and ref_R where they are needed. With one update pi is pi_old, and
-    add_gradients fills in old_R."""
+    add_gradients fills in old_R.
+    """
     with torch.no_grad():
         if f.updates > 1 or f.kl_in == "reward":
             with ledger.phase("old"):
@@ -474,7 +480,7 @@ def add_gradients(
         # Between replicas gradients are summed once, after the last micro-batch.
         policy.set_requires_all_reduce(done == len(share.batches) - 1)
         logp_R, entropy_R = log_probs(policy, b, f.temperature)
-        if b.old_R is None:  # one update: rho is 1 and only its gradient counts
+        if b.old_R is None:  # one update: the value of rho is 1, its gradient is not 0
             b.old_R = logp_R.detach()
         loss, counts = grpo_loss(logp_R, b, f)
         (loss * dist.get_world_size()).backward()  # FSDP averages over ranks, and the sum is wanted
@@ -582,8 +588,8 @@ def main(f: Flags) -> None:
 
         shown = {}  # step: a few completions of its evaluation
         try:
-            first_or_put_off = is_due(p.step, f) and p.evaluated_step != p.step
-            if first_or_put_off:
+            # The first evaluation, or one that a signal interrupted.
+            if is_due(p.step, f) and p.evaluated_step != p.step:
                 shown[p.step] = measure(rollout, sets.tests, ledger)
                 say(f"step {p.step}: pass@1 {p.pass1:.3f} on {sets.describe_first()}")
 
@@ -598,16 +604,16 @@ def main(f: Flags) -> None:
                         rollout, problems, p.D, step, f, display.completions
                     )
 
-                # Rewards become advantages, sequences go to ranks and micro-batches, and each
+                # Sequences go to ranks and micro-batches, rewards become advantages, and each
                 # update ascends J.
                 stats = train_step(
                     policy, reference, optimizer, scheduler, completions, f, ledger, display
                 )
 
-                # The sampler gets the new weights.
                 with ledger.phase("weights"):
                     copy_weights(policy, sampler.model)
 
+                # Counts the step (p.step, p.D) and writes its line.
                 line = ledger.trained(completions, drawn, stats, sampler.preempted)
                 display.row(line, p.pass1)
                 if warning := cannot_learn(p, stats, f):
@@ -745,10 +751,7 @@ def parse_flags(argv: list[str]) -> Flags:
             f"{f.resume} was made with --reward {theirs}, whose code a resumed run executes; if "
             f"you trust it, repeat the flag: --resume {f.resume} --reward {theirs}"
         )
-    for name in (
-        "eval",
-        "template_args",
-    ):  # repeated flags: naming them again replaces the stored ones
+    for name in ("eval", "template_args"):  # naming them again replaces the stored ones
         if getattr(f, name):
             stored[name] = []
     return parse(Flags, [*argv, "--out", f.resume], about, default=Flags(**stored))
@@ -763,9 +766,8 @@ def free_flags(f: Flags) -> set[str]:
 def check(f: Flags, world: int) -> None:
     """ValueError for flags that cannot make a run on `world` ranks, saying what to change."""
     check_numbers(f, RANGES)
-    for known in dataclasses.fields(
-        Flags
-    ):  # tyro checks the command line, but not the flags of a stored run
+    # tyro checks the command line, but not the flags of a stored run.
+    for known in dataclasses.fields(Flags):
         choices = getattr(known.type, "__args__", ())
         value = getattr(f, known.name)
         if choices and isinstance(value, str) and value not in choices:
@@ -780,18 +782,16 @@ def check(f: Flags, world: int) -> None:
     rules = [
         (f.prompts % f.updates or f.prompts // f.updates * f.group < world,
          f"--prompts {f.prompts} cannot be divided into --updates {f.updates} equal parts that "
-         f"each give all {world} ranks a "
-         "sequence; make prompts a multiple of updates"),
+         f"each give all {world} ranks a sequence; make prompts a multiple of updates"),
         (f.prompts % teams,
          f"--prompts {f.prompts} is not a multiple of the {teams} ranks or teams of --sampler-tp "
-         "ranks that draw; change it or "
-         "--nproc_per_node"),
+         "ranks that draw; change it or --nproc_per_node"),
         (longest > f.micro_tokens,
          f"--micro-tokens {f.micro_tokens} is less than the longest sequence, --max-prompt "
-         f"{f.max_prompt} + --max-new "
-         f"{f.max_new}; raise it"),
-        (world % f.replicas, f"--replicas {f.replicas} does not divide the {world} ranks; give the "
-            "number of nodes, or 1"),
+         f"{f.max_prompt} + --max-new {f.max_new}; raise it"),
+        (world % f.replicas,
+         f"--replicas {f.replicas} does not divide the {world} ranks; give the number of nodes, "
+         "or 1"),
         (f.surrogate == "cispo" and f.dual_clip,
          "--surrogate cispo has no minimum that a dual clip could bound: add --dual-clip 0"),
         (f.ratio == "sequence" and f.correct == "token",
@@ -813,8 +813,7 @@ def check(f: Flags, world: int) -> None:
         # restarted workers would find the addresses of dead ones (pytorch issue 135712)
         (restarts and shared_store,
          "--max-restarts needs a fresh store for every start: TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 "
-         "torchrun --standalone ..., "
-         "or --rdzv_backend c10d in place of --standalone"),
+         "torchrun --standalone ..., or --rdzv_backend c10d in place of --standalone"),
     ]  # fmt: skip
     for wrong, message in rules:
         if wrong:
@@ -822,8 +821,10 @@ def check(f: Flags, world: int) -> None:
 
 
 def warnings_for(f: Flags, problems: Sequence[data.Problem], config) -> list[str]:
-    """Sentences about flags and data that can make a run, but not the one that was probably
-    meant."""
+    """Sentences about flags and data that can make a run, but perhaps not the one that is meant.
+
+    ValueError if there are fewer problems than a step may draw.
+    """
     most = f.prompts * (3 if f.equal_groups == "resample" else 1)
     if most > len(problems):
         raise ValueError(
@@ -845,10 +846,13 @@ def warnings_for(f: Flags, problems: Sequence[data.Problem], config) -> list[str
         ),
         (ignored, f"--kl-estimator {f.kl_estimator}: without effect with --kl 0"),
         (
+            f.equal_groups == "drop" and f.kl_in == "reward",
+            "--equal-groups drop: without effect with --kl-in reward, where all rewards differ",
+        ),
+        (
             config.max_position and longest > config.max_position,
             f"--max-prompt {f.max_prompt} + --max-new {f.max_new} exceed the {config.max_position} "
-            f"positions that {f.model} was "
-            "made for",
+            f"positions that {f.model} was made for",
         ),
         (f.data and not f.reward, data.unread_format(problems)),
     ]

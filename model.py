@@ -174,10 +174,17 @@ def rope_tables(config: Config, position_T: Tensor, dtype: torch.dtype) -> tuple
 
 
 def rotate(x_THK, cos_TK, sin_TK) -> Tensor:
-    """RoPE: turns the pairs (x_i, x_{i + K/2}) by their angles (arXiv 2104.09864)."""
+    """RoPE: turns the pairs (x_i, x_{i + K/2}) by their angles a (arXiv 2104.09864):
+
+    (x_i cos a - x_{i + K/2} sin a,  x_{i + K/2} cos a + x_i sin a),  i < K/2
+
+    cos_TK and sin_TK are those of `rope_tables`, where the first half of sin_TK is negated.
+    """
+    # <solution id="decode" points="3">
     left, right = x_THK.chunk(2, dim=-1)
     swapped_THK = torch.cat((right, left), dim=-1)
     return torch.addcmul(x_THK * cos_TK[:, None], swapped_THK, sin_TK[:, None])
+    # </solution>
 
 
 class RMSNorm(nn.Module):

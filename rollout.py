@@ -160,7 +160,15 @@ class Scheduler:
     running: list[Request] = field(default_factory=list)  # the oldest first, in slots 0, 1, 2, ..
 
     def admit(self) -> tuple[list[Group], list[tuple[Group, Request]]]:
-        """Give slots and pages to waiting requests: (groups to prefill, requests to start)."""
+        """Give slots and pages to waiting requests: (groups to prefill, requests to start).
+
+        The groups start in their order, up to the first one that cannot: no slot is free; or fewer
+        pages are free than its prefix needs (none, if it has them) and two more; or it is not the
+        first group to prefill, and the prefixes would exceed prefill_tokens together.
+        A group without pages takes those of its prefix and is to be prefilled. Then as many of its
+        requests start as there are, but no more than slots and free pages less one. At the end,
+        groups at the front with no request left release their pages and leave the queue.
+        """
         # A prefill costs a forward pass, so several slots are filled at a time.
         enough = max(1, min(self.slots // 8, len(self.waiting)))
         if self.slots - len(self.running) < enough:
@@ -169,6 +177,7 @@ class Scheduler:
             # Only waiting prefixes hold pages. Without them the first group is sure to fit.
             while self._release_prefix():
                 pass
+        # <solution id="scheduler" points="7">
         fresh = []
         tokens = 0
         started = []
@@ -190,6 +199,7 @@ class Scheduler:
         while self.waiting and not self.waiting[0].requests:
             self.pages.release(self.waiting.popleft().pages)
         return fresh, started
+        # </solution>
 
     def _start(self, group: Group) -> Request:
         """Start the next request of a group: it shares the full pages, and gets one of its own."""
@@ -217,8 +227,12 @@ class Scheduler:
     def grow(self) -> tuple[list[Request], list[Request]]:
         """Allocate the pages that the next decode steps may fill: (grown, preempted requests).
 
-        If pages run out, waiting prefixes lose theirs; then the youngest requests are preempted.
+        If pages run out, waiting prefixes lose theirs, one by one; if that is not enough, the
+        youngest requests are preempted: they leave `running` and release their pages. Then each
+        request gets the pages that it misses. grown: those that got some, the oldest first;
+        preempted: the youngest first.
         """
+        # <solution id="scheduler" points="5">
         missing = [self._missing(request) for request in self.running]
         preempted = []
         while sum(missing) > len(self.pages.free):
@@ -234,6 +248,7 @@ class Scheduler:
                 request.pages += self.pages.take(count)
                 grown.append(request)
         return grown, preempted
+        # </solution>
 
     def _missing(self, request: Request) -> int:
         """Pages that a request needs beyond its own until the next synchronisation."""

@@ -4,118 +4,77 @@
     python -m course.handout OUT --only kl law    # these alone; the others stay solved
 """
 
-import argparse
-import ast
 import json
 import re
 import shutil
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from course.check import cases
-from course.marks import ROOT, chosen, exchange, marks, product_files
+from tyro.conf import Positional
+
+from course.marks import ROOT, exchange, exercises, heading, product_files, run
+from course.tests.compare import cases
 
 COPIED = """
     kernels runtime benchmarks study bench recipes models tests course
-    README.md LICENSE requirements.txt pyproject.toml
+    README.md LICENSE requirements.txt pyproject.toml results/study/points_inverse.csv
+""".split()  # the points are what assignment 6 fits
+# Not copied: what makes and grades handouts, the teacher's figures, the source of the values.
+TEACHERS = """
+    marks.py handout.py grade.py preview.py teacher course_oracle.py test_course.py
+    __pycache__ *.pyc .*
 """.split()
-# Left out: what makes and grades handouts, the teacher's figures, and the stored values' source.
-TEACHERS = "marks.py handout.py grade.py preview.py teacher course_oracle.py test_course.py".split()
-POINTS_OF_THE_STUDY = Path("results/study/points_inverse.csv")  # assignment 6 fits them
 
 
-def page_of(exercise: str) -> str:
-    """The page of the assignment that sets an exercise: the one with its heading."""
-    for page in sorted((ROOT / "course").glob("*.md")):
-        if re.search(rf"^## {exercise}\b", page.read_text(), re.MULTILINE):
-            return f"course/{page.name}"
-    raise ValueError(f"{exercise}: no page in course/ has the heading ## {exercise}")
-
-
-def module_of(path: Path) -> str:
-    return ".".join(path.with_suffix("").parts).removesuffix(".__init__")
-
-
-def imported(path: Path) -> set[str]:
-    """Dotted names of all that a file imports, anywhere in it."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module)
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
-
-
-def reaching(removed: set[str], files: Iterable[Path]) -> set[str]:
-    """The removed modules, and those of these files that import one of them, at any distance."""
-    uses = {module_of(path): imported(ROOT / path) for path in files}
-    found = set(removed)
-    while more := {name for name in uses.keys() - found if uses[name] & found}:
-        found |= more
-    return found
+def uses(path: Path, lines: str = r"^\s*(?:from|import) .*") -> set[str]:
+    """The words on the import lines of a file, or on other lines."""
+    found = re.findall(lines, (ROOT / path).read_text(), re.MULTILINE)
+    return set(re.findall(r"\w+", "\n".join(found)))
 
 
 def tests_to_drop(removed: Iterable[Path]) -> list[Path]:
     """Tests of the product that reach a removed body: they would fail, or transcribe it."""
+    reaching = {path.stem for path in removed}
     study = [path.relative_to(ROOT) for path in (ROOT / "study").glob("*.py")]
-    files = [*product_files(ROOT), *study]
-    modules = reaching({module_of(path) for path in removed}, files)
-    found = []
-    for path in (ROOT / "tests").glob("test_*.py"):
-        text = path.read_text()
-        runs = [name for name in modules if re.search(rf"\b{name}(\.py)?\b[\"' ]", text)]
-        # The fixture `ours` of conftest.py loads a model.
-        loads = "model" in modules and re.search(r"\bours\b", text)
-        if runs or loads or imported(path) & modules:
-            found.append(path.relative_to(ROOT))
-    return found
+    files = {path.stem: uses(path) for path in [*product_files(), *study]}
+    while more := {name for name in files.keys() - reaching if files[name] & reaching}:
+        reaching |= more
+    if "model" in reaching:
+        reaching |= {"ours", "ranks"}  # a fixture that loads a model, and what runs on two ranks
+    # A test also names what it runs as a command, and its fixtures.
+    lines = r"^\s*(?:from|import|def) .*|\w+\.py\b|study\.\w+"
+    tests = [path.relative_to(ROOT) for path in (ROOT / "tests").glob("test_*.py")]
+    return [path for path in tests if uses(path, lines) & reaching]
 
 
 def write(out: Path, ids: Iterable[str] = ()) -> None:
     """Write the handout. FileExistsError if `out` holds something; ValueError for an unknown id."""
-    removed = chosen(ids)
+    removed = exercises(ids)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} is not empty; give a new directory")
-    out.mkdir(parents=True, exist_ok=True)
-    ignored = shutil.ignore_patterns(*TEACHERS, "__pycache__", "*.pyc", ".*")
     for name in [*COPIED, *(path.name for path in ROOT.glob("*.py"))]:
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
         if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, out / name, ignore=ignored)
+            shutil.copytree(ROOT / name, out / name, ignore=shutil.ignore_patterns(*TEACHERS))
         else:
             shutil.copy(ROOT / name, out / name)
-    (out / POINTS_OF_THE_STUDY).parent.mkdir(parents=True)
-    shutil.copy(ROOT / POINTS_OF_THE_STUDY, out / POINTS_OF_THE_STUDY)
-
     for exercise, files in removed.items():
-        message = f"{exercise}: see {page_of(exercise)}"
-        for path, found in files.items():
-            blanks = [f'{" " * mark.indent}raise NotImplementedError("{message}")' for mark in found]
-            text = exchange((out / path).read_text(), exercise, blanks)
-            (out / path).write_text(text)
-    for path in {path for files in removed.values() for path in files}:
-        assert len(list(marks((out / path).read_text()))) == len(list(marks((ROOT / path).read_text())))
-    for exercise in chosen(()):
+        page, _ = heading(exercise)
+        blank = f'raise NotImplementedError("{exercise}: see course/{page}")\n'
+        for path, marks in files.items():
+            blanks = [mark["indent"] + blank for mark in marks]
+            (out / path).write_text(exchange((out / path).read_text(), exercise, blanks))
+    for exercise in exercises():
         shown = [case for case in cases(exercise) if not case["hidden"]]
-        lines = ",\n".join(map(json.dumps, shown))
-        (out / "course" / "tests" / f"{exercise}.json").write_text(f"[\n{lines}\n]\n")
+        (out / f"course/tests/{exercise}.json").write_text(json.dumps(shown))
     for path in tests_to_drop({path for files in removed.values() for path in files}):
         (out / path).unlink()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("out", type=Path, help="directory to write, which must not exist or be empty")
-    parser.add_argument("--only", nargs="+", default=[], metavar="ID", help="exercises to take out")
-    flags = parser.parse_args()
-    write(flags.out, flags.only)
-    print(f"{flags.out}: {len(chosen(flags.only))} exercises; start with {flags.out}/course/README.md")
+def main(out: Positional[Path], only: tuple[str, ...] = ()) -> None:
+    write(out, only)
+    print(f"{out}: without {', '.join(exercises(only))}. Start with {out}/course/README.md")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"handout: {error}")
+    run(main)

@@ -1,4 +1,4 @@
-"""Exercises: marked bodies of the product, which are taken out, put back, or exchanged.
+"""Exercises are marked bodies of the product:
 
     # <solution id="advantages" points="10">
     ...
@@ -9,96 +9,89 @@ An exercise may have several bodies, in several files. Its points are the sum ov
 
 import ast
 import re
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import tyro
+
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("kernels", "runtime", "benchmarks")  # with marked files, beside those at the top
-OPEN = re.compile(r'( *)# <solution id="(\w+)" points="(\d+)">')
-CLOSE = "# </solution>"
+MARK = re.compile(
+    r"""
+    ^ (?P<indent>\ *) \#\ <solution\ id="(?P<id>\w+)"\ points="(?P<points>\d+)"> \n
+    (?P<body> .*?)
+    (?= ^\ * \#\ < (?P<closed>/?) solution | \Z)  # the next marker closes this one, if it can
+    """,
+    re.MULTILINE | re.DOTALL | re.VERBOSE,
+)
+Found = dict[Path, list[re.Match]]  # the marks of an exercise, by file
 
 
 class Unusable(ValueError):
-    """A body that cannot be graded. The message says why."""
+    """Bodies that cannot be graded. The message says why."""
 
 
-class Mark:
-    """The place of one marked body in the lines of a file."""
-
-    def __init__(self, lines: list[str], place: int, indent: str, exercise: str, points: str):
-        self.exercise = exercise
-        self.points = int(points)
-        self.indent = len(indent)
-        self.first = place + 1
-        self.end = self.first  # the line after the body
-        while self.end < len(lines) and not re.match(r" *# </?solution", lines[self.end]):
-            self.end += 1
-        self.closed = self.end < len(lines) and lines[self.end] == indent + CLOSE
-
-
-def marks(text: str) -> Iterator[Mark]:
-    """The marked bodies of a file, the first one first."""
-    lines = text.split("\n")
-    for place, line in enumerate(lines):
-        if opened := OPEN.fullmatch(line):
-            yield Mark(lines, place, *opened.groups())
-
-
-def product_files(root: Path) -> list[Path]:
-    """The Python files of the product that may hold exercises, relative to the root."""
-    found = list(root.glob("*.py"))
-    for folder in FOLDERS:
-        found += (root / folder).glob("*.py")
-    return sorted(path.relative_to(root) for path in found)
-
-
-def exercises() -> dict[str, dict[Path, list[Mark]]]:
-    """{exercise: {file: its marked bodies there}}. ValueError for a marker that does not close."""
-    found = {}
-    for path in product_files(ROOT):
-        for mark in marks((ROOT / path).read_text()):
-            if not mark.closed:
-                raise ValueError(f"{path}: the marker of {mark.exercise} does not close")
-            found.setdefault(mark.exercise, {}).setdefault(path, []).append(mark)
+def marked(text: str, exercise: str) -> list[re.Match]:
+    """The marks of an exercise in a file. Unusable for one that does not close."""
+    found = [mark for mark in MARK.finditer(text) if mark["id"] == exercise]
+    if not all(mark["closed"] for mark in found):
+        raise Unusable(f"the marker of {exercise} does not close before the next marker")
     return found
 
 
-def chosen(ids: Iterable[str]) -> dict[str, dict[Path, list[Mark]]]:
-    """The exercises of these ids, or all of them without ids. ValueError for an unknown id."""
-    known = exercises()
-    for exercise in ids:
-        if exercise not in known:
-            raise ValueError(f"{exercise}: no such exercise; there are {', '.join(sorted(known))}")
-    return {exercise: known[exercise] for exercise in ids or known}
-
-
-def bodies(text: str, exercise: str) -> list[str]:
-    """The marked bodies of an exercise in a file. Unusable for a marker that does not close."""
-    lines = text.split("\n")
-    found = []
-    for mark in marks(text):
-        if mark.exercise != exercise:
-            continue
-        if not mark.closed:
-            raise Unusable(f"the marker {exercise} does not close before the next marker")
-        found.append("\n".join(lines[mark.first : mark.end]))
-    return found
-
-
-def exchange(text: str, exercise: str, new: list[str]) -> str:
+def exchange(text: str, exercise: str, bodies: Iterable[str]) -> str:
     """The file with other bodies for an exercise."""
-    lines = text.split("\n")
-    found = [mark for mark in marks(text) if mark.exercise == exercise]
-    for mark, body in reversed(list(zip(found, new, strict=True))):
-        lines[mark.first : mark.end] = body.split("\n")
-    return "\n".join(lines)
+    rest = iter(bodies)
+
+    def put(mark: re.Match) -> str:
+        if mark["id"] != exercise:
+            return mark[0]
+        return mark[0].removesuffix(mark["body"]) + next(rest)
+
+    return MARK.sub(put, text)
 
 
-def check_body(body: str, indent: int) -> None:
+def check_body(body: str, indent: str) -> None:
     """Unusable for a body that is not Python, or that ends its function and goes on behind it."""
     try:
-        parsed = ast.parse(f"def marked():\n{body}\n").body
+        parsed = ast.parse(f"def marked():\n{body}").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise Unusable(f"not Python: {error}") from error
-    if len(parsed) > 1 or parsed[0].body[0].col_offset != indent:
-        raise Unusable(f"the body leaves its function: indent all of it by {indent} spaces or more")
+        raise Unusable(f"the body is not Python: {error}") from error
+    if len(parsed) > 1 or parsed[0].body[0].col_offset != len(indent):
+        raise Unusable(f"the body leaves its function: indent all of it by {len(indent)} spaces")
+
+
+def product_files() -> list[Path]:
+    """The Python files of the product, relative to its root."""
+    folders = [ROOT, ROOT / "kernels", ROOT / "runtime", ROOT / "benchmarks"]
+    found = [path for folder in folders for path in folder.glob("*.py")]
+    return sorted(path.relative_to(ROOT) for path in found)
+
+
+def exercises(ids: Iterable[str] = ()) -> dict[str, Found]:
+    """The exercises of these ids, or all, by assignment. ValueError for an unknown id."""
+    found = {}
+    for path in product_files():
+        text = (ROOT / path).read_text()
+        for exercise in {mark["id"] for mark in MARK.finditer(text)}:
+            found.setdefault(exercise, {})[path] = marked(text, exercise)
+    for exercise in ids:
+        if exercise not in found:
+            raise ValueError(f"{exercise}: no such exercise; there are {', '.join(sorted(found))}")
+    return {exercise: found[exercise] for exercise in sorted(ids or found, key=heading)}
+
+
+def heading(exercise: str) -> tuple[str, int]:
+    """Where an exercise is set: (page in course/, place of the heading there)."""
+    for page in sorted((ROOT / "course").glob("?_*.md")):
+        if found := re.search(rf"^## {exercise}\b", page.read_text(), re.MULTILINE):
+            return page.name, found.start()
+    raise ValueError(f"{exercise}: no page of course/ has the heading ## {exercise}")
+
+
+def run(command: Callable) -> None:
+    """A function as a command. Errors that a user can mend end in one line."""
+    try:
+        tyro.cli(command, description=sys.modules["__main__"].__doc__)
+    except (ValueError, OSError) as error:
+        sys.exit(f"{Path(sys.argv[0]).stem}: {error}")

@@ -130,7 +130,14 @@ def load_triton():
     def forward_kernel(
         z_TC, target_T, state_4T, first, T, C, inverse_temperature, BLOCK: tl.constexpr
     ):
-        """One row. exp(x) is 2**(x log2 e), because a power of 2 is one instruction."""
+        """Fold one row of a block, C logits, into the row's state, as `forward_reference` does.
+
+        Pointers: z_TC, float32, contiguous, and only read; target_T, int64; state_4T, float32.
+        C may exceed BLOCK, a power of two: the row is read in parts. Its target lies in this block
+        if its column, less `first`, is one of the C; only then is its z stored.
+        exp(x) is 2**(x log2 e), because a power of 2 is one instruction.
+        """
+        # <solution id="kernel" points="10">
         row = tl.program_id(0)
         z_C = z_TC + row.to(tl.int64) * C
         at = state_4T + row
@@ -154,6 +161,7 @@ def load_triton():
         inside = (target >= 0) & (target < C)
         z_target = tl.load(z_C + target, mask=inside, other=0.0)
         tl.store(at + 3 * T, z_target * inverse_temperature, mask=inside)
+        # </solution>
 
     @triton.jit
     def backward_kernel(

@@ -65,6 +65,7 @@ def locate_keys(kv_2NSJK, page_BM, length_B):
 
 def decode_reference(q_BHK, kv_2NSJK, page_BM, length_B, located=None):
     """`decode` in torch: gather the pages; query heads of a group are the rows of one attention."""
+    # <solution id="decode" points="5">
     B, H, K = q_BHK.shape
     N = kv_2NSJK.shape[1]
     J = kv_2NSJK.shape[3]
@@ -75,6 +76,7 @@ def decode_reference(q_BHK, kv_2NSJK, page_BM, length_B, located=None):
     # A length of 0 masks all keys of a row: torch's attention then gives zeros, not NaN.
     o_BJRK = F.scaled_dot_product_attention(q_BJRK, k_BJLK, v_BJLK, attn_mask=mask_B11L)
     return o_BJRK.reshape(B, H, K)
+    # </solution>
 
 
 # ---- In Triton ----------------------------------------------------------------------------------

@@ -128,7 +128,12 @@ def scales(temperature, device):
 
 
 def sample_reference(logits_BV, temperature, key_B):
-    """`sample` in torch."""
+    """`sample` in torch. The noise comes from `uniform`, the equation stands at the top.
+
+    temperature: a number, or (1 / temperature, weight of the noise) from `scales`. At 0 the weight
+    is 0 and the other number 1.
+    """
+    # <solution id="gumbel" points="8">
     if isinstance(temperature, torch.Tensor):
         inverse, weight = temperature
     else:
@@ -145,6 +150,7 @@ def sample_reference(logits_BV, temperature, key_B):
     token_B = score_BV.argmax(1)
     logp_B = z_BV.gather(1, token_B[:, None])[:, 0] - z_BV.logsumexp(1)
     return token_B, logp_B
+    # </solution>
 
 
 # ---- In Triton ----------------------------------------------------------------------------------

@@ -74,14 +74,17 @@ def pack(length_B: list[int], ranks: int, budget: int) -> list[list[list[int]]]:
 
     Every rank gets the same number of micro-batches, as few as the budget allows and none of them
     empty, since each is a collective forward. The longest sequence goes first into the emptiest
-    bin, so the bins end within one sequence of each other. ValueError if a sequence exceeds the
-    budget or there are fewer sequences than ranks."""
+    bin, so the bins end within one sequence of each other. Of equally long sequences the first in
+    length_B comes first, of equally empty bins the first one is taken; rank r gets the bins r,
+    r + ranks, r + 2 ranks, .. ValueError if a sequence exceeds the budget or there are fewer
+    sequences than ranks."""
     if max(length_B) > budget or len(length_B) < ranks:
         raise ValueError(
             f"{len(length_B)} sequences of up to {max(length_B)} tokens do not fit {ranks} ranks "
             "with micro-batches of "
             f"{budget} tokens"
         )
+    # <solution id="packing" points="4">
     longest_first = sorted(range(len(length_B)), key=lambda i: -length_B[i])
     per_rank = ceil_div(sum(length_B), ranks * budget)
     while True:
@@ -94,10 +97,16 @@ def pack(length_B: list[int], ranks: int, budget: int) -> list[list[list[int]]]:
         if max(load) <= budget:
             return [bins[rank::ranks] for rank in range(ranks)]
         per_rank += 1
+    # </solution>
 
 
 def make_batch(completions: list[Completion], places: list[int], device) -> Batch:
-    """The micro-batch of the completions at these places."""
+    """The micro-batch of the completions at these places, packed end to end in this order.
+
+    See Batch for its fields; of a completion c, c.prompt, c.ids and c.logp are lists. The last
+    token of a prompt predicts the first one of its completion.
+    """
+    # <solution id="packing" points="4">
     token, position, row, target, sampler = [], [], [], [], []
     length_B, new_B = [], []
     for place in places:
@@ -123,6 +132,7 @@ def make_batch(completions: list[Completion], places: list[int], device) -> Batc
         target_R=torch.tensor(target, device=device),
         sampler_R=torch.tensor(sampler, device=device),
     )
+    # </solution>
 
 
 def deal(completions: list[Completion], part: Sequence[int], budget: int, device) -> Share:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from course.check import cases, complaint
+from course.tests.compare import cases, complaint
 
 
 def pytest_generate_tests(metafunc):
