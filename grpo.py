@@ -645,7 +645,10 @@ def main(f: Flags) -> None:
         )
     if ledger.stop:
         return say(f"ended after step {p.step} of {f.steps}, as asked; to go on: {again}")
-    save(policy, directory, out / "final", compute_dtype(device))
+    try:
+        save(policy, directory, out / "final", compute_dtype(device))
+    except OSError as error:
+        raise Stopped(f"{error}; the checkpoints are whole. To go on from there: {again}") from error
     if rank == 0:
         show_result(out, p, {"before": shown.get(0), "after": shown.get(f.steps)}, tokenizer)
 

@@ -47,6 +47,14 @@ def test_an_error_of_the_user_is_one_line_and_the_last_one_of_torchrun(tmp_path,
     assert told == said.strip()
 
 
+def test_a_wrong_flag_is_the_last_word_of_torchrun_too(tmp_path, monkeypatch):
+    # Caught: "To enable traceback see" as the last line, with the reason far above it.
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    with pytest.raises(SystemExit):
+        explain(failing(SystemExit(2)))
+    assert "wrong flags, as said above" in (tmp_path / "error.json").read_text()
+
+
 def test_a_bug_shows_its_traceback(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
     with pytest.raises(ZeroDivisionError):

@@ -345,6 +345,33 @@ def test_a_full_disk_ends_the_run_with_the_last_checkpoint_whole(tmp_path):
     assert kept and (ranks.wait(again) == [0]) == (kept[-1] <= "step-000007")
 
 
+def without_room(argv):
+    """A run whose weights cannot be written at its end, as on a disk that is full by then."""
+    from runtime import parallel
+
+    def write(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    parallel.save_file = write
+    ranks.train(argv)
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_model_that_could_not_be_written_is_written_by_the_resumed_run(tmp_path, n):
+    # Caught: a directory that looks whole, a rank that waits for ever, a run that begins again.
+    run, output = tmp_path / "run", tmp_path / "output"
+    argv = arguments(run, "--steps", 2, "--resume", "auto")
+    assert ranks.wait(ranks.start(n, without_room, argv, output=output)) == [2] * n
+    said = output.read_text()
+    assert "final could not be written: [Errno 28] No space left" in said and "Traceback" not in said
+    assert f"grpo.py --resume {run}" in said
+    assert not list(run.glob("final*"))
+    before = lines(run)
+    assert ranks.wait(ranks.start(n, ranks.train, argv, output=output)) == [0] * n
+    assert lines(run) == before and (run / "final" / "model.safetensors").is_file()
+    assert (run / "final" / "model.safetensors").stat().st_mode & 0o444 == 0o444
+
+
 def logged(argv, file):
     """A run with a stand-in for wandb that writes down what it is given."""
     import types
