@@ -49,7 +49,7 @@ from benchmarks.answers import cells
 from data import PROMPT
 from reward import Grader
 from rollout import Completion, Rollout, Sampler, stop_tokens
-from runtime.display import show
+from runtime.display import printable, show
 from runtime.flags import check_numbers, parse
 from runtime.ledger import explain
 from runtime.parallel import (
@@ -599,7 +599,7 @@ def digest_weights(directory: Path) -> str:
 
 def main(flags: Flags) -> None:
     if flags.compare:
-        return print(compare(*flags.compare))
+        return print(printable(compare(*flags.compare)))
     check_numbers(flags, RANGES)
     sets = parse_sets(flags.eval or ["arithmetic:test"])
     device, directory, config = connect(flags.model)

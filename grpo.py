@@ -63,7 +63,7 @@ from runtime import plan
 from runtime.batch import Batch, Share, deal, log_probs
 from runtime.checkpoint import Checkpoints, discarded_on_error, open_run, read_flags, restore
 from runtime.display import Display, draw_curve, show
-from runtime.flags import check_numbers, flag_name, parse
+from runtime.flags import check_numbers, flag_name, from_stored, parse
 from runtime.ledger import Ledger, Progress, Signals, Stopped, explain
 from runtime.parallel import (
     check_team,
@@ -648,7 +648,8 @@ def main(f: Flags) -> None:
     try:
         save(policy, directory, out / "final", compute_dtype(device))
     except OSError as error:
-        raise Stopped(f"{error}; the checkpoints are whole. To go on from there: {again}") from error
+        remedy = f"the checkpoints are whole. To go on from there: {again}"
+        raise Stopped(f"{error}; {remedy}") from error
     if rank == 0:
         show_result(out, p, {"before": shown.get(0), "after": shown.get(f.steps)}, tokenizer)
 
@@ -746,18 +747,16 @@ def parse_flags(argv: list[str]) -> Flags:
     f = parse(Flags, argv, about)
     if f.resume in ("", "auto"):
         return f
-    names = [known.name for known in dataclasses.fields(Flags)]
-    stored = {name: value for name, value in read_flags(f.resume).items() if name in names}
-    theirs = stored.get("reward", "")
-    if theirs and f.reward != theirs:  # a run may come from somebody else, and this is code
+    stored = from_stored(Flags, read_flags(f.resume), Path(f.resume, "flags.json"))
+    if stored.reward not in ("", f.reward):  # a run may come from somebody else: this is code
         raise ValueError(
-            f"{f.resume} was made with --reward {theirs}, whose code a resumed run executes; if "
-            f"you trust it, repeat the flag: --resume {f.resume} --reward {theirs}"
+            f"{f.resume} was made with --reward {stored.reward}, whose code a resumed run executes;"
+            f" if you trust it, repeat the flag: --resume {f.resume} --reward {stored.reward}"
         )
     for name in ("eval", "template_args"):  # naming them again replaces the stored ones
         if getattr(f, name):
-            stored[name] = []
-    return parse(Flags, [*argv, "--out", f.resume], about, default=Flags(**stored))
+            setattr(stored, name, [])
+    return parse(Flags, [*argv, "--out", f.resume], about, default=stored)
 
 
 def free_flags(f: Flags) -> set[str]:

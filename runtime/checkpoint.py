@@ -140,13 +140,15 @@ def load_tensors(tensors: dict, checkpoint: Path, alone: bool = False) -> None:
 
 def refuse_links(*paths: Path) -> None:
     """ValueError if one of the files of a run is a symbolic link, through which files elsewhere
-    could be overwritten."""
+    could be overwritten, or a pipe or device, which would block."""
     for path in paths:
         if path.is_symlink():
             raise ValueError(
                 f"{path} is a symbolic link, and a run writes only to files of its own; remove the "
                 "link"
             )
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise ValueError(f"{path} is neither a file nor a directory; remove it")
 
 
 def read_state(checkpoint: Path) -> dict:
@@ -419,6 +421,11 @@ def prepare(
     for partial in (run / "checkpoints").glob("step-*.partial"):
         shutil.rmtree(partial)
     newest, state, notes = newest_readable(run)
+    if newest is None and whole_checkpoints(run):
+        raise ValueError(
+            f"none of the checkpoints of {run} can be read: {'; '.join(notes)}. Put their files "
+            "back, or begin a new run with another --out"
+        )
     if state and state.get("data", data) != data:
         raise ValueError(
             f"{file} has changed since {newest} was written: its problems or the held-out ones are "

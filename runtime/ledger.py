@@ -37,6 +37,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from model import Config
 from rollout import Completion, Interrupted
+from runtime.display import printable
 from runtime.plan import peak_flops, rollout_flops, sequence_flops
 
 # seconds that torchrun waits for its workers after a signal, unless --shutdown-timeout says
@@ -397,7 +398,7 @@ def explain(run) -> None:
         # two seconds is alone.
         if int(os.environ.get("LOCAL_RANK", 0)):
             time.sleep(2)
-        message = f"{Path(sys.argv[0]).name}: {error}"
+        message = printable(f"{Path(sys.argv[0]).name}: {error}")
         print(message, file=sys.stderr, flush=True)
         tell_torchrun(message)
         sys.exit(2)

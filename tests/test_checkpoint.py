@@ -1,6 +1,7 @@
 """checkpoint.py: what is written is what was there, on any number of ranks, or is not taken for a checkpoint at all."""
 
 import json
+import os
 import pickle
 import resource
 from dataclasses import asdict
@@ -257,7 +258,8 @@ def test_a_resumed_run_says_what_it_does(tmp_path):
     _, checkpoint, notes = resumed(run)
     assert checkpoint.name == "step-000002"
     assert any("step-000004 is damaged and passed over" in note for note in notes)
-    (run / "checkpoints" / "step-000002" / "state.json").unlink()
+    for name in ("step-000002", "step-000004"):
+        (run / "checkpoints" / name / "state.json").unlink()
     with open(run / "metrics.jsonl", "w") as lines:
         lines.write(2 * '{"kind": "train"}\n')
     _, checkpoint, notes = resumed(run)
@@ -273,8 +275,10 @@ def test_a_state_that_is_none_is_passed_over(tmp_path, state):
     # Caught: a traceback for a state.json that was edited, or is of another edition.
     run = make_run(tmp_path / "a")
     (run / "checkpoints" / "step-000002" / "state.json").write_text(json.dumps(state))
-    _, checkpoint, notes = resumed(run)
-    assert checkpoint is None and any("step-000002 is damaged and passed over" in n for n in notes)
+    answer = resumed(run)
+    assert "none of the checkpoints of" in answer and "step-000002 is damaged" in answer
+    # Caught: a run that begins again at step 0 and drops the lines of all its steps.
+    assert (run / "metrics.jsonl").read_text() == "123456789\nabc"
 
 
 def save_over_a_damaged_one(run, source):
@@ -339,6 +343,10 @@ def test_links_among_the_files_of_a_run_are_refused(tmp_path):
             (run / name).unlink(missing_ok=True)
             (run / name).symlink_to(mine)
         assert "is a symbolic link" in resumed(run), name
+    os.mkfifo(tmp_path / "pipe")
+    run = make_run(tmp_path / "run-pipe")
+    (tmp_path / "pipe").rename(run / "lock")
+    assert "lock is neither a file nor a directory" in resumed(run)
     assert mine.read_text() == "precious" and (tmp_path / "elsewhere" / "step-000004.partial").is_dir()
 
 

@@ -195,6 +195,21 @@ def test_a_stored_reward_function_is_not_run_unless_the_user_names_it(tmp_path):
     assert (f.reward, f.lr) == ("theirs.py:reward", 0.5)
 
 
+@pytest.mark.parametrize("changes, words", [
+    ({"steps": "5"}, "steps is '5', where a int is expected"),
+    ({"prompts": None}, "prompts is None"), ({"seed": [1]}, r"seed is \[1\]"),
+    ({"recompute": 1}, "recompute is 1, where a bool"), ({"eval": [1]}, "eval is"),
+])  # fmt: skip
+def test_stored_flags_of_another_type_are_refused(tmp_path, changes, words):
+    # Caught: a traceback from the middle of the run for a flags.json that was edited.
+    flags = dataclasses.asdict(Flags(lr=0.5)) | {"lr": 1, "world": 4, "gone": 3}
+    (tmp_path / "flags.json").write_text(json.dumps(flags))
+    assert parse_flags(["--resume", str(tmp_path)]).lr == 1.0
+    (tmp_path / "flags.json").write_text(json.dumps(flags | changes))
+    with pytest.raises(ValueError, match=words):
+        parse_flags(["--resume", str(tmp_path)])
+
+
 def readme_reward(tmp_path):
     """The reward function of README's Countdown, as --reward takes it."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)

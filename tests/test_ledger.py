@@ -36,7 +36,7 @@ def failing(error):
     return run
 
 
-def test_an_error_of_the_user_is_one_line_and_the_last_one_of_torchrun(tmp_path, monkeypatch, capsys):
+def test_an_error_of_the_user_is_one_line_and_torchruns_last(tmp_path, monkeypatch, capsys):
     # Caught: a traceback for a wrong flag; torchrun's own block without the message.
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
     with pytest.raises(SystemExit) as ended:
