@@ -558,7 +558,7 @@ def main(f: Flags) -> None:
     # The directory of the run: a new one, or one as it was at its newest checkpoint.
     name = f"{Path(f.data).stem.replace('/', '-')}-seed{f.seed}-{datetime.now():%m%d-%H%M%S}"
     flags = dataclasses.asdict(f)
-    opened = open_run(flags, free_flags(f), Path("runs", name), sets.digest, f.data)
+    opened = open_run(flags, free_flags(f), Path("runs", name), sets.digests)
     out = opened.run
     for note in opened.notes:
         say(note)
@@ -579,7 +579,7 @@ def main(f: Flags) -> None:
             stop_ids = stop_tokens(directory, tokenizer, renderer.end_token)
             sampler = make_sampler(f, config, device, stop_ids)
             copy_weights(policy, sampler.model)
-        checkpoints = Checkpoints(out, f.keep, ledger, sets.digest)
+        checkpoints = Checkpoints(out, f.keep, ledger, sets.digests)
         rollout = Rollout(sampler, renderer, grader, f.max_new, f.seed, signals.is_requested)
         p = ledger.progress
         display = Display(f.steps, p.step, f.prompts * f.group, say)

@@ -187,6 +187,22 @@ def test_programs_are_refused_where_nothing_contains_them(monkeypatch):
         EvaluationSet("a", problems=[data.Problem(0, "", "", kind="code")]).check()
 
 
+def test_digests_name_what_changed(tmp_path):
+    # Caught: an evaluation file that changed under a run and is blamed on --data.
+    for name in ("a.jsonl", "b.jsonl"):
+        rows = [{"question": f"{i} + {name}?", "answer": i} for i in range(20)]
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    a, b = (str(tmp_path / name) for name in ("a.jsonl", "b.jsonl"))
+
+    def digests():
+        return load_problems(a, [b, ":2"], 5, 0, data.PROMPT).digests
+
+    before = digests()
+    assert list(before) == [a, b, f"the held-out part of {a}"] and digests() == before
+    (tmp_path / "b.jsonl").write_text((tmp_path / "b.jsonl").read_text().replace("1 +", "2 +"))
+    assert [name for name, digest in digests().items() if digest != before[name]] == [b]
+
+
 def test_a_run_evaluates_every_set_it_is_given(tmp_path):
     # Caught: the default kept beside what was given; problems of a held-out part trained on, or the same text in both.
     from grpo import parse_flags
