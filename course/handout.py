@@ -19,11 +19,10 @@ COPIED = """
     kernels runtime benchmarks study bench recipes models tests course
     README.md LICENSE requirements.txt pyproject.toml results/study/points_inverse.csv
 """.split()  # the points are what assignment 6 fits
-# Not copied: what makes and grades handouts, the teacher's figures, the source of the values.
 TEACHERS = """
     marks.py handout.py grade.py preview.py teacher course_oracle.py test_course.py
     __pycache__ *.pyc .*
-""".split()
+""".split()  # left out
 
 
 def uses(path: Path, lines: str = r"^\s*(?:from|import) .*") -> set[str]:
@@ -35,8 +34,7 @@ def uses(path: Path, lines: str = r"^\s*(?:from|import) .*") -> set[str]:
 def tests_to_drop(removed: Iterable[Path]) -> list[Path]:
     """Tests of the product that reach a removed body: they would fail, or transcribe it."""
     reaching = {path.stem for path in removed}
-    study = [path.relative_to(ROOT) for path in (ROOT / "study").glob("*.py")]
-    files = {path.stem: uses(path) for path in [*product_files(), *study]}
+    files = {path.stem: uses(path) for path in product_files()}
     while more := {name for name in files.keys() - reaching if files[name] & reaching}:
         reaching |= more
     if "model" in reaching:
@@ -59,8 +57,8 @@ def write(out: Path, ids: Iterable[str] = ()) -> None:
         else:
             shutil.copy(ROOT / name, out / name)
     for exercise, files in removed.items():
-        page, _ = heading(exercise)
-        blank = f'raise NotImplementedError("{exercise}: see course/{page}")\n'
+        assignment, _ = heading(exercise)
+        blank = f'raise NotImplementedError("{exercise}: see course/{assignment}.md")\n'
         for path, marks in files.items():
             blanks = [mark["indent"] + blank for mark in marks]
             (out / path).write_text(exchange((out / path).read_text(), exercise, blanks))
@@ -68,7 +66,7 @@ def write(out: Path, ids: Iterable[str] = ()) -> None:
         shown = [case for case in cases(exercise) if not case["hidden"]]
         (out / f"course/tests/{exercise}.json").write_text(json.dumps(shown))
     for path in tests_to_drop({path for files in removed.values() for path in files}):
-        (out / path).unlink()
+        (out / path).unlink(missing_ok=True)
 
 
 def main(out: Positional[Path], only: tuple[str, ...] = ()) -> None:

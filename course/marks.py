@@ -1,10 +1,8 @@
-"""Exercises are marked bodies of the product:
+"""Exercises are marked bodies of the product, in one place or several:
 
     # <solution id="advantages" points="10">
     ...
     # </solution>
-
-An exercise may have several bodies, in several files. Its points are the sum over them.
 """
 
 import ast
@@ -17,14 +15,10 @@ import tyro
 
 ROOT = Path(__file__).resolve().parent.parent
 MARK = re.compile(
-    r"""
-    ^ (?P<indent>\ *) \#\ <solution\ id="(?P<id>\w+)"\ points="(?P<points>\d+)"> \n
-    (?P<body> .*?)
-    (?= ^\ * \#\ < (?P<closed>/?) solution | \Z)  # the next marker closes this one, if it can
-    """,
-    re.MULTILINE | re.DOTALL | re.VERBOSE,
+    r'^(?P<indent> *)# <solution id="(?P<id>\w+)" points="(?P<points>\d+)">\n'
+    r"(?P<body>.*?)(?=^ *# <(?P<closed>/?)solution|\Z)",  # the next marker closes it, if it can
+    re.MULTILINE | re.DOTALL,
 )
-Found = dict[Path, list[re.Match]]  # the marks of an exercise, by file
 
 
 class Unusable(ValueError):
@@ -39,16 +33,12 @@ def marked(text: str, exercise: str) -> list[re.Match]:
     return found
 
 
-def exchange(text: str, exercise: str, bodies: Iterable[str]) -> str:
+def exchange(text: str, exercise: str, bodies: list[str]) -> str:
     """The file with other bodies for an exercise."""
-    rest = iter(bodies)
-
-    def put(mark: re.Match) -> str:
-        if mark["id"] != exercise:
-            return mark[0]
-        return mark[0].removesuffix(mark["body"]) + next(rest)
-
-    return MARK.sub(put, text)
+    pairs = zip(marked(text, exercise), bodies, strict=True)
+    for mark, body in reversed(list(pairs)):
+        text = text[: mark.start("body")] + body + text[mark.end("body") :]
+    return text
 
 
 def check_body(body: str, indent: str) -> None:
@@ -63,13 +53,12 @@ def check_body(body: str, indent: str) -> None:
 
 def product_files() -> list[Path]:
     """The Python files of the product, relative to its root."""
-    folders = [ROOT, ROOT / "kernels", ROOT / "runtime", ROOT / "benchmarks"]
-    found = [path for folder in folders for path in folder.glob("*.py")]
-    return sorted(path.relative_to(ROOT) for path in found)
+    folders = [ROOT, *(ROOT / name for name in ("kernels", "runtime", "benchmarks", "study"))]
+    return sorted(path.relative_to(ROOT) for folder in folders for path in folder.glob("*.py"))
 
 
-def exercises(ids: Iterable[str] = ()) -> dict[str, Found]:
-    """The exercises of these ids, or all, by assignment. ValueError for an unknown id."""
+def exercises(ids: Iterable[str] = ()) -> dict[str, dict[Path, list[re.Match]]]:
+    """{exercise: {file: its marks}} of these ids, or all. ValueError for an unknown id."""
     found = {}
     for path in product_files():
         text = (ROOT / path).read_text()
@@ -82,16 +71,17 @@ def exercises(ids: Iterable[str] = ()) -> dict[str, Found]:
 
 
 def heading(exercise: str) -> tuple[str, int]:
-    """Where an exercise is set: (page in course/, place of the heading there)."""
+    """Where an exercise is set: (assignment, the name of its page in course/; place there)."""
     for page in sorted((ROOT / "course").glob("?_*.md")):
         if found := re.search(rf"^## {exercise}\b", page.read_text(), re.MULTILINE):
-            return page.name, found.start()
+            return page.stem, found.start()
     raise ValueError(f"{exercise}: no page of course/ has the heading ## {exercise}")
 
 
 def run(command: Callable) -> None:
     """A function as a command. Errors that a user can mend end in one line."""
+    options = (tyro.conf.FlagCreatePairsOff,)
     try:
-        tyro.cli(command, description=sys.modules["__main__"].__doc__)
+        tyro.cli(command, description=sys.modules["__main__"].__doc__, config=options)
     except (ValueError, OSError) as error:
         sys.exit(f"{Path(sys.argv[0]).stem}: {error}")
