@@ -836,6 +836,7 @@ def warnings_for(f: Flags, problems: Sequence[data.Problem], config) -> list[str
         defaults = Flags()
         names = ("ratio", "surrogate", "clip_low", "clip_high")
         idle = [flag_name(name) for name in names if getattr(f, name) != getattr(defaults, name)]
+    ignored = not f.kl and f.kl_estimator != Flags.kl_estimator
     longest = f.max_prompt + f.max_new
     found = [
         (
@@ -843,6 +844,7 @@ def warnings_for(f: Flags, problems: Sequence[data.Problem], config) -> list[str
             f"{', '.join(idle)}: without effect with --updates 1, where the ratio is always 1; try "
             "--updates 4",
         ),
+        (ignored, f"--kl-estimator {f.kl_estimator}: without effect with --kl 0"),
         (
             f.equal_groups == "drop" and f.kl_in == "reward",
             "--equal-groups drop: without effect with --kl-in reward, where all rewards differ",

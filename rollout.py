@@ -20,7 +20,6 @@ T packed tokens, R rows of logits, N pages of S tokens, M pages of a sequence, L
 sequence, H and J query and key-value heads of size K, V vocabulary.
 """
 
-import json
 import os
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -39,7 +38,7 @@ from data import Problem
 from kernels import ceil_div
 from kernels.paged import decode, locate_keys, write_kv
 from kernels.sample import position_key, sample, scales, sequence_key, token_key
-from model import Linear, Model, packed_attention
+from model import Linear, Model, packed_attention, read_json
 from reward import Grader, Verdict
 
 
@@ -675,7 +674,7 @@ def stop_tokens(directory: str | Path, tokenizer, end_token: int | None = None) 
     for name in ("generation_config.json", "config.json"):
         path = Path(directory) / name
         if path.is_file():
-            ids = json.loads(path.read_text()).get("eos_token_id")
+            ids = read_json(path).get("eos_token_id")
             found |= set(ids if isinstance(ids, list) else [ids])
     found -= {None}
     if not found:

@@ -245,8 +245,7 @@ class Ledger:
         p.D += len(drawn) // self.flags["group"]
         p.tokens += tokens
         p.failed_steps = p.failed_steps + 1 if stats["grad_norm"] is None else 0
-        idle = stats["equal_groups"] == 1 or stats["in_loss"] == 0
-        p.idle_steps = p.idle_steps + 1 if idle else 0
+        self.count_idle(stats)
         forward = sequence_flops(self.config, completions)
         passes = {
             "old": 1,
@@ -264,6 +263,11 @@ class Ledger:
         line |= self._rates(flops, phase_tokens, preempted)
         self._write("metrics.jsonl", [line])
         return line
+
+    def count_idle(self, stats: dict) -> None:
+        """Count the steps in a row that had nothing to learn from."""
+        idle = stats["equal_groups"] == 1 or stats["in_loss"] == 0
+        self.progress.idle_steps = self.progress.idle_steps + 1 if idle else 0
 
     def _counters(self) -> dict:
         p = self.progress

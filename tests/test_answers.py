@@ -223,6 +223,17 @@ def test_submit_takes_every_kind(contained):
         assert [future.result().score for future in futures] == [1, 1, 1, 1]
 
 
+def test_an_answer_in_several_forms_is_right_in_each():
+    # Caught: the first form alone, which made every other way to write the answer wrong.
+    problem = data.Problem(0, "", "red", alternatives=("blue", "\\frac{1}{2}"))
+    texts = ["\\boxed{blue}", "\\boxed{0.5}", "\\boxed{red}", "\\boxed{green}", "no box"]
+    with Grader() as grader, ThreadPoolExecutor(1) as pool:
+        futures = [answers.submit(grader, pool, problem, text) for text in texts]
+        verdicts = [future.result() for future in futures]
+    assert [verdict.score for verdict in verdicts] == [1, 1, 1, 0, 0]
+    assert [verdict.verdict for verdict in verdicts[3:]] == ["wrong", "no_answer"]
+
+
 @needs_data
 @pytest.mark.parametrize(
     "name, kind, other",

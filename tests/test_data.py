@@ -532,6 +532,19 @@ def test_directories_in_data_set_layout(tmp_path, monkeypatch, relative):
         data.load("empty" if relative else str(tmp_path / "empty"))
 
 
+def test_a_directory_of_everything_is_no_data_set(monkeypatch, tmp_path):
+    """--data /tmp walked the whole folder until it was killed."""
+    import datasets
+
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: pytest.fail("it was searched"))
+    monkeypatch.setattr(data, "MOST_FILES", 5)
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    for i in range(6):
+        (tmp_path / "a" / "b" / f"{i}.txt").touch()
+    with pytest.raises(ValueError, match=r"more than 5 files, so this is no data set; give the"):
+        data.load(str(tmp_path))
+
+
 @pytest.mark.skipif(not SCALING_DATA, reason="SCALING_DATA names no folder of problem sets")
 def test_published_files():
     folder = Path(SCALING_DATA) / "data"

@@ -1,17 +1,36 @@
 """grpo.py: packing, flags, and runs of the loop; each test names its mutation. The mathematics: test_algorithms.py."""
 
+import dataclasses
 import json
 import random
+import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import ranks
 import torch
 
-from grpo import Flags, advantages, check, is_due, lr_factor, parse_flags
+from data import PROMPT, Problem
+from evaluate import check_reward, load_problems
+from grpo import (
+    Flags,
+    advantages,
+    cannot_learn,
+    check,
+    is_due,
+    lr_factor,
+    parse_flags,
+    warnings_for,
+)
+from reward import Grader, Verdict
 from rollout import Completion
 from runtime.batch import pack
+from runtime.ledger import Ledger, Progress
+from runtime.parallel import full
 from runtime.plan import rollout_flops, sequence_flops
 
+ROOT = Path(__file__).resolve().parent.parent
 TINY = ["--prompts", "8", "--group", "4", "--eval-problems", "20", "--max-prompt", "32", "--max-new", "32"]
 
 
@@ -89,6 +108,175 @@ def test_paper_recipe_holds_the_papers_numbers():
     assert (f.prompts, f.group, f.updates, f.lr, f.kl, f.weight_decay, f.warmup) == (512, 8, 4, 1e-6, 0.001, 0.1, 0)
     assert (f.max_prompt, f.max_new, f.eval_every, f.steps) == (2048, 4096, 1, 105)
     assert f.eval == ["Artemis0430/GURU-MATH-CL:test:1:0.7"]
+
+
+# ---- What a run says at its start, and when nothing can be learned ------------------------------
+
+
+def write_problems(path, prompt=None, count=40):
+    """A file of sums; prompt: how each row asks, None for bare questions that --prompt wraps."""
+    lines = []
+    for i in range(count):
+        asked = {"question": f"{i} + {i}?"} if prompt is None else {"prompt": f"{i} + {i}? {prompt}"}
+        lines.append(json.dumps(asked | {"answer": str(2 * i)}) + "\n")
+    path.write_text("".join(lines))
+    return str(path)
+
+
+CONFIG = SimpleNamespace(max_position=2048)
+
+
+@pytest.mark.parametrize("prompt, warned", [
+    (None, False), ("Put the answer within \\boxed{}.", False), ("End with 'Answer: $Answer'.", False),
+    ("Write the result into a table.", True), ("", True),
+])  # fmt: skip
+def test_a_format_that_the_grader_does_not_read_is_warned_of(tmp_path, prompt, warned):
+    # Caught: silence, which gives every right answer 0; an alarm at the default prompt.
+    sets = load_problems(write_problems(tmp_path / "sums.jsonl", prompt), [], 5, 0, PROMPT)
+    said = warnings_for(Flags(prompts=4), sets.training, CONFIG)
+    assert any("no form of answer that the grader reads" in text for text in said) == warned
+    assert len(said) == warned
+    own_reward = Flags(prompts=4, reward="mine.py:reward")
+    assert warnings_for(own_reward, sets.training, CONFIG) == []
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({}, None), ({"updates": 4, "ratio": "sequence", "clip_high": 0.3}, None),
+    ({"ratio": "sequence"}, "--ratio: without effect with --updates 1"),
+    ({"clip_high": 0.28, "surrogate": "cispo", "dual_clip": 0.0}, "--surrogate, --clip-high: without"),
+    ({"kl_estimator": "k2"}, "--kl-estimator k2: without effect with --kl 0"),
+    ({"kl_estimator": "k2", "kl": 0.1}, None),
+    ({"max_prompt": 2000}, "--max-prompt 2000 + --max-new 64 exceed the 2048 positions"),
+])  # fmt: skip
+def test_flags_that_cannot_act_are_named(changes, words):
+    said = warnings_for(Flags(**changes), arithmetic(), CONFIG)
+    assert (words is None and said == []) or (len(said) == 1 and words in said[0]), said
+
+
+def arithmetic():
+    return load_problems("arithmetic", [], 5, 0, PROMPT).training
+
+
+def test_recipes_for_several_updates_have_them():
+    # Caught: one update per rollout, where the ratio is 1 and clipping cannot act.
+    for name in ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "paper"):
+        f = parse_flags([f"@{ROOT}/recipes/{name}.args"])
+        assert f.updates == 4 and not [w for w in warnings_for(f, arithmetic(), CONFIG) if "effect" in w]
+
+
+@pytest.mark.parametrize("stats, words", [
+    ({"truncated": 1, "no_answer": 1}, "every completion was truncated at --max-new 64; raise it"),
+    ({"truncated": 0.5, "no_answer": 1}, r"no completion held an answer such as \boxed{..} within"),
+    ({"truncated": 0.5, "no_answer": 0.2}, "every reward is 0"),
+    ({"truncated": 0.5, "no_answer": 0.2, "reward": 1}, "in every group all rewards were the same"),
+])  # fmt: skip
+def test_a_run_that_cannot_learn_says_so_once(stats, words):
+    stats = {"reward": 0.0} | stats
+    said = [cannot_learn(Progress(idle_steps=idle), stats, Flags()) for idle in range(8)]
+    assert [i for i, text in enumerate(said) if text] == [5] and words in said[5]
+
+
+def test_five_steps_without_a_signal_are_counted(tmp_path):
+    # Caught: a step counted whose groups differ, or one missed in which all sequences are masked.
+    ledger = SimpleNamespace(progress=Progress())
+    for equal, in_loss, expected in [(1, 1, 1), (1, 0, 2), (0.9, 0, 3), (0.9, 0.5, 0), (1, 1, 1)]:
+        Ledger.count_idle(ledger, {"equal_groups": equal, "in_loss": in_loss})
+        assert ledger.progress.idle_steps == expected
+
+
+def test_a_stored_reward_function_is_not_run_unless_the_user_names_it(tmp_path):
+    # Caught: code of whoever made the run, which --resume would execute.
+    flags = dataclasses.asdict(Flags(reward="theirs.py:reward", lr=0.5))
+    (tmp_path / "flags.json").write_text(json.dumps(flags))
+    for more in ([], ["--reward", "other.py:reward"]):
+        with pytest.raises(ValueError, match="was made with --reward theirs.py:reward, whose code"):
+            parse_flags(["--resume", str(tmp_path), *more])
+    f = parse_flags(["--resume", str(tmp_path), "--reward", "theirs.py:reward"])
+    assert (f.reward, f.lr) == ("theirs.py:reward", 0.5)
+
+
+def readme_reward(tmp_path):
+    """The reward function of README's Countdown, as --reward takes it."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (code,) = [block for block in blocks if "countdown.py" in block]
+    (tmp_path / "countdown.py").write_text(code)
+    row = json.loads(re.search(r"# a row of countdown.jsonl: (.*)", code)[1])
+    (tmp_path / "countdown.jsonl").write_text(12 * (json.dumps(row) + "\n"))
+    return f"{tmp_path / 'countdown.py'}:reward", row
+
+
+def test_the_countdown_of_the_readme_works(tmp_path):
+    # Caught: a problem that the function cannot read; a forged expression that counts.
+    reward, row = readme_reward(tmp_path)
+    problem = Problem(0, row["question"], row["answer"])
+    check_reward(reward, problem)
+    texts = ["\\boxed{(8 - 4) * 6}", "\\boxed{4 * 6}", "\\boxed{4 * 6 * (8 - 8 + 1)}", "\\boxed{24}",
+             "24", "\\boxed{__import__('os')}", "\\boxed{6 / 0}", "\\boxed{)}"]  # fmt: skip
+    with Grader(1, 20.0, reward=reward) as grader:
+        verdicts = grader.grade(texts, [problem] * len(texts))
+    assert [v.score for v in verdicts] == [1, 0, 0, 0, 0, 0, 0, 0]
+    assert {v.verdict for v in verdicts} == {"graded"}
+
+
+@pytest.mark.parametrize("body", ["return problem.answer", "return 'x'", "return float('nan')"])
+def test_a_reward_function_that_fails_is_refused_at_the_start(tmp_path, body):
+    # Caught: a run of nothing but zeros, which looks like a model that cannot learn.
+    (tmp_path / "mine.py").write_text(f"def reward(completion, problem):\n    {body}\n")
+    with pytest.raises(ValueError, match=r"mine.py:reward: fails on an empty completion \(reward"):
+        check_reward(f"{tmp_path / 'mine.py'}:reward", Problem(0, "1 + 1?", "2"))
+    with pytest.raises(ValueError, match="no such file"):
+        check_reward(f"{tmp_path / 'nowhere.py'}:reward", Problem(0, "1 + 1?", "2"))
+
+
+# ---- The statistics of a step -------------------------------------------------------------------
+
+
+def a_step(source, cases):
+    """The statistics of one step for each case, and how far the weights moved."""
+    import grpo
+    from model import Config, Model
+    from runtime.parallel import load, make_mesh, shard
+    from test_scale import StandIn
+
+    found = []
+    for changes, completions in cases:
+        f = grpo.Flags(prompts=2, group=2, max_prompt=8, max_new=10, warmup=4, lr=0.01, **changes)
+        with torch.device("meta"):
+            policy = Model(Config.read(source))
+        policy = shard(policy, make_mesh("cpu"), torch.float32).to_empty(device="cpu")
+        load(policy, source)
+        before = [full(p).clone() for p in policy.parameters()]
+        optimizer, scheduler = grpo.make_optimizer(f, policy)
+        stats = grpo.train_step(policy, None, optimizer, scheduler, completions, f, StandIn())
+        after = [full(p) for p in policy.parameters()]
+        moved = max((a - b).abs().max().item() for a, b in zip(after, before, strict=True))
+        found.append((stats, moved))
+    return found
+
+
+def graded(grades, lengths):
+    made = []
+    for i, (grade, length) in enumerate(zip(grades, lengths, strict=True)):
+        verdict = Verdict(float(grade), "graded", "1", "")
+        ids = [3 + i] * length
+        made.append(Completion(i // 2, i % 2, [1, 2], ids, [-1.0] * length, True, "", verdict))
+    return made
+
+
+def test_a_step_logs_what_it_trained_on(checkpoint):
+    # Caught: the grade for the reward, the rate of the next update, a loss that is not the
+    # surrogate, a clip at 0 that lets nothing move, fractional groups of equal rewards that train.
+    soft = graded([1, 0, 1, 0], [10, 4, 9, 4])  # the penalty: 1 and 0.5
+    equal = graded([0.1] * 4, [3, 4, 5, 6])
+    cases = [({"overlong": "soft", "updates": 2}, soft), ({"clip_grad": 0.0}, graded([1, 0, 1, 0], [3] * 4)),
+             ({"clip_grad": 1.0}, graded([1, 0, 1, 0], [3] * 4)), ({"weight_decay": 0.0}, equal)]  # fmt: skip
+    (found,) = ranks.run(1, a_step, checkpoint("qwen2", True)[0], cases)
+    (first, _), (off, moved), (_, clipped), (idle, still) = found
+    assert first["reward"] == pytest.approx((2 - 1 - 0.5) / 4) and first["accuracy"] == 0.5
+    assert first["lr"] == pytest.approx(0.01 * 2 / 4)  # of the second update, the last one
+    assert off["grad_norm"] > 0 and moved == pytest.approx(clipped, rel=0.2) and moved > 1e-4
+    assert (idle["equal_groups"], idle["loss"], idle["grad_norm"], still) == (1, 0, 0, 0)
+    assert "test_loss" not in first and "loss" in first
 
 
 def rows(directory, kind):

@@ -582,6 +582,9 @@ def test_stop_tokens_come_from_every_source(tmp_path):
     with pytest.raises(ValueError, match="end-of-text"):
         stop_tokens(tmp_path / "nothing", Tokenizer)
     assert stop_tokens(tmp_path / "nothing", Tokenizer, end_token=5) == [5]
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [1,')
+    with pytest.raises(ValueError, match=r"generation_config.json: not valid JSON"):
+        stop_tokens(tmp_path, Tokenizer)
 
 
 # ---- Ending early -------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -260,12 +261,48 @@ def test_verdicts_follow_the_data(tmp_path, monkeypatch):
     assert "beats both rivals" in text and "before a run of the largest size was begun" in text
     assert re.search(r"G = 32 ends 0\.02\d ± 0\.\d* lower than G = 4 at equal prompts", text)
 
+    monkeypatch.setattr(report, "is_pinned", lambda ends, searched: False)
+    assert report.saturates(report.Study(path)).verdict == "not"
     text, verdicts = page(path, made_up(saturating, surprise=0.1))  # the forecast is missed
     assert verdicts["5"] == "✘" and verdicts["6"] == "◐" and "in 4 of 8 cells" in text
 
     flat = made_up(lambda N: 0.0, bend=0.25, reuse=lambda tau: 0.05 * (tau > 1))
     text, verdicts = page(tmp_path / "b", flat)
     assert verdicts == {"1": "✘", "2": "✘", "3": "✘", "4": "◐", "5": "✘", "6": "?"}, text
+
+
+def test_larger_sizes_learn_more_only_if_the_interval_says_so(monkeypatch):
+    # Caught: estimates judged without their intervals; a sign turned round.
+    monkeypatch.setattr(report, "draw", lambda *args, **names: "")
+    N = np.array([1.0, 1, 10, 10, 100, 100])
+    noisy = np.array([0.1, 0.5, 0.2, 0.6, 0.3, 0.6])
+    steady = np.array([0.10, 0.11, 0.20, 0.21, 0.30, 0.31])
+    for k, L, counts in ((noisy, -noisy, (0, 0)), (steady, -steady, (1, 1)),
+                         (-steady, steady, (0, 0))):
+        cell = report.Cell("constant", "base", [{"N": size * 1e9} for size in N])
+        cell.single = report.Single(N, k, k, L, -L)
+        found = report.larger_learn_more(SimpleNamespace(cells=[cell], out=Path("x")))
+        assert (found.names["rises"], found.names["falls_D"]) == counts
+        assert found.names["falls_C"] == (k[0] == -steady[0])
+
+
+def test_reuse_is_judged_by_intervals(monkeypatch):
+    # Caught: a cost that is judged by its estimate alone, a largest tau that is not 100.
+    monkeypatch.setattr(report, "draw", lambda *args, **names: "")
+    monkeypatch.setattr(report, "sweep_of", lambda runs, by: runs)
+    study = SimpleNamespace(runs=[{"N": 1e9, "evals": [{"step": 100}]}], out=Path("x"))
+    for low, top, high, expected in (
+        ((0.0, 0.01), 100, (0.05, 0.01), "holds"),
+        ((0.0, 0.05), 100, (0.05, 0.01), "partly"),  # tau = 100 hurts
+        ((0.0, 0.05), 100, (0.05, 0.10), "partly"),  # tau = 25 costs nothing by its estimate
+        ((0.03, 0.005), 100, (0.05, 0.10), "not"),
+        ((0.03, 0.005), 50, (0.05, 0.01), "not"),
+    ):
+        effects = {1: (0.0, 0.0), 25: low, top: high}
+        levels = {tau: sweeps.Level(0.5, sweeps.Effect(*effect), 3)
+                  for tau, effect in effects.items()}
+        monkeypatch.setattr(report, "paired", lambda *args, levels=levels: levels)
+        assert report.reuse_is_free(study).verdict == expected
 
 
 def test_too_few_runs_are_said_and_the_page_is_written(tmp_path):
@@ -348,13 +385,23 @@ def test_sweeps_read_and_pair_as_by_hand():
         sweeps.paired([run(1, 0, 0.3) | {"evals": []}, *runs[2:]], "reuse", "step", 100)
 
 
-def test_the_committed_study_keeps_its_verdicts():
-    # Caught: a rule or a reading that moved. REDRAWS is small here, so only rules without
-    # bootstrap are asked.
+def test_the_committed_study_keeps_its_verdicts(monkeypatch):
+    # Caught: a rule or a reading that moved; an interval that a verdict no longer asks for.
+    monkeypatch.setattr(report, "draw", lambda *args, **names: "")
+    monkeypatch.setattr(report, "REDRAWS", 2)  # no redraw is asked for what is asserted
     found = report.Study(Path(__file__).resolve().parent.parent / "results" / "study")
-    first = report.trend(found.cells[0].single.N, found.cells[0].single.k)
-    assert str(first) == "+0.362 ± 0.102"
-    forms = report.forms(found.cells[0].single.N, found.cells[0].single.k)
+    verdict, names = report.larger_learn_more(found)
+    assert verdict == "partly"
+    assert (names["rises"], names["falls_D"], names["falls_C"]) == (4, 4, 1)
+    runs = found.cells[0].single
+    assert str(report.trend(runs.N, runs.k)) == "+0.362 ± 0.102"
+    forms = report.forms(runs.N, runs.k)
     assert f"{forms.power:.1f} {forms.constant:.1f}" == "0.4 20.4"
-    runs = report.sweep_of(found.runs, "reuse")
-    assert str(sweeps.paired(runs, "reuse", "step", 100)[100].above) == "+0.090 ± 0.038"
+    verdict, names = report.reuse_is_free(found)
+    assert verdict == "partly"
+    assert str(names["most"]) == "+0.028 ± 0.070" and str(names["at_top"]) == "+0.090 ± 0.038"
+    verdict, names = report.groups(found)
+    assert (verdict, names["equal_D"]) == ("holds", "0.087 ± 0.039 lower")
+    assert names["equal_C"] == "0.333 ± 0.068 higher"
+    verdict, names = report.forecasts(found)
+    assert (verdict, names["good"], names["cells"]) == ("partly", 4, 8)
