@@ -27,7 +27,6 @@ from tyro.conf import Positional
 
 from benchmarks import inside, sandbox
 from course import marks
-from course.marks import ROOT, Unusable
 from course.tests.compare import cases, complaint
 
 LIMITS = sandbox.Limits(seconds=120, memory_mb=8192, processes=32, file_mb=64)
@@ -55,33 +54,25 @@ class Grade(NamedTuple):
     note: str  # what was wrong
 
 
-def take_bodies(submission: Path, path: Path, exercise: str, known: list) -> list[str]:
-    """The submitted bodies of an exercise in a file. known: the marks in the product's file."""
-    file = (submission / path).resolve()
-    if not file.is_file() or not file.is_relative_to(submission.resolve()):
-        raise Unusable("the submission has no such file, or only a link that leads out of it")
-    if file.stat().st_size > 1 << 20:
-        raise Unusable("the file has more than 1 MB")
-    found = marks.marked(file.read_text(errors="replace"), exercise)
-    if len(found) != len(known):
-        raise Unusable(f"{len(found)} marked bodies of {exercise}; the handout has {len(known)}")
-    for mark, ours in zip(found, known, strict=True):
-        marks.check_body(mark["body"], ours["indent"])
-    return [mark["body"] for mark in found]
-
-
 def put_together(submission: Path, exercise: str, files: dict, tree: Path) -> None:
-    """A fresh copy of the product with the submitted bodies of one exercise, and its test file."""
+    """A fresh copy of the product with the submitted bodies of one exercise, and its test file.
+    files: {file: the marks in the product's}. ValueError for bodies that cannot be graded."""
     test = Path(f"course/tests/test_{exercise}.py")
     for path in [*marks.product_files(), Path("course/__init__.py"), test]:
         (tree / path).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / path, tree / path)
+        shutil.copy(marks.ROOT / path, tree / path)
     for path, known in files.items():
-        try:
-            bodies = take_bodies(submission, path, exercise, known)
-        except Unusable as error:
-            raise Unusable(f"{path}: {error}") from error
-        (tree / path).write_text(marks.exchange((tree / path).read_text(), exercise, bodies))
+        file = (submission / path).resolve()
+        if not file.is_file() or not file.is_relative_to(submission.resolve()):
+            raise ValueError(f"{path}: no such file, or a link that leads out of the submission")
+        if file.stat().st_size > 1 << 20:
+            raise ValueError(f"{path}: more than 1 MB")
+        found = marks.marked(path, file.read_text(errors="replace"), exercise)
+        if len(found) != len(known):
+            raise ValueError(f"{path}: {len(found)} bodies of {exercise}, not {len(known)}")
+        for mark, ours in zip(found, known, strict=True):
+            marks.check_body(path, mark["body"], ours["indent"])
+        marks.exchange(tree / path, exercise, [mark["body"] for mark in found])
 
 
 def command(tree: Path, exercise: str, way: str, limits: sandbox.Limits) -> list[str]:
@@ -93,12 +84,13 @@ def command(tree: Path, exercise: str, way: str, limits: sandbox.Limits) -> list
     return [*python, "-c", PROGRAM.format(paths=shown, limits=astuple(limits), exercise=exercise)]
 
 
-def examine(command: list[str], stored: list[dict], seconds: float) -> str:
+def examine(command: list[str], exercise: str, seconds: float) -> str:
     """What is wrong with the bodies of an exercise; "" if nothing is.
 
     Requests and answers are files: a file is bounded by the process's limits, a pipe by nothing.
     """
     with TemporaryFile() as requests, TemporaryFile() as replies:
+        stored = cases(exercise)
         for case in stored:
             inside.send(requests, ["answer", [], case["inputs"]])
         requests.seek(0)
@@ -132,9 +124,8 @@ def grade_one(submission: Path, way: str, limits: sandbox.Limits, item: tuple) -
         tree = Path(directory, "tree")
         try:
             put_together(submission, exercise, files, tree)
-            served = command(tree, exercise, way, limits)
-            wrong = examine(served, cases(exercise), limits.seconds)
-        except Unusable as error:
+            wrong = examine(command(tree, exercise, way, limits), exercise, limits.seconds)
+        except ValueError as error:
             wrong = str(error)
     points = sum(int(mark["points"]) for found in files.values() for mark in found)
     note = "".join(c if c.isprintable() else "?" for c in wrong.replace("\n", "; "))

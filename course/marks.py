@@ -21,34 +21,31 @@ MARK = re.compile(
 )
 
 
-class Unusable(ValueError):
-    """Bodies that cannot be graded. The message says why."""
-
-
-def marked(text: str, exercise: str) -> list[re.Match]:
-    """The marks of an exercise in a file. Unusable for one that does not close."""
+def marked(path: Path, text: str, exercise: str) -> list[re.Match]:
+    """The marks of an exercise in a file. ValueError for one that does not close."""
     found = [mark for mark in MARK.finditer(text) if mark["id"] == exercise]
     if not all(mark["closed"] for mark in found):
-        raise Unusable(f"the marker of {exercise} does not close before the next marker")
+        raise ValueError(f"{path}: the marker of {exercise} does not close before the next marker")
     return found
 
 
-def exchange(text: str, exercise: str, bodies: list[str]) -> str:
-    """The file with other bodies for an exercise."""
-    pairs = zip(marked(text, exercise), bodies, strict=True)
+def exchange(path: Path, exercise: str, bodies: list[str]) -> None:
+    """Put other bodies for an exercise into a file."""
+    text = path.read_text()
+    pairs = zip(marked(path, text, exercise), bodies, strict=True)
     for mark, body in reversed(list(pairs)):
         text = text[: mark.start("body")] + body + text[mark.end("body") :]
-    return text
+    path.write_text(text)
 
 
-def check_body(body: str, indent: str) -> None:
-    """Unusable for a body that is not Python, or that ends its function and goes on behind it."""
+def check_body(path: Path, body: str, indent: str) -> None:
+    """ValueError for a body that is not Python, or that ends its function and goes on behind it."""
     try:
         parsed = ast.parse(f"def marked():\n{body}").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise Unusable(f"the body is not Python: {error}") from error
+        raise ValueError(f"{path}: the body is not Python: {error}") from error
     if len(parsed) > 1 or parsed[0].body[0].col_offset != len(indent):
-        raise Unusable(f"the body leaves its function: indent all of it by {len(indent)} spaces")
+        raise ValueError(f"{path}: the body leaves its function: indent it by {len(indent)} spaces")
 
 
 def product_files() -> list[Path]:
@@ -63,10 +60,9 @@ def exercises(ids: Iterable[str] = ()) -> dict[str, dict[Path, list[re.Match]]]:
     for path in product_files():
         text = (ROOT / path).read_text()
         for exercise in {mark["id"] for mark in MARK.finditer(text)}:
-            found.setdefault(exercise, {})[path] = marked(text, exercise)
-    for exercise in ids:
-        if exercise not in found:
-            raise ValueError(f"{exercise}: no such exercise; there are {', '.join(sorted(found))}")
+            found.setdefault(exercise, {})[path] = marked(path, text, exercise)
+    for exercise in set(ids) - set(found):
+        raise ValueError(f"{exercise}: no such exercise; there are {', '.join(sorted(found))}")
     return {exercise: found[exercise] for exercise in sorted(ids or found, key=heading)}
 
 
@@ -80,8 +76,7 @@ def heading(exercise: str) -> tuple[str, int]:
 
 def run(command: Callable) -> None:
     """A function as a command. Errors that a user can mend end in one line."""
-    options = (tyro.conf.FlagCreatePairsOff,)
     try:
-        tyro.cli(command, description=sys.modules["__main__"].__doc__, config=options)
+        tyro.cli(command, description=sys.modules["__main__"].__doc__)
     except (ValueError, OSError) as error:
         sys.exit(f"{Path(sys.argv[0]).stem}: {error}")

@@ -19,7 +19,7 @@ def main(only: tuple[str, ...] = ()) -> None:
         for exercise, files in exercises(only).items():
             for path, marks in files.items():
                 bodies = [mark["body"] for mark in marks]
-                (out / path).write_text(exchange((out / path).read_text(), exercise, bodies))
+                exchange(out / path, exercise, bodies)
         solved = grade(out, only)
     print(f"The untouched handout:\n{table(untouched)}\n\nThe reference:\n{table(solved)}")
     if any(g.earned for g in untouched) or any(g.earned < g.points for g in solved):
