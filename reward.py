@@ -1262,9 +1262,10 @@ class Comparer:
         """Rule 4: within half a unit of the last place of the truth; a decimal is no shorter.
 
         The text of a decimal is the `sign` of its Form, its expression parts[0]. The truth must be
-        a decimal of three digits or more, without zeros in front. The answer may be neither whole
-        nor a decimal with fewer places. Then self.rule is "rounds to the truth's decimals", and
-        the values (self.values.at) differ by at most half a unit, give or take self.values.noise.
+        a decimal of three digits or more, without zeros in front. The answer may be neither a whole
+        number (is_Integer) nor a decimal with fewer places. Then self.rule is "rounds to the
+        truth's decimals", and the values (self.values.at) differ by at most half a unit, give or
+        take self.values.noise.
         """
         # <solution id="checker" points="3">
         digits, places = re.sub(r"^-?0*\.?0*|\.", "", t.sign), len(t.sign.partition(".")[2])

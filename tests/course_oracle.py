@@ -12,18 +12,26 @@ import json
 import math
 import random
 import statistics
+import sys
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 from scipy.optimize import minimize_scalar
 
-OUT = Path(__file__).resolve().parent.parent / "course" / "tests"
+ROOT = Path(__file__).resolve().parent.parent
+OUT = ROOT / "course" / "tests"
+sys.path.insert(0, str(ROOT))
+
+from course.tests.compare import difference  # noqa: E402
 
 
 def case(name, inputs, expected, mistakes=(), hidden=False):
     """mistakes: (hint, what comes of the mistake); left out if that is what is expected."""
-    wrong = [{"hint": hint, "came": came} for hint, came in mistakes if came != expected]
+    wrong = []
+    for hint, came in mistakes:
+        if difference(expected, came):
+            wrong.append({"hint": hint, "came": came})
     found = {"name": name, "inputs": inputs, "expected": expected, "mistakes": wrong}
     return found | {"hidden": hidden}
 

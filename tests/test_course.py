@@ -94,6 +94,16 @@ def test_a_mistake_gets_its_hint_and_a_near_number_passes():
         assert complaint(case, wrong).startswith("answer")
 
 
+@pytest.mark.parametrize("exercise", IDS)
+def test_usual_mistakes_are_wrong_and_get_their_hints(exercise):
+    # Caught: a case in which a mistake comes so near to the truth that it passes.
+    stored = cases(exercise)
+    mistakes = [(case, mistake) for case in stored for mistake in case["mistakes"]]
+    assert mistakes
+    for case, mistake in mistakes:
+        assert f"hint: {mistake['hint']}" in complaint(case, mistake["came"])
+
+
 # ---- The handout ---------------------------------------------------------------------------------
 
 
