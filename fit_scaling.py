@@ -408,20 +408,26 @@ def solve(problem, Y_BnT, L_hat_BnT, rounds=300):
     """
     if problem.loss == "log":
         return fit_lines(problem, Y_BnT, np.broadcast_to(problem.w_nT, Y_BnT.shape))
-    last = np.inf
+    found = None
+    moving = np.arange(len(Y_BnT))  # data sets that have not settled
     for _ in range(rounds):
-        apart_BnT = Y_BnT / L_hat_BnT - 1
-        y_BnT = np.log10(L_hat_BnT) + apart_BnT / np.log(10)
-        found = fit_lines(problem, y_BnT, problem.w_nT * L_hat_BnT**2)
-        L_hat_BnT = found.losses(problem.x_nT)
-        now_Bn2 = np.stack([found.k, found.E], axis=-1)
-        moved_B = np.abs(now_Bn2 - last).max((1, 2))
-        if moved_B.max() < 1e-7:  # the place of a minimum is known to about 1e-8
+        L_hat_bnT = np.maximum(L_hat_BnT[moving], 1e-6)  # its logarithm is taken
+        apart_bnT = Y_BnT[moving] / L_hat_bnT - 1
+        y_bnT = np.log10(L_hat_bnT) + apart_bnT / np.log(10)
+        now = fit_lines(problem, y_bnT, problem.w_nT * L_hat_bnT**2)
+        if found is None:
+            found = now
+            L_hat_BnT = now.losses(problem.x_nT)
+            continue
+        moved_b = np.abs([now.k - found.k[moving], now.E - found.E[moving]]).max((0, 2))
+        for name in ("K", "theta", "k", "E"):
+            getattr(found, name)[moving] = getattr(now, name)
+        L_hat_BnT[moving] = now.losses(problem.x_nT)
+        moving = moving[moved_b >= 1e-7]
+        if not len(moving):
             return found
-        last = now_Bn2
-    count = (moved_B >= 1e-7).sum()
-    warn(f"{count} of {len(moved_B)} {problem.shape} fits still move after {rounds} rounds: such "
-         "points are far from a power law")
+    warn(f"{len(moving)} of {len(Y_BnT)} {problem.shape} fits still move after {rounds} rounds: "
+         "such points are far from a power law")
     return found
 
 

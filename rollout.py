@@ -420,7 +420,8 @@ class Runner:
         entry_B = page_B * self.S + state.length_B % self.S
         entry_B = entry_B.masked_fill(state.done_B, -1)  # an empty slot writes nothing
         seen_B = (state.length_B + 1).masked_fill(state.done_B, 0).int()  # and reads nothing
-        located = locate_keys(self.kv[0], page_BM, seen_B)
+        # The kernel reads the tables as they are; torch on a CPU needs the pages of a step laid out.
+        located = None if self.kv.is_cuda else locate_keys(self.kv[0], page_BM, seen_B)
 
         def attend(layer, q_BHK, k_BJK, v_BJK):
             write_kv(self.kv[layer], k_BJK, v_BJK, entry_B)

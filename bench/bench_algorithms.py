@@ -175,7 +175,8 @@ def main() -> None:
     flags.out.mkdir(parents=True, exist_ok=True)
     recipes = by_recipe(make_missing(flags))
     draw(recipes, flags.out / "algorithms.png")
-    print(f"\n{'recipe':14}{'pass@1':>8}{'95%':>8}{'prompts':>9}{'clipped':>9}{'equal':>7}{'length':>8}")
+    columns = f"{'pass@1':>8}{'95%':>8}{'prompts':>9}{'clipped':>9}{'equal':>7}{'length':>8}"
+    print(f"\n{'recipe':14}{columns}")
     for recipe in recipes:
         mean_E, half_E = interval(recipe.points_RE)
         print(

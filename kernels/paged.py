@@ -47,12 +47,10 @@ def write_kv_reference(kv_2NSJK, k_TJK, v_TJK, entry_T):
 
 
 def locate_keys(kv_2NSJK, page_BM, length_B):
-    """What `decode` gathers on a CPU: (pages of keys, then of values; mask_B11L). None on a GPU.
+    """What `decode_reference` gathers: (pages of keys, then of values; mask_B11L).
 
     It is the same for all layers of a step, so it is worked out once.
     """
-    if kv_2NSJK.is_cuda:
-        return None
     N, S = kv_2NSJK.shape[1:3]
     M = page_BM.shape[1]
     page = page_BM.flatten().clamp(min=0)  # entries beyond a length may hold anything below N

@@ -117,8 +117,8 @@ def gather(out: Path, runs, commands: list[str]) -> None:
         "command": shlex.join(["python", *sys.argv]),
     }]
     for run, command in zip(runs, commands, strict=True):
-        measured = {} if run.error else read_run(out / run.name)
-        lines.append(describe(run) | {"command": command, "error": run.error} | measured)
+        found = {} if run.error else read_run(out / run.name)
+        lines.append(describe(run) | {"command": command, "error": run.error} | found)
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (out / "runs.jsonl").write_text(text)
 
@@ -139,8 +139,12 @@ def read_run(path: Path) -> dict:
         "seed": flags["seed"],
         "hours": records[-1]["gpu_hours"],
         "flops": sum(flops),
-        "evals": [{name: point[name] for name in ("step", "D", "C", "L")} for point in points],
+        "evals": [measured(point) for point in points],
     }
+
+
+def measured(point: dict) -> dict:
+    return {name: point[name] for name in ("step", "D", "C", "L")}
 
 
 def rows_of(runs: list[dict]) -> list[dict]:
@@ -149,8 +153,7 @@ def rows_of(runs: list[dict]) -> list[dict]:
     for run in runs:
         same = {"run": run["name"], "N": run["N"] / 1e9}
         same |= {name: run[name] for name in ("model_type", "reuse", "group")}
-        for point in run["evals"]:
-            rows.append(same | {name: point[name] for name in ("step", "D", "C", "L")})
+        rows += [same | measured(point) for point in run["evals"]]
     return rows
 
 
