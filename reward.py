@@ -125,7 +125,13 @@ STOP = re.compile(r"\.(?:\s|$)|\n|<\||</|<eos>|<end_of_turn>|\s(?:because|since)
 
 
 def boxes(text: str) -> list[tuple[int, int, str]]:
-    r"""(start, end, content) of the last five boxes, without those that are never closed."""
+    r"""(start, end, content) of the last five boxes, without those that are never closed.
+
+    A box is \boxed or \fbox with braces behind it, or with blanks and a word (see BOX). Braces
+    inside are balanced; \{ and \} are no braces. `start` is the place of the backslash, `end` that
+    of the closing brace or behind the word. The content has no blanks at its ends. A box may lie
+    in another one. What has not closed after MAX_BRACES braces is not closed."""
+    # <solution id="checker" points="5">
     found = []
     for box in list(BOX.finditer(text))[-5:]:
         if box[1]:
@@ -138,6 +144,7 @@ def boxes(text: str) -> list[tuple[int, int, str]]:
                 found.append((box.start(), brace.end(), content))
                 break
     return found
+    # </solution>
 
 
 def extract(text: str) -> str | None:
@@ -1126,7 +1133,15 @@ class Numbers:
         return points > 0
 
     def rounds(self, a: Form, t: Form) -> bool:
-        """Rule 4: within half a unit of the last place of the truth; a decimal is no shorter."""
+        """Rule 4: within half a unit of the last place of the truth; a decimal is no shorter.
+
+        The text of a decimal is the `sign` of its Form, its expression parts[0]. The truth must be
+        a decimal of three digits or more, without zeros in front. The answer may be neither a whole
+        number (is_Integer) nor a decimal with fewer places. Then self.rule is "rounds to the
+        truth's decimals", and the values (self.values.at) differ by at most half a unit, give or
+        take self.values.noise.
+        """
+        # <solution id="checker" points="3">
         digits, places = re.sub(r"^-?0*\.?0*|\.", "", t.sign), len(t.sign.partition(".")[2])
         shorter = a.sign and len(a.sign.partition(".")[2]) < places
         if len(digits) < 3 or shorter or a.parts[0].is_Integer:
@@ -1134,6 +1149,7 @@ class Numbers:
         self.rule = "rounds to the truth's decimals"
         value, due = self.values.at(*a.parts, *t.parts, real=True)
         return abs(value - due) * 2 * 10**places <= 1 + self.values.noise
+        # </solution>
 
     def factor(self, a: Form, t: Form) -> int:
         """The sign of the constant by which left - right of `a` is that of `t`, or 0 if none is."""

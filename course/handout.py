@@ -15,15 +15,9 @@ from tyro.conf import Positional
 from course.marks import ROOT, exchange, exercises, heading, product_files, run
 from course.tests.compare import cases
 
-COPIED = """
-    kernels runtime benchmarks study bench recipes models tests course
-    README.md LICENSE requirements.txt pyproject.toml results/study/points_inverse.csv
-""".split()  # the points are what assignment 6 fits
-# Not copied: what makes and grades handouts, the teacher's figures, the source of the values.
-TEACHERS = """
-    marks.py handout.py grade.py preview.py teacher course_oracle.py test_course.py
-    __pycache__ *.pyc .*
-""".split()
+FOLDERS = "kernels runtime benchmarks study bench recipes models tests course".split()
+FILES = "README.md LICENSE requirements.txt pyproject.toml results/study/points_inverse.csv".split()
+TEACHERS = "marks.py handout.py grade.py preview.py teacher course_oracle.py test_course.py".split()
 
 
 def uses(path: Path, lines: str = r"^\s*(?:from|import) .*") -> set[str]:
@@ -35,14 +29,12 @@ def uses(path: Path, lines: str = r"^\s*(?:from|import) .*") -> set[str]:
 def tests_to_drop(removed: Iterable[Path]) -> list[Path]:
     """Tests of the product that reach a removed body: they would fail, or transcribe it."""
     reaching = {path.stem for path in removed}
-    study = [path.relative_to(ROOT) for path in (ROOT / "study").glob("*.py")]
-    files = {path.stem: uses(path) for path in [*product_files(), *study]}
+    files = {path.stem: uses(path) for path in product_files()}
     while more := {name for name in files.keys() - reaching if files[name] & reaching}:
         reaching |= more
     if "model" in reaching:
         reaching |= {"ours", "ranks"}  # a fixture that loads a model, and what runs on two ranks
-    # A test also names what it runs as a command, and its fixtures.
-    lines = r"^\s*(?:from|import|def) .*|\w+\.py\b|study\.\w+"
+    lines = r"^\s*(?:from|import|def) .*|\w+\.py\b|study\.\w+"  # also fixtures and commands
     tests = [path.relative_to(ROOT) for path in (ROOT / "tests").glob("test_*.py")]
     return [path for path in tests if uses(path, lines) & reaching]
 
@@ -52,23 +44,24 @@ def write(out: Path, ids: Iterable[str] = ()) -> None:
     removed = exercises(ids)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} is not empty; give a new directory")
-    for name in [*COPIED, *(path.name for path in ROOT.glob("*.py"))]:
+    left_out = shutil.ignore_patterns(*TEACHERS, "__pycache__", "*.pyc", ".*")
+    for name in [*FOLDERS, *FILES, *(path.name for path in ROOT.glob("*.py"))]:
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, out / name, ignore=shutil.ignore_patterns(*TEACHERS))
+            shutil.copytree(ROOT / name, out / name, ignore=left_out)
         else:
             shutil.copy(ROOT / name, out / name)
     for exercise, files in removed.items():
-        page, _ = heading(exercise)
-        blank = f'raise NotImplementedError("{exercise}: see course/{page}")\n'
+        assignment, _ = heading(exercise)
+        blank = f'raise NotImplementedError("{exercise}: see course/{assignment}.md")\n'
         for path, marks in files.items():
             blanks = [mark["indent"] + blank for mark in marks]
-            (out / path).write_text(exchange((out / path).read_text(), exercise, blanks))
+            exchange(out / path, exercise, blanks)
     for exercise in exercises():
         shown = [case for case in cases(exercise) if not case["hidden"]]
         (out / f"course/tests/{exercise}.json").write_text(json.dumps(shown))
     for path in tests_to_drop({path for files in removed.values() for path in files}):
-        (out / path).unlink()
+        (out / path).unlink(missing_ok=True)
 
 
 def main(out: Positional[Path], only: tuple[str, ...] = ()) -> None:

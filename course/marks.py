@@ -1,10 +1,8 @@
-"""Exercises are marked bodies of the product:
+"""Exercises are marked bodies of the product, in one place or several:
 
     # <solution id="advantages" points="10">
     ...
     # </solution>
-
-An exercise may have several bodies, in several files. Its points are the sum over them.
 """
 
 import ast
@@ -17,75 +15,62 @@ import tyro
 
 ROOT = Path(__file__).resolve().parent.parent
 MARK = re.compile(
-    r"""
-    ^ (?P<indent>\ *) \#\ <solution\ id="(?P<id>\w+)"\ points="(?P<points>\d+)"> \n
-    (?P<body> .*?)
-    (?= ^\ * \#\ < (?P<closed>/?) solution | \Z)  # the next marker closes this one, if it can
-    """,
-    re.MULTILINE | re.DOTALL | re.VERBOSE,
+    r'^(?P<indent> *)# <solution id="(?P<id>\w+)" points="(?P<points>\d+)">\n'
+    r"(?P<body>.*?)(?=^ *# <(?P<closed>/?)solution|\Z)",  # the next marker closes it, if it can
+    re.MULTILINE | re.DOTALL,
 )
-Found = dict[Path, list[re.Match]]  # the marks of an exercise, by file
 
 
-class Unusable(ValueError):
-    """Bodies that cannot be graded. The message says why."""
-
-
-def marked(text: str, exercise: str) -> list[re.Match]:
-    """The marks of an exercise in a file. Unusable for one that does not close."""
+def marked(path: Path, text: str, exercise: str) -> list[re.Match]:
+    """The marks of an exercise in a file. ValueError for one that does not close."""
     found = [mark for mark in MARK.finditer(text) if mark["id"] == exercise]
     if not all(mark["closed"] for mark in found):
-        raise Unusable(f"the marker of {exercise} does not close before the next marker")
+        raise ValueError(f"{path}: the marker of {exercise} does not close before the next marker")
     return found
 
 
-def exchange(text: str, exercise: str, bodies: Iterable[str]) -> str:
-    """The file with other bodies for an exercise."""
-    rest = iter(bodies)
-
-    def put(mark: re.Match) -> str:
-        if mark["id"] != exercise:
-            return mark[0]
-        return mark[0].removesuffix(mark["body"]) + next(rest)
-
-    return MARK.sub(put, text)
+def exchange(path: Path, exercise: str, bodies: list[str]) -> None:
+    """Put other bodies for an exercise into a file."""
+    text = path.read_text()
+    pairs = zip(marked(path, text, exercise), bodies, strict=True)
+    for mark, body in reversed(list(pairs)):
+        text = text[: mark.start("body")] + body + text[mark.end("body") :]
+    path.write_text(text)
 
 
-def check_body(body: str, indent: str) -> None:
-    """Unusable for a body that is not Python, or that ends its function and goes on behind it."""
+def check_body(path: Path, body: str, indent: str) -> None:
+    """ValueError for a body that is not Python, or that ends its function and goes on behind it."""
     try:
         parsed = ast.parse(f"def marked():\n{body}").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise Unusable(f"the body is not Python: {error}") from error
+        raise ValueError(f"{path}: the body is not Python: {error}") from error
     if len(parsed) > 1 or parsed[0].body[0].col_offset != len(indent):
-        raise Unusable(f"the body leaves its function: indent all of it by {len(indent)} spaces")
+        raise ValueError(f"{path}: the body leaves its function: indent it by {len(indent)} spaces")
 
 
 def product_files() -> list[Path]:
     """The Python files of the product, relative to its root."""
-    folders = [ROOT, ROOT / "kernels", ROOT / "runtime", ROOT / "benchmarks"]
-    found = [path for folder in folders for path in folder.glob("*.py")]
-    return sorted(path.relative_to(ROOT) for path in found)
+    folders = [ROOT, *(ROOT / name for name in ("kernels", "runtime", "benchmarks", "study"))]
+    return sorted(path.relative_to(ROOT) for folder in folders for path in folder.glob("*.py"))
 
 
-def exercises(ids: Iterable[str] = ()) -> dict[str, Found]:
-    """The exercises of these ids, or all, by assignment. ValueError for an unknown id."""
+def exercises(ids: Iterable[str] = ()) -> dict[str, dict[Path, list[re.Match]]]:
+    """{exercise: {file: its marks}} of these ids, or all. ValueError for an unknown id."""
     found = {}
     for path in product_files():
         text = (ROOT / path).read_text()
         for exercise in {mark["id"] for mark in MARK.finditer(text)}:
-            found.setdefault(exercise, {})[path] = marked(text, exercise)
-    for exercise in ids:
-        if exercise not in found:
-            raise ValueError(f"{exercise}: no such exercise; there are {', '.join(sorted(found))}")
+            found.setdefault(exercise, {})[path] = marked(path, text, exercise)
+    for exercise in set(ids) - set(found):
+        raise ValueError(f"{exercise}: no such exercise; there are {', '.join(sorted(found))}")
     return {exercise: found[exercise] for exercise in sorted(ids or found, key=heading)}
 
 
 def heading(exercise: str) -> tuple[str, int]:
-    """Where an exercise is set: (page in course/, place of the heading there)."""
+    """Where an exercise is set: (assignment, the name of its page in course/; place there)."""
     for page in sorted((ROOT / "course").glob("?_*.md")):
         if found := re.search(rf"^## {exercise}\b", page.read_text(), re.MULTILINE):
-            return page.name, found.start()
+            return page.stem, found.start()
     raise ValueError(f"{exercise}: no page of course/ has the heading ## {exercise}")
 
 

@@ -1,4 +1,4 @@
-"""The stored cases of the exercises in course/tests: slow transcriptions in float64, number by number.
+"""The stored cases of the exercises in course/tests, by slow transcriptions in float64.
 
     python tests/course_oracle.py    # writes course/tests/*.json anew
 
@@ -12,24 +12,156 @@ import json
 import math
 import random
 import statistics
+import sys
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 from scipy.optimize import minimize_scalar
 
-OUT = Path(__file__).resolve().parent.parent / "course" / "tests"
+ROOT = Path(__file__).resolve().parent.parent
+OUT = ROOT / "course" / "tests"
+sys.path.insert(0, str(ROOT))
+
+from course.tests.compare import difference  # noqa: E402
 
 
 def case(name, inputs, expected, mistakes=(), hidden=False):
-    """mistakes: (hint, what the mistake leads to). A mistake that changes nothing here is dropped."""
-    wrong = [{"hint": hint, "came": came} for hint, came in mistakes if came != expected]
-    return {"name": name, "inputs": inputs, "expected": expected, "mistakes": wrong, "hidden": hidden}
+    """mistakes: (hint, what comes of the mistake); left out if that is what is expected."""
+    wrong = []
+    for hint, came in mistakes:
+        if difference(expected, came):
+            wrong.append({"hint": hint, "came": came})
+    found = {"name": name, "inputs": inputs, "expected": expected, "mistakes": wrong}
+    return found | {"hidden": hidden}
 
 
 def numbers(rng, count, low, high):
     """Numbers that float32 holds exactly, so that the inputs are the same in both precisions."""
     return [round(rng.uniform(low, high) * 1024) / 1024 for _ in range(count)]
+
+
+# ---- checker -------------------------------------------------------------------------------------
+
+
+def found_boxes(text, escapes=True, nested=True):
+    """Letter by letter. escapes: a brace behind a backslash is none. nested: braces balance."""
+    found = []
+    for start in [i for i in range(len(text)) if text.startswith(("\\boxed", "\\fbox"), i)]:
+        i = start + 1
+        while text[i : i + 1].isalpha() and text[start:i] not in ("\\boxed", "\\fbox"):
+            i += 1
+        behind = i
+        while text[i : i + 1].isspace():
+            i += 1
+        if text[i : i + 1] == "{":
+            end, depth, j = None, 1, i + 1
+            while j < len(text) and end is None:
+                if text[j] == "\\" and escapes:
+                    j += 1
+                elif text[j] == "{" and nested:
+                    depth += 1
+                elif text[j] == "}":
+                    depth -= 1
+                    end = j + 1 if depth == 0 else None
+                j += 1
+            found.append([start, end, text[i + 1 : end - 1].strip()] if end else None)
+        elif i > behind:
+            j = i
+            while j < len(text) and not text[j].isspace() and text[j] not in "{}$\\":
+                j += 1
+            if j > i:
+                found.append([start, j, text[i:j]])
+    return [box for box in found[-5:] if box]
+
+
+def rounded(pairs, units=0.5, fewer=False, zeros=False):
+    """pairs: (answer, its value, truth). fewer and zeros: mistakes about digits that count."""
+    result = []
+    for answer, value, truth in pairs:
+        whole, _, decimals = truth.partition(".")
+        digits = (whole + decimals) if zeros else (whole + decimals).lstrip("-0")
+        is_decimal = "." in answer and "\\" not in answer
+        short = is_decimal and len(answer.partition(".")[2]) < len(decimals) and not fewer
+        if not decimals or len(digits) < 3 or short or value == int(value):
+            result.append(False)
+        else:
+            apart = abs(Fraction(value) - Fraction(truth)) * 10 ** len(decimals)
+            result.append(bool(apart <= Fraction(units)))
+    return result
+
+
+def checker_cases():
+    texts = {
+        "one": "so $x = \\boxed{42}$.",
+        "two": "\\boxed{1} or rather \\boxed{ 2 }",
+        "nested braces": "\\boxed{\\frac{1}{2}} \\fbox{x^{2^{3}}}",
+        "braces of a set": "\\boxed{\\{1, 2\\}} and \\boxed{\\{}",
+        "never closed": "\\boxed{5} then \\boxed{7 + {2}",
+        "a word": "\\boxed 5, \\fbox  abc$ \\boxed",
+        "a box in a box": "\\boxed{a \\boxed{b} c}",
+        "none": "the answer is {5}",
+        "many": "".join(f"\\boxed{{{i}}}" for i in range(8)) + "\\boxed{",
+        "mixed": "\\fbox\n{\\left\\{ x \\right\\}} \\boxed{\\text{no \\} here}} \\boxed{{}{}}",
+    }
+    for name, text in texts.items():
+        mistakes = [
+            ("braces inside a box are balanced", found_boxes(text, nested=False)),
+            ("which braces are only signs of a set?", found_boxes(text, escapes=False)),
+        ]
+        yield case(
+            f"boxes, {name}", {"text": text}, found_boxes(text), mistakes, name in ("many", "mixed")
+        )
+    values = {
+        "roots and fractions": [
+            ("\\sqrt{2}", math.sqrt(2), "1.41"),
+            ("\\sqrt{2}", math.sqrt(2), "1.42"),
+            ("\\frac{283}{200}", Fraction(283, 200), "1.41"),
+            ("7/5", Fraction(7, 5), "1.40"),
+            ("1/3", Fraction(1, 3), "0.333"),
+            ("1/3", Fraction(1, 3), "0.33"),
+            ("2/3", Fraction(2, 3), "0.666"),
+        ],
+        "decimals": [
+            ("1.414", Fraction("1.414"), "1.41"),
+            ("1.415", Fraction("1.415"), "1.41"),
+            ("1.4151", Fraction("1.4151"), "1.41"),
+            ("1.4", Fraction("1.4"), "1.41"),
+            ("0.0012", Fraction("0.0012"), "0.00123"),
+            ("0.00123", Fraction("0.00123"), "0.0012"),
+            ("-1.414", Fraction("-1.414"), "-1.41"),
+            ("1.414", Fraction("1.414"), "-1.41"),
+            ("2.5", Fraction("2.5"), "2.50"),
+        ],
+        "whole numbers": [
+            ("2", 2, "2.00"),
+            ("3", 3, "2.99"),
+            ("5/2", Fraction(5, 2), "3"),
+            ("2", 2, "2"),
+        ],
+        "others": [
+            ("\\pi", math.pi, "3.14"),
+            ("\\pi", math.pi, "3.15"),
+            ("22/7", Fraction(22, 7), "3.143"),
+            ("22/7", Fraction(22, 7), "3.142"),
+            ("0.05", Fraction("0.05"), "0.051"),
+            ("0.0456", Fraction("0.0456"), "0.046"),
+            ("12.345", Fraction("12.345"), "12.34"),
+            ("12.346", Fraction("12.346"), "12.34"),
+            ("\\sqrt{3}", math.sqrt(3), "1.73"),
+            ("\\sqrt{3}", math.sqrt(3), "1.74"),
+            ("100", 100, "99.9"),
+            ("1/8", Fraction(1, 8), "0.125"),
+        ],
+    }
+    for name, pairs in values.items():
+        mistakes = [
+            ("how far may a rounded number be from what was rounded?", rounded(pairs, units=1)),
+            ("may an answer have fewer places than the truth?", rounded(pairs, fewer=True)),
+            ("zeros in front are no digits of the truth", rounded(pairs, zeros=True)),
+        ]
+        asked = [[answer, truth] for answer, _, truth in pairs]
+        yield case(f"rounds, {name}", {"pairs": asked}, rounded(pairs), mistakes, name == "others")
 
 
 # ---- advantages ----------------------------------------------------------------------------------
@@ -65,17 +197,22 @@ def advantages_cases():
     }
     hints = [
         ("which of the two standard deviations is asked for?", {"spread": statistics.pstdev}),
-        ("a completion is compared with those of its own prompt, not of the batch",
-         {"over_batch": True}),
+        (
+            "a completion is compared with those of its own prompt, not of the batch",
+            {"over_batch": True},
+        ),
         ("does the mean of the others hold the completion itself?", {"itself": True}),
-    ]  # fmt: skip
+    ]
     for kind in ("std", "mean", "loo"):
         for name, reward_PG in inputs.items():
             mistakes = [(hint, advantages(reward_PG, kind, **how)) for hint, how in hints]
             yield case(
-                f"{kind}, {name}", {"reward_PG": reward_PG, "kind": kind},
-                advantages(reward_PG, kind), mistakes, hidden=name in ("two of a kind", "another group"),
-            )  # fmt: skip
+                f"{kind}, {name}",
+                {"reward_PG": reward_PG, "kind": kind},
+                advantages(reward_PG, kind),
+                mistakes,
+                hidden=name in ("two of a kind", "another group"),
+            )
 
 
 # ---- kl ------------------------------------------------------------------------------------------
@@ -111,9 +248,12 @@ def kl_cases():
                 ("one unlikely token may not count without bound", kl(*arguments, bound=math.inf)),
             ]
             yield case(
-                f"{estimator}, {name}", dict(zip(("logp_R", "ref_R", "estimator"), arguments, strict=True)),
-                kl(*arguments), mistakes, hidden=name == "other numbers",
-            )  # fmt: skip
+                f"{estimator}, {name}",
+                dict(zip(("logp_R", "ref_R", "estimator"), arguments, strict=True)),
+                kl(*arguments),
+                mistakes,
+                hidden=name == "other numbers",
+            )
 
 
 # ---- weights -------------------------------------------------------------------------------------
@@ -147,17 +287,24 @@ def weights_cases():
             arguments = (new_B, in_loss_B, aggregate, max_new)
             ignored = [1 / sum(new_B)] * len(new_B)
             mistakes = [
-                ("do sequences that are not in the loss count in the denominator?",
-                 weights(*arguments, everyone=True)),
+                (
+                    "do sequences that are not in the loss count in the denominator?",
+                    weights(*arguments, everyone=True),
+                ),
                 ("a sequence that is not in the loss has weight 0", ignored),
-                ("one weight for each sequence is asked for: what one of its tokens counts",
-                 [w * new for w, new in zip(weights(*arguments), new_B, strict=True)]),
-            ]  # fmt: skip
+                (
+                    "one weight for each sequence is asked for: what one of its tokens counts",
+                    [w * new for w, new in zip(weights(*arguments), new_B, strict=True)],
+                ),
+            ]
             names = ("new_B", "in_loss_B", "aggregate", "max_new")
             yield case(
-                f"{aggregate}, {name}", dict(zip(names, arguments, strict=True)),
-                weights(*arguments), mistakes, hidden=name == "long ones",
-            )  # fmt: skip
+                f"{aggregate}, {name}",
+                dict(zip(names, arguments, strict=True)),
+                weights(*arguments),
+                mistakes,
+                hidden=name == "long ones",
+            )
 
 
 # ---- surrogate -----------------------------------------------------------------------------------
@@ -240,15 +387,27 @@ def surrogate_cases():
             }
             without_dual = inputs | {"flags": flags | {"dual_clip": 0.0}}
             mistakes = [
-                ("the sign of the log-ratio: which policy is divided by which?", surrogate(inputs, sign=-1)),
-                ("a clipped token is only clipped where that makes the gain smaller",
-                 surrogate(inputs, only_clipped=True)),
+                (
+                    "the sign of the log-ratio: which policy is divided by which?",
+                    surrogate(inputs, sign=-1),
+                ),
+                (
+                    "a clipped token is only clipped where that makes the gain smaller",
+                    surrogate(inputs, only_clipped=True),
+                ),
                 ("for a negative advantage the gain has a lower bound", surrogate(without_dual)),
-                ("the gain is ascended, the loss is descended: grpo_loss turns the sign",
-                 {**surrogate(inputs), "loss": -surrogate(inputs)["loss"],
-                  "gradient": [-g for g in surrogate(inputs)["gradient"]]}),
-            ]  # fmt: skip
-            yield case(f"{name}, {'b' if hidden else 'a'}", inputs, surrogate(inputs), mistakes, hidden)
+                (
+                    "the gain is ascended, the loss is descended: grpo_loss turns the sign",
+                    {
+                        **surrogate(inputs),
+                        "loss": -surrogate(inputs)["loss"],
+                        "gradient": [-g for g in surrogate(inputs)["gradient"]],
+                    },
+                ),
+            ]
+            yield case(
+                f"{name}, {'b' if hidden else 'a'}", inputs, surrogate(inputs), mistakes, hidden
+            )
 
 
 # ---- pass_at_k -----------------------------------------------------------------------------------
@@ -271,8 +430,10 @@ def pass_cases():
         yield case(f"pass@k, {name}", {"draws": found}, expected, [(hint, biased)], name == "other")
     rng = random.Random(4)
     values = {
-        "shares": [0.5, 0.25, 1.0, 0.0, 0.75], "one problem": [0.5], "other": numbers(rng, 9, 0, 1),
-    }  # fmt: skip
+        "shares": [0.5, 0.25, 1.0, 0.0, 0.75],
+        "one problem": [0.5],
+        "other": numbers(rng, 9, 0, 1),
+    }
     for name, x_P in values.items():
         mean = statistics.fmean(x_P)
         alone = len(x_P) < 2
@@ -280,7 +441,9 @@ def pass_cases():
         if not alone:
             hint = "the variance between problems is estimated from P problems: biased or not?"
             mistakes.append((hint, [mean, statistics.pstdev(x_P) / math.sqrt(len(x_P))]))
-            mistakes.append(("this is the spread of single problems", [mean, statistics.stdev(x_P)]))
+            mistakes.append(
+                ("this is the spread of single problems", [mean, statistics.stdev(x_P)])
+            )
         se = None if alone else statistics.stdev(x_P) / math.sqrt(len(x_P))
         yield case(f"standard error, {name}", {"x_P": x_P}, [mean, se], mistakes, name == "other")
 
@@ -368,7 +531,7 @@ def hashed(key, v):
 
 
 def drawn(logits_BV, temperature, key_B, sign=1, before=False, raw=False):
-    """sign: of the noise. before: noise that is added before dividing. raw: logp at temperature 1."""
+    """sign: of the noise. before: it is added before dividing. raw: logp at temperature 1."""
     tokens, logps, gaps = [], [], []
     for logits, key in zip(logits_BV, key_B, strict=True):
         z = [x / temperature for x in logits] if temperature else logits
@@ -390,9 +553,12 @@ def drawn(logits_BV, temperature, key_B, sign=1, before=False, raw=False):
 def gumbel_cases():
     rng = random.Random(6)
     variants = [
-        ("temperature 1", 1.0, False), ("temperature 0.5", 0.5, False), ("greedy", 0.0, False),
-        ("from a tensor", 0.7, True), ("greedy, from a tensor", 0.0, True),
-    ]  # fmt: skip
+        ("temperature 1", 1.0, False),
+        ("temperature 0.5", 0.5, False),
+        ("greedy", 0.0, False),
+        ("from a tensor", 0.7, True),
+        ("greedy, from a tensor", 0.0, True),
+    ]
     for name, temperature, on_device in variants:
         for hidden in (False, True):
             gap = 0
@@ -443,11 +609,15 @@ def attended(q_BHK, kv_2NSJK, page_BM, length_B, group=lambda h, R, J: h // R, p
         for h, q in enumerate(q_HK):
             j = group(h, len(q_HK) // J, J)
             places = [(pages[n // S], n % S) for n in range(length)]
-            scores = [math.fsum(a * b for a, b in zip(q, keys[p][s][j], strict=True)) for p, s in places]
+            scores = [
+                math.fsum(a * b for a, b in zip(q, keys[p][s][j], strict=True)) for p, s in places
+            ]
             powers = [math.exp(score * len(q) ** power) for score in scores]
             row = []
             for d in range(len(q)):
-                weighted = [e * values[p][s][j][d] for e, (p, s) in zip(powers, places, strict=True)]
+                weighted = [
+                    e * values[p][s][j][d] for e, (p, s) in zip(powers, places, strict=True)
+                ]
                 row.append(math.fsum(weighted) / sum(powers) if length else 0.0)
             rows.append(row)
         result.append(rows)
@@ -466,24 +636,30 @@ def decode_cases():
         inputs = dict(zip(("x_THK", "position_T", "theta"), arguments, strict=True))
         yield case(f"rotate, {name}", inputs, turned(*arguments), mistakes, hidden)
     variants = [
-        ("one head each", 2, 2, [1, 3], False), ("grouped heads", 6, 2, [5, 8, 3], False),
-        ("an empty slot", 2, 1, [4, 0], False), ("other lengths", 4, 2, [7, 1, 0, 8], True),
-    ]  # fmt: skip
+        ("one head each", 2, 2, [1, 3], False),
+        ("grouped heads", 6, 2, [5, 8, 3], False),
+        ("an empty slot", 2, 1, [4, 0], False),
+        ("other lengths", 4, 2, [7, 1, 0, 8], True),
+    ]
     for name, H, J, length_B, hidden in variants:
         N, S, K, M = 9, 4, 4, 2
-        cache = [[[[numbers(rng, K, -1, 1) for _ in range(J)] for _ in range(S)] for _ in range(N)]
-                 for _ in range(2)]  # fmt: skip
+        cache = [
+            [[[numbers(rng, K, -1, 1) for _ in range(J)] for _ in range(S)] for _ in range(N)]
+            for _ in range(2)
+        ]
         free = rng.sample(range(N), N)
         page_BM = [[free.pop(), free.pop()] for _ in length_B]
         q_BHK = [[numbers(rng, K, -2, 2) for _ in range(H)] for _ in length_B]
         arguments = (q_BHK, cache, page_BM, length_B)
         everything = attended(q_BHK, cache, page_BM, [M * S] * len(length_B))
         mistakes = [
-            ("which query heads share a key-value head?",
-             attended(*arguments, group=lambda h, R, J: h % J)),
+            (
+                "which query heads share a key-value head?",
+                attended(*arguments, group=lambda h, R, J: h % J),
+            ),
             ("the scale of the scores", attended(*arguments, power=0)),
             ("what lies beyond the length of a sequence does not count", everything),
-        ]  # fmt: skip
+        ]
         inputs = dict(zip(("q_BHK", "kv_2NSJK", "page_BM", "length_B"), arguments, strict=True))
         yield case(f"decode, {name}", inputs, attended(*arguments), mistakes, hidden)
 
@@ -491,8 +667,19 @@ def decode_cases():
 # ---- scheduler -----------------------------------------------------------------------------------
 
 
-def play(prefixes, G, limit, N, S, slots, sync_every, prefill_tokens, spare=2, oldest=False,
-         greedy_prefill=False):  # fmt: skip
+def play(
+    prefixes,
+    G,
+    limit,
+    N,
+    S,
+    slots,
+    sync_every,
+    prefill_tokens,
+    spare=2,
+    oldest=False,
+    greedy_prefill=False,
+):
     """The scheduler with sets of named pages in place of lists and counts of uses.
 
     Mistakes: spare pages for a start; the oldest preempted; prefill_tokens not heeded.
@@ -579,11 +766,19 @@ def scheduler_cases():
     variants = [
         ("room for all", small, False),
         ("slots run out", small | dict(prefixes=[5, 3, 9], slots=2, N=20), False),
-        ("a prefill at a time", small | dict(prefixes=[6, 6, 6], slots=6, N=40, prefill_tokens=12), False),
+        (
+            "a prefill at a time",
+            small | dict(prefixes=[6, 6, 6], slots=6, N=40, prefill_tokens=12),
+            False,
+        ),
         ("pages run out", small | dict(prefixes=[7, 6, 5], G=3, N=13, slots=9), False),
-        ("several steps at once", small | dict(prefixes=[4, 8], G=3, N=14, slots=6, sync_every=4), True),
+        (
+            "several steps at once",
+            small | dict(prefixes=[4, 8], G=3, N=14, slots=6, sync_every=4),
+            True,
+        ),
         ("many", small | dict(prefixes=[9, 2, 4, 6, 5], G=4, N=17, slots=10, sync_every=2), True),
-    ]  # fmt: skip
+    ]
     hints = {
         "a request needs a page to start and soon another one": {"spare": 1},
         "which request is preempted first?": {"oldest": True},
@@ -619,9 +814,11 @@ def state(block_TCs, target_T, temperature, hot=False):
 def kernel_cases():
     rng = random.Random(9)
     variants = [
-        ("one block", [16], 16, 1.0, False), ("columns beyond the row", [11], 16, 0.5, False),
-        ("two blocks", [8, 8], 8, 1.0, False), ("rows longer than BLOCK", [20, 20, 3], 8, 0.7, True),
-    ]  # fmt: skip
+        ("one block", [16], 16, 1.0, False),
+        ("columns beyond the row", [11], 16, 0.5, False),
+        ("two blocks", [8, 8], 8, 1.0, False),
+        ("rows longer than BLOCK", [20, 20, 3], 8, 0.7, True),
+    ]
     for name, widths, BLOCK, temperature, hidden in variants:
         T = 3
         block_TCs = [[numbers(rng, C, -4, 4) for _ in range(T)] for C in widths]
@@ -644,7 +841,11 @@ def kernel_cases():
 def law(shape, N_n, x_nT, w_nT, y_nT):
     """A dense least-squares problem in (K, E_1, ..), or (k_n, E_n) for each size; N0 by scipy."""
     n_sizes = len(N_n)
-    flat = [(n, x, w, y) for n in range(n_sizes) for x, w, y in zip(x_nT[n], w_nT[n], y_nT[n], strict=True)]
+    flat = [
+        (n, x, w, y)
+        for n in range(n_sizes)
+        for x, w, y in zip(x_nT[n], w_nT[n], y_nT[n], strict=True)
+    ]
     root = np.sqrt([w for _, _, w, _ in flat])
     y = np.array([y for *_, y in flat])
 
@@ -675,13 +876,21 @@ def law(shape, N_n, x_nT, w_nT, y_nT):
         extra = {"ln N0": float(best.x)}
         f_n = 1 / (1 + math.exp(best.x) / N_n)
     found, _ = solve(column(f_n))
-    return {"k": [float(found[0] * f) for f in f_n], "E": found[1:].tolist(), "K": float(found[0])} | extra
+    return {
+        "k": [float(found[0] * f) for f in f_n],
+        "E": found[1:].tolist(),
+        "K": float(found[0]),
+    } | extra
 
 
 def law_cases():
     rng = random.Random(10)
     N_n = [0.5, 1.5, 7.0, 32.0]
-    for name, noise, hidden in (("noiseless", 0.0, False), ("noisy", 0.02, False), ("other", 0.03, True)):
+    for name, noise, hidden in (
+        ("noiseless", 0.0, False),
+        ("noisy", 0.02, False),
+        ("other", 0.03, True),
+    ):
         K, N0 = (0.12, 2.0) if name != "other" else (0.3, 6.0)
         E_n = numbers(rng, 4, 0.1, 0.6)
         x_nT = [numbers(rng, 6, 2, 5) for _ in N_n]
@@ -715,6 +924,7 @@ EXERCISES = {
     "weights": weights_cases,
     "surrogate": surrogate_cases,
     "pass_at_k": pass_cases,
+    "checker": checker_cases,
     "packing": packing_cases,
     "gumbel": gumbel_cases,
     "decode": decode_cases,

@@ -37,7 +37,7 @@ def difference(expected, came, place: str = "") -> tuple | None:
     if isinstance(expected, dict) and isinstance(came, dict) and expected.keys() == came.keys():
         parts = [(f"{place}[{name!r}]", value, came[name]) for name, value in expected.items()]
     elif isinstance(expected, list) and isinstance(came, list) and len(expected) == len(came):
-        parts = [(f"{place}[{i}]", *pair) for i, pair in enumerate(zip(expected, came, strict=True))]
+        parts = [(f"{place}[{i}]", value, came[i]) for i, value in enumerate(expected)]
     elif isinstance(expected, float) and type(came) in (int, float):
         near = math.isclose(expected, came, rel_tol=1e-4, abs_tol=1e-6)
         return None if near else (place, expected, came)
