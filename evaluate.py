@@ -49,7 +49,7 @@ from benchmarks.answers import cells
 from data import PROMPT
 from reward import Grader
 from rollout import Completion, Rollout, Sampler, stop_tokens
-from runtime.display import show
+from runtime.display import printable, show
 from runtime.flags import check_numbers, parse
 from runtime.ledger import explain
 from runtime.parallel import (
@@ -367,6 +367,7 @@ def parse_sets(texts: list[str]) -> list[EvaluationSet]:
 class ProblemSets:
     """The problems that a run trains on, and those that it is evaluated on."""
 
+    name: str  # of the training problems: --data
     training: Sequence[data.Problem]
     tests: list[EvaluationSet]
     notes: list[str]  # for the first lines of a run
@@ -381,11 +382,12 @@ class ProblemSets:
             self.notes.append(f"{dropped:,} prompts over --max-prompt {limit} tokens dropped")
 
     @property
-    def digest(self) -> str:
-        """What a resumed run must find again."""
-        parts = [data.digest(self.training)]
-        parts += [data.digest(test.problems) for test in self.tests]
-        return "".join(parts)
+    def digests(self) -> dict[str, str]:
+        """name: digest, of all that a resumed run must find again."""
+        found = {self.name: data.digest(self.training)}
+        for test in self.tests:
+            found[test.name or f"the held-out part of {self.name}"] = data.digest(test.problems)
+        return found
 
     def describe_first(self) -> str:
         return f"{len(self.tests[0].problems)} problems of {self.tests[0].label}"
@@ -413,7 +415,7 @@ def load_problems(
             problems, test.problems = data.split_held_out(problems, count)
             notes.append(f"{name}: {len(problems):,} problems to train on, {count} held out")
         test.check()
-    return ProblemSets(problems, tests, notes)
+    return ProblemSets(name, problems, tests, notes)
 
 
 def evaluate(
@@ -599,7 +601,7 @@ def digest_weights(directory: Path) -> str:
 
 def main(flags: Flags) -> None:
     if flags.compare:
-        return print(compare(*flags.compare))
+        return print(printable(compare(*flags.compare)))
     check_numbers(flags, RANGES)
     sets = parse_sets(flags.eval or ["arithmetic:test"])
     device, directory, config = connect(flags.model)

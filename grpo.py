@@ -63,7 +63,7 @@ from runtime import plan
 from runtime.batch import Batch, Share, deal, log_probs
 from runtime.checkpoint import Checkpoints, discarded_on_error, open_run, read_flags, restore
 from runtime.display import Display, draw_curve, show
-from runtime.flags import check_numbers, flag_name, parse
+from runtime.flags import check_numbers, flag_name, from_stored, parse
 from runtime.ledger import Ledger, Progress, Signals, Stopped, explain
 from runtime.parallel import (
     check_team,
@@ -558,7 +558,7 @@ def main(f: Flags) -> None:
     # The directory of the run: a new one, or one as it was at its newest checkpoint.
     name = f"{Path(f.data).stem.replace('/', '-')}-seed{f.seed}-{datetime.now():%m%d-%H%M%S}"
     flags = dataclasses.asdict(f)
-    opened = open_run(flags, free_flags(f), Path("runs", name), sets.digest, f.data)
+    opened = open_run(flags, free_flags(f), Path("runs", name), sets.digests)
     out = opened.run
     for note in opened.notes:
         say(note)
@@ -579,7 +579,7 @@ def main(f: Flags) -> None:
             stop_ids = stop_tokens(directory, tokenizer, renderer.end_token)
             sampler = make_sampler(f, config, device, stop_ids)
             copy_weights(policy, sampler.model)
-        checkpoints = Checkpoints(out, f.keep, ledger, sets.digest)
+        checkpoints = Checkpoints(out, f.keep, ledger, sets.digests)
         rollout = Rollout(sampler, renderer, grader, f.max_new, f.seed, signals.is_requested)
         p = ledger.progress
         display = Display(f.steps, p.step, f.prompts * f.group, say)
@@ -645,7 +645,11 @@ def main(f: Flags) -> None:
         )
     if ledger.stop:
         return say(f"ended after step {p.step} of {f.steps}, as asked; to go on: {again}")
-    save(policy, directory, out / "final", compute_dtype(device))
+    try:
+        save(policy, directory, out / "final", compute_dtype(device))
+    except OSError as error:
+        remedy = f"the checkpoints are whole. To go on from there: {again}"
+        raise Stopped(f"{error}; {remedy}") from error
     if rank == 0:
         show_result(out, p, {"before": shown.get(0), "after": shown.get(f.steps)}, tokenizer)
 
@@ -743,18 +747,16 @@ def parse_flags(argv: list[str]) -> Flags:
     f = parse(Flags, argv, about)
     if f.resume in ("", "auto"):
         return f
-    names = [known.name for known in dataclasses.fields(Flags)]
-    stored = {name: value for name, value in read_flags(f.resume).items() if name in names}
-    theirs = stored.get("reward", "")
-    if theirs and f.reward != theirs:  # a run may come from somebody else, and this is code
+    stored = from_stored(Flags, read_flags(f.resume), Path(f.resume, "flags.json"))
+    if stored.reward not in ("", f.reward):  # a run may come from somebody else: this is code
         raise ValueError(
-            f"{f.resume} was made with --reward {theirs}, whose code a resumed run executes; if "
-            f"you trust it, repeat the flag: --resume {f.resume} --reward {theirs}"
+            f"{f.resume} was made with --reward {stored.reward}, whose code a resumed run executes;"
+            f" if you trust it, repeat the flag: --resume {f.resume} --reward {stored.reward}"
         )
     for name in ("eval", "template_args"):  # naming them again replaces the stored ones
         if getattr(f, name):
-            stored[name] = []
-    return parse(Flags, [*argv, "--out", f.resume], about, default=Flags(**stored))
+            setattr(stored, name, [])
+    return parse(Flags, [*argv, "--out", f.resume], about, default=stored)
 
 
 def free_flags(f: Flags) -> set[str]:

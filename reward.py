@@ -1,6 +1,6 @@
-r"""Decide whether a model's final answer equals the reference: the reward of reinforcement learning on mathematics.
+r"""Decide whether a model's final answer equals the reference: a reward for mathematics.
 
-    extract (find the answer) -> clean (one spelling) -> read (take it apart) -> same (compare) -> 1.0 or 0.0
+    extract (find it) -> clean (one spelling) -> read (take it apart) -> same (compare) -> 1 or 0
 
 The rules of equality. Each has a block of examples in tests/test_reward.py.
  1. The last box counts, also when it is empty. Boxes joined by "and", "or" or a comma are one
@@ -9,7 +9,7 @@ The rules of equality. Each has a block of examples in tests/test_reward.py.
  2. Spelling does not matter: spaces, dollar signs, \left, \dfrac, doubled backslashes, a closing
     period, 1,000 for 1000.
  3. Exact numbers must be exactly equal: 1/2 = 0.5 = 50%, but 0.33 is not 1/3 and 857499 is not
-    857500. (Function `equal_values`.)
+    857500. (`Numbers.equal`)
  4. A truth that is a decimal of three digits or more is also met by an exact value, or a longer
     decimal, that rounds to it: 1.41 by \sqrt2. Not money and not times: \$5.004 is not \$5.00.
  5. Expressions are equal when their values agree at random points. An expression without a value
@@ -35,6 +35,7 @@ sympy object otherwise computes while it is built (2**10**10 hangs). The values 
 come from `Values`, which walks over them with mpmath and checks sizes before it computes;
 sympy's evalf, subs and simplify have no such bounds.
 """
+
 import argparse
 import importlib.util
 import itertools
@@ -53,7 +54,6 @@ import unicodedata
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, is_dataclass
-from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -70,7 +70,15 @@ MAX_BRACES = 10_000  # in a box
 MAX_DIGITS = 1000  # of a literal
 MAX_BITS = 100_000  # of precision; 2022! has 19,283 bits and needs twice as many
 SECONDS = 1.0  # of this thread's work on one comparison, so that a busy machine changes no reward
-LOCAL = threading.local()  # of a thread: the deadline of its comparison, its mpmath context
+
+
+class Local(threading.local):
+    """Of a thread: the deadline of its comparison, its steps, its mpmath context."""
+
+    deadline, steps, mp = math.inf, 0, None
+
+
+LOCAL = Local()
 
 
 class Refused(Exception):
@@ -94,16 +102,19 @@ def undefined(message: str):
 
 
 def in_time():
-    """Raise once this thread has worked on its comparison for SECONDS; called where work grows."""
-    if time.thread_time() > getattr(LOCAL, "deadline", math.inf):
+    """Raise once this thread has worked on its comparison for SECONDS; called where work grows.
+
+    The clock is read at every 16th call, since reading it is slow on some systems."""
+    LOCAL.steps += 1
+    if LOCAL.steps % 16 == 0 and time.thread_time() > LOCAL.deadline:
         fail(f"more than {SECONDS} s", "timeout")
 
 
 # ---- extract ------------------------------------------------------------------------------------
 
 BOX = re.compile(r"\\(?:boxed|fbox)(?:\s*\{|\s+([^\s{}$\\]+))")  # \boxed{5}, \boxed 5
-BRACE = re.compile(r"\\.|[{}]", re.S)
-SPACE = re.compile(r"\\q?quad|\\text|[\s${}~]")
+BRACE = re.compile(r"\\.|[{}]", re.S)  # \{ does not count
+SPACE = re.compile(r"\\q?quad|\\text|[\s${}~]")  # between two boxes
 JOINED = re.compile(r"(,?)(and|or|)(?:[a-zA-Z]=)?")  # \boxed{3} and $x=\boxed{5}$
 HEAD = re.compile(
     r"####|\banswer\s+is\b:?|\bfinal\s+answer\W{0,4}:|<answer>"  # "The answer is 42."
@@ -167,13 +178,13 @@ def extract(text: str) -> str | None:
 # matrix, ¶ ends its rows.
 SIGNS = r"""
     - − – — ‐ ‑ ‒ ―   * × · ∙ ⋅ \cdot \times \ast   / ÷ ⁄ ∕ \div   ^ **   ± \pm +/-   ∓ \mp
-    = == ∈ \in ≡ \equiv ≈ \approx \simeq   < \lt   > \gt   ≤ ⩽ <= \le \leq \leqslant   ≥ ⩾ >= \ge \geq \geqslant
-    ≠ != \ne \neq   ∪ \cup   ∩ \cap   ∖ \setminus \backslash   : \colon
+    = == ∈ \in ≡ \equiv ≈ \approx \simeq   < \lt   > \gt   ≤ ⩽ <= \le \leq \leqslant
+    ≥ ⩾ >= \ge \geq \geqslant   ≠ != \ne \neq   ∪ \cup   ∩ \cap   ∖ \setminus \backslash   : \colon
     | \| \vert \lvert \rvert \Vert   ∣ \mid   ⦃ \{ \lbrace   ⦄ \} \rbrace   [ \lbrack   ] \rbrack
     ( \lparen \langle   ) \rparen \rangle   ⌊ \lfloor   ⌋ \rfloor   ⌈ \lceil   ⌉ \rceil   ¶ \\
     and \land \wedge ∧   or \lor \vee ∨   ' ′ ’ \prime   % \% \percent   … ... \ldots \cdots \dots
     ° ∘ \circ \degree   π \pi   ∞ \infty \infinity   ∅ \emptyset \varnothing   √ \sqrt   ℝ \R \reals
-    ℤ \Z   $ \$ US$ USD Rs Rs. ₹   € \euro EUR   £ \pounds \pound GBP   ¥ \yen
+    ℤ \Z   $ \$ US$ USD Rs Rs. INR ₹   € \euro EUR   £ \pounds \pound GBP   ¥ \yen
     α \alpha   β \beta   γ \gamma   δ \delta   ε \epsilon   ζ \zeta   η \eta   θ \theta   ι \iota
     κ \kappa   λ \lambda   μ \mu   ν \nu   ξ \xi   ρ \rho   σ \sigma   τ \tau   υ \upsilon   φ \phi
     χ \chi   ψ \psi   ω \omega   Γ \Gamma   Δ \Delta   Θ \Theta   Λ \Lambda   Ξ \Xi   Π \Pi
@@ -190,13 +201,15 @@ COMMANDS = [*FUNCTIONS, *DECORATIONS, "frac", "binom", *(name[1:] for name in SP
 COMMANDS = sorted(filter(str.isalpha, COMMANDS), key=len, reverse=True)
 SPELLING = re.compile(
     rf"\\\\|\\(?:{'|'.join(COMMANDS)})|\\[a-zA-Z]+|\\[{{}}%$|]"  # \pi in \piR, a slip
-    r"|\+/-|<=|>=|!=|==|\*\*|\.\.\.|\b(?:US\$|USD\b|EUR\b|GBP\b|Rs\b\.?)|[^\x00-\x7f]"
+    r"|\+/-|<=|>=|!=|==|\*\*|\.\.\.|\b(?:US\$|USD\b|EUR\b|GBP\b|INR\b|Rs\b\.?)|[^\x00-\x7f]"
 )
 NUMBERS = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen
     fifteen sixteen seventeen eighteen nineteen twenty""".split()
 NUMBERS = {name: value for value, name in enumerate(NUMBERS)}
 # Characters that are not seen: controls, zero-width characters, marks of direction.
-INVISIBLE = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
+INVISIBLE = re.compile(
+    "[\x00-\x08\x0e-\x1f\x7f-\x9f\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]"
+)
 LOOKALIKES = str.maketrans({"˚": "°", "º": "°", "。": ".", "ℝ": "\\R ", "ℤ": "\\Z "})
 SCRIPTS = re.compile("([¼-¾⅐-⅞])|([⁰¹²³⁴⁵⁶⁷⁸⁹⁻ⁿ]{1,99})|([₀-₉]{1,99})")  # ½, x², x₁
 
@@ -220,6 +233,22 @@ def custom(found) -> str:
     return "" if found[1] in found.string[: found.start()] else found[0]
 
 
+def quoted(found) -> str:
+    r"""\text{ cm and } as " cm" and, \text{5 apples} as 5" apples", \text{5} as 5."""
+    number, words = re.fullmatch(r"( ?[\d./]+(?= |$))?(.*)", found[1]).groups()
+    pieces = [number or ""]
+    for piece in re.split(r"(,|\b(?:and|or|AND|OR)\b)", words):
+        joiner = piece.lower() in (",", "and", "or")
+        pieces.append(f" {piece.lower()} " if joiner else f'"{piece}"' if piece.strip() else " ")
+    return "".join(pieces)
+
+
+def unit_vector(found) -> str:
+    r"""\mathbf{j} as (0,1), or as (0,1,0) where there is a \mathbf{k}."""
+    spatial = re.search(r"\{ ?k ?\}|\\hat ?k", found.string)
+    return str(tuple(int(letter == found[1]) for letter in ("ijk" if spatial else "ij")))
+
+
 def base(found) -> str:
     return f"_{NUMBERS[found[1]]} "
 
@@ -229,41 +258,44 @@ def unspaced(found) -> str:
 
 
 NAME = r"[a-zA-Z]{1,12}\*?"
-WORDS = r"text(?:bf|it|rm|sf|tt|normal|up|sc|md)?|math(?:rm|sf|tt|normal)|mbox|hbox|emph"
-LETTERS = r"math(?:bf|it|ord)|boldsymbol|bm|pmb|ensuremath"
+TEXT_STYLES = r"text(?:bf|it|rm|sf|tt|normal|up|sc|md)?|math(?:rm|sf|tt|normal)|mbox|hbox|emph"
+SQUARE = r"\^ ?(?:2|\{ ?2 ?\})"
+MATH_STYLES = r"math(?:bf|it|ord)|boldsymbol|bm|pmb|ensuremath"
 # Applied in this order to a text whose spaces are single, so that every pattern is linear.
 CLEAN = (
     (r"\\\\ ?\[-?[\d.]{1,9} ?(?:pt|em|ex|mm)\]", r"\\\\"),  # \\[2pt] between rows
     (r"\\(?:textcolor|color) ?\{\w*\}", ""),  # {\color{red}5}
     (r"\\(?:left|right|middle)(?![a-zA-Z]) ?\.?|\\[bB]igg?[lrm]?(?![a-zA-Z])", ""),  # \left(
+    # \displaystyle 5
     (r"\\(?:displaystyle|textstyle|[lL]arge|limits|nolimits|rm|bf|it)(?![a-zA-Z])", ""),
+    # \boxed{\boxed{5}}, \begin{cases}
     (r"\\(?:boxed|fbox) ?(?=\{)|\\(?:begin|end) ?\{(?:cases|align(?:ed|\*)?|gathered)\}", ""),
     (r"& ?(?==)", ""),  # x &= 1
     (rf"\\begin ?\{{{NAME}\}}(?:\{{[lcr|]{{1,20}}\}})?", "⟦"),  # \begin{array}{cc}
-    (rf"(?:\\\\)? ?\\end ?\{{{NAME}\}}", "⟧"),
+    (rf"(?:\\\\)? ?\\end ?\{{{NAME}\}}", "⟧"),  # \\ \end{pmatrix}
     (r"(?<!\\)\\[()\[\]]|(?<!\\)(?<!US)\$|\"", " "),  # \( \) \[ \] $
     (r"(?<=\d) ?(?:\{,\}|,\\!|\\!,|\{,\\!\}|\\,) ?(?=\d{3})", ""),  # 1{,}000, 3,\!250, 1\,000
-    (r"(?<!\\)\\[!,;:> ]|~|\\(?:thin|med|thick)space", " "),
-    (r"\\[hv]space\*? ?\{[^{}]*\}|\\phantom ?\{[^{}]*\}", " "),
+    (r"(?<!\\)\\[!,;:> ]|~|\\(?:thin|med|thick)space", " "),  # 5\,000, a~b
+    (r"\\[hv]space\*? ?\{[^{}]*\}|\\phantom ?\{[^{}]*\}", " "),  # \hspace{1cm}
     (r"(?<![\d.,])\d{1,3}(?: \d{3})+(?![\d/])", unspaced),  # 1 000
-    (r"\\q?quad", " "),
-    (r"\\(?:[dtcs]frac|nicefrac)(?![a-zA-Z])", r"\\frac "),
-    (r"\\[dt]binom", r"\\binom "),
+    (r"\\q?quad", " "),  # x \quad y
+    (r"\\(?:[dtcs]frac|nicefrac)(?![a-zA-Z])", r"\\frac "),  # \dfrac, \nicefrac
+    (r"\\[dt]binom", r"\\binom "),  # \dbinom
     (r"\\var(?=[a-mo-z])", r"\\"),  # \varphi
-    (r"\\operatorname\*? ?\{([a-zA-Z]+)\}", r"\\\1 "),
+    (r"\\operatorname\*? ?\{([a-zA-Z]+)\}", r"\\\1 "),  # \operatorname{lcm}
     (r"\\(?:mathbb|mathbf|Bbb) ?\{? ?([RZ])(?![a-zA-Z]) ?\}?", r"\\\1 "),  # \mathbf{R}
     (r"\\mathbf ?\{(\w)\} ?(?:\\times)? ?\\mathbf ?\{(\w)\}", r"V_{\1\2}"),  # AB is not BA
-    (rf"\\(?:{LETTERS}) ?\{{([^{{}}]*)\}}", r" \1 "),
-    (rf"\\(?:{WORDS}) ?\{{((?:[^{{}}]|\{{[^{{}}]*\}})*)\}}", r'"\1"'),  # \text{ cm} as " cm"
-    (r'"[ ,]*(?i:and)[ ,]*"', " and "),
-    (r'"[ ,]*(?i:or)[ ,]*"', " or "),
-    (rf'" ?({"|".join(FUNCTIONS)}) ?"', r"\\\1 "),  # \text{cis}
+    # 2\mathbf{i}+3\hat{j}
+    (r"\\(?:mathbf|hat|vec|boldsymbol) ?\{? ?\\?([ijk])(?:math)?(?![a-zA-Z]) ?\}?", unit_vector),
+    (rf"\\(?:{MATH_STYLES}) ?\{{([^{{}}]*)\}}", r" \1 "),  # \mathbf{x}
+    (rf"\\(?:{TEXT_STYLES}) ?\{{((?:[^{{}}]|\{{[^{{}}]*\}})*)\}}", quoted),  # \text{ cm}
+    (rf'" ?(?!min)({"|".join(FUNCTIONS)}) ?"', r"\\\1 "),  # \text{cis}
     (r"([\])}]) ?U ?(?=[\[(\\])", r"\1\\cup "),  # (0,1)U(2,3)
     (r'& ?"? ?(?:if|for|when)\b ?"?', "& "),  # x & \text{if } x > 0
-    (r'" ?([a-z]{2,20}),? (and|or) ?"', r'"\1" \2 '),  # 9 \text{ hens and } 10 \text{ cocks}
-    (r'\( ?(?:\\[bp]?mod\b|"? ?mod\b ?"?)([^()]*)\)|\\[pb]?mod(?![a-z])|" ?mod ?"', r" mod \1"),  # (mod 4)
-    (r"\^ ?\\circ(?![a-zA-Z])|\^ ?\{ ?\\circ ?\}", "°"),
-    (r"\^ ?\\prime|\^ ?\{ ?\\prime ?\}", "'"),
+    (r'\( ?(?:\\[bp]?mod\b|"? ?mod\b ?"?)([^()]*)\)', r" mod \1"),  # (mod 4)
+    (r'\\[pb]?mod(?![a-z])|" ?mod ?"', " mod "),  # \pmod{4}
+    (r"\^ ?\\circ(?![a-zA-Z])|\^ ?\{ ?\\circ ?\}", "°"),  # 60^\circ
+    (r"\^ ?\\prime|\^ ?\{ ?\\prime ?\}", "'"),  # f^{\prime}
     (r'° ?"? ?([CF])\b ?"?', r' "degree\1"'),  # 77° F
     (rf'(?<=[\d)]) ?_ ?[{{" ]{{0,3}}({"|".join(NUMBERS)})\b[}}" ]{{0,3}}', base),  # 204_{five}
     (r'[("]? ?\b(?:in )?base ?(\d{1,2})\b ?[)"]?', r"_{\1}"),  # 204 (base 5)
@@ -273,27 +305,37 @@ CLEAN = (
     (r"(frac|binom|log_) ?(\d)(?= ?[\d{])", r"\1{\2}"),  # \frac12
     (r"((?:frac|binom) ?\{[^{}]*\}) ?(\d)", r"\1{\2}"),  # \frac{1}2
     (r"(?<=\d) (\d{1,9})/(\d{1,9})", r"\\frac{\1}{\2}"),  # 1 3/4
+    # 1\frac{3}{4}
     (r"(?<![\w^_.)}\]/])(\d{1,99}) ?\\frac ?\{ ?(\d{1,99}) ?\} ?\{ ?(\d{1,99}) ?\}", mixed),
-    (r"\{([^{}]*)\\over(?![a-z])([^{}]*)\}", r"\\frac{\1}{\2}"),
-    (r"\{([^{}]*)\\choose(?![a-z])([^{}]*)\}", r"\\binom{\1}{\2}"),
+    (r"\{([^{}]*)\\over(?![a-z])([^{}]*)\}", r"\\frac{\1}{\2}"),  # {1 \over 2}
+    (r"\{([^{}]*)\\choose(?![a-z])([^{}]*)\}", r"\\binom{\1}{\2}"),  # {5 \choose 2}
+    # 0.333\ldots goes on
     (r"(\.\d{0,9}?)(\d{1,9}?)\2{1,99} ?(?:\.{3}|\\[lc]?dots)(?! ?[+,])", r"\1\\overline{\2}"),
+    # \frac{\pi}{4}+k\pi, k \in \mathbb{Z}
     (r"(?:[,;] ?\(?|\() ?([j-n]) ?\\in ?(?:\\mathbb)? ?\\?[{]?[ZN][}]? ?\)?$", custom),
+    # cx \text{ for some constant } c
     (r'" ?(?:for|where)\b(?=.*(?:\\in\b|integer|all|any|every|some|constant|real))[^,;]*$', ""),
     (r'(?i)^"? ?(?:the )?(?:final )?answer(?: is)?:? ?"? ?(?=[\d$\\(-])', ""),  # "The answer is" 5
-    (r'(?i)"? ?\ball (?:real numbers|reals)\b ?"?', r" \\R "),
-    (r'\\R ?"? ?(?:except|without) ?"? ?([^"\\]+)$', r"\\R \\setminus\\{\1\\}"),  # except 3
-    (r'(?i)^"? ?(?:there (?:is|are) )?no (?:real )?(?:solutions?|roots?) ?"?$', r"\\emptyset"),
+    (r'(?i)"? ?\ball (?:real numbers|reals)\b ?"?', r" \\R "),  # \text{all real numbers}
+    # \mathbb{R} \text{ except } 3
+    (r'\\R[ "]*(?:except|without)[ "]*(?:x ?= ?)?([^"\\]+)$', r"\\R \\setminus\\{\1\\}"),
+    # \text{no solution}
+    (r'(?i)^"? ?(?:there (?:is|are) )?no (?:real )?(?:solutions?|roots?)\.? ?"?$', r"\\emptyset"),
     (r"(\d+) ?° ?(\d+) ?'", r"(\1+\2/60)°"),  # 30°30'
-    (r"^\| ?(\w) ?\| ?(<|\\leq?|≤) ?([\d./]+)$", r"-\3 \2 \1 \2 \3"),  # |x| < 2
-    (r'"? ?\b(hours?|h|feet|ft) ?"?,? ?(?:and )? ?(?=\d)', r" \1 "),  # 2 hours and 13 minutes
+    (r"^\|([^|]+)\| ?(<|\\leq?|≤) ?([\d./]+)$", r"-\3 \2 \1 \2 \3"),  # |x| < 2
+    (r"^\|([^|]+)\| ?(>|\\geq?|≥) ?([\d./]+)$", r"\1 \2 \3 or -(\1) \2 \3"),  # |x| > 2
+    (rf"^(\w) ?{SQUARE} ?(<|\\leq?|≤) ?([\d./]+)$", r"-\\sqrt{\3} \2 \1 \2 \\sqrt{\3}"),  # x^2 < 4
+    # x^2 > 4
+    (rf"^(\w) ?{SQUARE} ?(>|\\geq?|≥) ?([\d./]+)$", r"\1 \2 \\sqrt{\3} or -\1 \2 \\sqrt{\3}"),
+    (r'"? ?\b(hours?|h|feet|ft)[ ",]*(?:and)? *(?=\d)', r" \1 "),  # 2 hours and 13 minutes
     (r"([\d}]|\\pi) ?(?:≈|\\approx).*$", r"\1"),  # \frac13 \approx 0.33
     (r"(?i)\b([ap])\. ?m\b\.?", r"\1m"),  # 6:30 p.m.
-    (r"\b(?:square|sq\.?) (\w{1,20})", r"\1^2"),
-    (r"\bcubic (\w{1,20})", r"\1^3"),
-    (r"\bper cent\b", "percent"),
+    (r"\b(?:square|sq\.?) (\w{1,20})", r"\1^2"),  # 5 square feet
+    (r"\bcubic (\w{1,20})", r"\1^3"),  # 5 cubic feet
+    (r"\bper cent\b", "percent"),  # 5 per cent
     (r"(?<=\d) ?x ?(?=10\^)", "*"),  # 1.5x10^3
     (r"(?<=\d) to (?=\d{1,9}$)", ":"),  # 3 to 2
-    (r"(?<![a-zA-Z\\])(sqrt|infinity|pi)(?![a-z])", r"\\\1 "),
+    (r"(?<![a-zA-Z\\])(sqrt|infinity|pi)(?![a-z])", r"\\\1 "),  # sqrt(2)
     (r"(?<![a-zA-Z\\])a(sin|cos|tan)(?= ?\()", r"\\arc\1"),  # asin(x)
     (r" \([a-z]{3,20}\)$", ""),  # 42 (apples)
 )
@@ -306,7 +348,7 @@ def spell(found) -> str:
     return SPELLED.get(text) or (f"{text} " if text[-1].isalpha() and text.isascii() else text)
 
 
-@lru_cache(8192)
+@lru_cache(2048)
 def clean(text: str) -> str:
     r"""One spelling for what has many: rule 2."""
     text = INVISIBLE.sub("", text).translate(LOOKALIKES)
@@ -343,24 +385,20 @@ class Form(NamedTuple):
 
 OPENING, CLOSING = "([{⦃⌊⌈⟦", ")]}⦄⌋⌉⟧"
 SIGNED = str.maketrans("±∓⨦", "+-±"), str.maketrans("±∓⨦", "-+±")  # ⨦ is a second, independent ±
+MIRRORED = str.maketrans(">≥", "<≤")
 BUILDER = re.compile(r"\w(?: ?= ?ℝ)? ?[|∣:](?!=)(.*)")  # in {x | x > 3}, which is read as x > 3
 CLOCK = re.compile(r'"?(\d{1,2})(?::([0-5]\d))?(?:[ "]{0,3}([ap])m ?"?)?', re.I)  # 5:25, 3 pm
 DATE = re.compile(r"\d{1,2}/\d{1,2}/\d{2,4}")  # 2/4/2000
-DECIMAL = re.compile(r"-?\d*\.\d+")
-WORD = re.compile(r"[A-Za-z][A-Za-z .'-]+")
+DECIMAL = re.compile(r"-?\d*\.\d+")  # -1.41
+WORD = re.compile(r"[A-Za-z][A-Za-z .'-]+")  # even, Bob
 NO_WORD = re.compile(rf"[a-z]?(?:{'|'.join(FUNCTIONS)})[a-z]?")  # sinx, xlnx
-
-
-@lru_cache(64)
-def scanner(separators: str) -> re.Pattern:
-    return re.compile(rf'"[^"]*"|[(\[{{⦃⌊⌈⟦]|[)\]}}⦄⌋⌉⟧]|({separators})')
 
 
 def split(text: str, separators: str) -> tuple[list[str], list[str]]:
     """The parts of `text` between the `separators` outside all brackets and quotes, and these."""
+    in_time()
     parts, signs, depth, start = [], [], 0, 0
-    for found in scanner(separators).finditer(text):
-        in_time()
+    for found in re.finditer(rf'"[^"]*"|[(\[{{⦃⌊⌈⟦]|[)\]}}⦄⌋⌉⟧]|({separators})', text):
         depth += (found[0] in OPENING) - (found[0] in CLOSING)
         if depth < 0:
             fail("a bracket that was not opened")
@@ -373,9 +411,9 @@ def split(text: str, separators: str) -> tuple[list[str], list[str]]:
     return [*parts, text[start:].strip()], signs
 
 
-@lru_cache(8192)
+@lru_cache(2048)
 def read(text: str) -> Form:
-    """The Form of a cleaned text: split at what binds least, down to expressions. Raises Refused."""
+    """The Form of a cleaned text, split at what binds least. Raises Refused."""
     text = text.strip(" ,;¶").rstrip(" .")
     if found := moment(text):
         return found
@@ -413,6 +451,8 @@ def joined(parts: list[str], signs: list[str]) -> Form:
 
 def congruence(parts: list[str], signs: list[str]) -> Form:
     """p = 5 mod 4, which is p = 1 mod 4."""
+    if len(parts) > 2:
+        fail("several moduli")
     number, modulus = (part.strip("{} ") for part in parts)
     if modulus.isdigit() and int(modulus):
         number = re.sub(r"\d{1,30}$", lambda found: str(int(found[0]) % int(modulus)), number)
@@ -421,12 +461,11 @@ def congruence(parts: list[str], signs: list[str]) -> Form:
 
 def related(parts: list[str], signs: list[str]) -> Form:
     """a = b = c, or a < b ≤ c with the smaller side first; "= 5" is 5."""
-    if not parts[0]:
+    if not parts[0] and signs[0] == "=":
         parts, signs = parts[1:], signs[1:]
     sides = tuple(map(read, parts))
-    if {*signs} & {">", "≥"}:
-        flipped = ["<" if sign == ">" else "≤" if sign == "≥" else fail(f"< and >") for sign in signs]
-        return Form("<", sides[::-1], "".join(flipped[::-1]))
+    if not {*signs} - {*">≥"} and signs:
+        return Form("<", sides[::-1], "".join(signs[::-1]).translate(MIRRORED))
     if {*signs} != {"="}:
         return Form("<", sides, "".join(signs)) if signs else sides[0]
     if len(sides) == 2 and named(sides[1]) and not letters(sides[0]):
@@ -436,7 +475,7 @@ def related(parts: list[str], signs: list[str]) -> Form:
     return Form("=", sides, re.sub(r'[{}" ]', "", parts[0]) if name else "")
 
 
-@lru_cache(8192)
+@lru_cache(2048)
 def letters(form) -> frozenset:
     """The letters of a form or an expression, as sympy symbols."""
     if isinstance(form, Form):
@@ -447,9 +486,9 @@ def letters(form) -> frozenset:
 def named(form: Form) -> bool:
     """Whether a form is a name, not a value: x, AB, f(2), |AB|, AB/CD, (x, y), sin A, length."""
     if form.kind != "value":
-        return form.kind == "words" or form.kind in ("seq", ":") and all(map(named, form.parts))
+        return form.kind == "words" or (form.kind in ("seq", ":") and all(map(named, form.parts)))
     expr = form.parts[0]
-    return expr.is_Symbol or bool(letters(form)) and expr.atoms(sympy.Number) <= {MINUS}
+    return expr.is_Symbol or (bool(letters(form)) and expr.atoms(sympy.Number) <= {MINUS})
 
 
 LEVELS = (
@@ -505,7 +544,9 @@ def is_product(run: str) -> bool:
     AB, xyz, ABC are products; VI, HTH, CDAB, Ann, cat and act are words."""
     if re.fullmatch("[IVX]+|[A-Z][a-z]{2,}|[A-Z]{4,}", run) or len({*run}) < len(run) > 2:
         return False
-    return run.isupper() or len(run) < 3 or not re.search("[eiou]|a.*t", run) and sorted(run) in ([*run], [*run][::-1])
+    if run.isupper() or len(run) < 3:
+        return True
+    return not re.search("[eiou]|a.*t", run) and sorted(run) in ([*run], [*run][::-1])
 
 
 def word(text: str) -> Form | None:
@@ -514,12 +555,11 @@ def word(text: str) -> Form | None:
     lower = bare.lower()
     if lower in NUMBERS:
         return form_of(Integer(NUMBERS[lower]))
-    run = bare.isalpha() and lower != "no"
     if not WORD.fullmatch(bare) or not ('"' in text or bare.isalpha()):
         return None
-    if run and (is_product(bare) or NO_WORD.fullmatch(bare)):
+    if bare.isalpha() and lower != "no" and (is_product(bare) or NO_WORD.fullmatch(bare)):
         return None
-    return Form("words", (re.sub(r"^(?:the|a|an) |s\b|[^a-z]", "", lower),))
+    return Form("words", (re.sub(r"^(?:the|a|an) |(?<=\w{3})s\b|[^a-z]", "", lower),))
 
 
 # One name for each unit; any other word of three letters and more is its own name.
@@ -527,7 +567,7 @@ UNITS = """cm centimeter centimetre|m meter metre|km kilometer kilometre|mm mill
     |in inch inche|ft foot feet|yd yard|mi mile|g gram|kg kilogram|mg milligram|lb pound|oz ounce
     |s sec second|min minute|h hr hour|day|week|month|yr year|$ dollar usd|€ euro|£|¥ yuan yen
     |cent|mi/h mph|/ per|l liter litre|ml|gallon|unit|% percent percentage pct|° degree
-    |people person|point|way|hz|kn"""
+    |people person|point|way|hz|kn|rad radian"""
 UNITS = {name: group.split()[0] for group in UNITS.split("|") for name in group.split()}
 UNITS |= {f"{name}s": first for name, first in UNITS.items()}
 MULTIPLES = """dozen 12 doz 12 hundred 100 thousand 1000 lakh 100000 million 1000000 crore 10000000
@@ -539,19 +579,20 @@ NO_UNITS = """not no but is are was isn wrong incorrect maybe possibly perhaps r
     mod modulo base when where with then also through versus at below above squared cubed
     factorial cannot never guess otherwise doubled remainder out infinity by root point mille ncr
     npr divided and or either both neither half halve third quarter fourth fifth sixth seventh
-    eighth ninth tenth eleventh twelfth hundredth thousandth millionth score ten trillion
-    quadrillion""".split()
+    eighth ninth tenth eleventh twelfth twentieth hundredth thousandth millionth score ten trillion
+    quadrillion almost nearly likely unknown false double triple twice power raised under percentile
+    π""".split()
 NO_UNITS = {*NO_UNITS, *NUMBERS, *MULTIPLES}
 KNOWN = "|".join(name for name in UNITS if len(name) > 1 and name.isalpha())
 TAIL = re.compile(
-    r'(?<=[\d)}\]⟧°!π\w])(?<![a-zA-Z]{2})((?: ?/? ?(?:"[^"]*"'  # " square feet"
+    r'(?<=[\d)}\]⟧°!π\w])(?<![a-zA-Z]{2})((?: ?[/*]? ?(?:"[^"]*"'  # " square feet"
     rf"|\b(?:{KNOWN})\b|(?<=/)\b[msgh]\b|\b[msgh]\b(?=/)"  # cm, m/s
     r"|(?<= )(?-i:[a-z]{3,})|[%$€£¥°])(?: ?\^ ?\{? ?-?\d ?\}?)?)+)$",  # eggs, %, cm^2
     re.I,
 )
-NAMES = re.compile(r"[a-z]+|\^ ?\{? ?-?\d|[^\s\"{}.,-]")
-TRIGONOMETRY = re.compile("sin|cos|tan|cot|sec|csc")
-CURRENCY = re.compile(r'(-?) ?"? ?([$€£¥]) ?"?(.+)')
+NAMES = re.compile(r"[a-zA-Z]+|\^ ?\{? ?-?\d|[^\s\"{}.,-]")  # m, /, s, ^2 in m/s^2
+TRIGONOMETRY = re.compile("sin|cos|tan|cot|sec|csc|cis")  # \sin 30°
+CURRENCY = re.compile(r'(-?) ?"? ?([$€£¥]) ?"?(.+)')  # -$5
 BASED = re.compile(r"\(?([0-9A-Z]+)(?:\.(\d+))?\)? ?_ ?[{(]{0,2}(\d{1,2})[})]{0,2}")  # (204)_{5}
 
 
@@ -563,13 +604,15 @@ def unit(text: str) -> Form | None:
         bare = read(found[1] + found[3])
         return bare if bare.kind == "unit" else with_unit(bare, found[2])
     found = TAIL.search(text, max(0, len(text) - 80))
-    if not found or "°" in found[1] and TRIGONOMETRY.search(text):
+    if not found or ("°" in found[1] and TRIGONOMETRY.search(text)):
         return None
     names, scale = [], 1
-    for name in NAMES.findall(found[1].lower()):
-        single = name.removesuffix("s")
-        if len(name) > 2 and is_product(name):
-            return None
+    for written in NAMES.findall(found[1]):
+        name = written.lower()
+        single = name.removesuffix("s") or name
+        letter = len(name) == 1 and name.isalpha() and written not in "NJVWACKL"
+        if (letter or (len(name) > 2 and is_product(name))) and written not in UNITS:
+            return None  # 5x, 5 abc
         if not names and single in MULTIPLES:
             scale *= MULTIPLES[single]
         elif {name, single} & NO_UNITS or not (name.isalpha() or name[0] in "*/^%$€£¥°"):
@@ -586,35 +629,39 @@ def with_unit(bare: Form, name: str) -> Form:
     """The bare value, and the number that it is if the unit is one: 50% is 1/2."""
     scale = {"%": Rational(1, 100), "°": pi / 180}.get(name)
     number = form_of(product([scale, *bare.parts])) if scale and bare.kind == "value" else bare
-    bare = bare._replace(sign="") if name in "$€£¥" else bare  # money is not rounded
+    if name in "$€£¥" and bare.kind == "value":
+        bare = bare._replace(sign="")  # money is not rounded
     return Form("unit", (bare, number), name)
 
 
 def based(digits: str, places: str, base: int) -> Form:
     """204_5 is 54, and may be met by 204."""
     written = digits + places
-    if not 1 < base <= 36 or any(int(digit, 36) >= base for digit in written):
-        fail(f"{written} is no number in base {base}")
-    number = form_of(Rational(int(written[:MAX_DIGITS], base), base ** len(places)))
+    digits_fit = len(written) <= MAX_DIGITS and all(int(digit, 36) < base for digit in written)
+    if not 1 < base <= 36 or not digits_fit:
+        fail(f"{written[:20]} is no number in base {base}")
+    number = form_of(Rational(int(written, base), base ** len(places)))
     return Form("unit", (read(written) if written.isdigit() else number, number), f"base {base}")
 
 
 # ---- parsing: one expression to sympy -----------------------------------------------------------
 
+SUBSCRIPT = r"(?:_\ ?(?:\w|\{[^{}]*\}))?'*"
 TOKEN = re.compile(
-    r"""(?P<number>(?:\d+\.?\d*|\.\d+|\.(?=\\overline))
-        (?:(?:\\(?:overline|bar|dot)\ ?(?:\{\d+\}|\d))+|(?<=\.)\(\d+\)|[eE][+-]?\d+(?![a-zA-Z\d]))?)
-    |\\?(?P<function>%s)|\\(?P<command>[a-zA-Z]+)|"(?P<word>[^"]*)"
-    |(?P<letter>(?:[fghFGH](?:_(?:\w|\{[^{}]*\}))?'*\ ?\([^()]*\)
-        |[^\W\d_π](?:_\ ?(?:\w|\{[^{}]*\}))?'*))|(?P<sign>\S)|\s+"""
-    % "|".join(FUNCTIONS),
-    re.X,
-)  # 0.\overline{3}, \sin or sin, \frac, "cm", f(x) or x_1', +
+    r"(?P<number>(?:\d+\.?\d*|\.\d+|\.(?=\\overline))"  # 12, .5
+    r"(?:(?:\\(?:overline|bar|dot)\ ?(?:\{\d+\}|\d))+|(?<=\.)\(\d+\)"  # 0.\overline{3}, 0.(3)
+    r"|[eE][+-]?\d+(?![a-zA-Z\d]))?)"  # 3.2e5
+    rf'|\\?(?P<function>{"|".join(FUNCTIONS)})|\\(?P<command>[a-zA-Z]+)|"(?P<word>[^"]*)"'
+    rf"|(?P<letter>(?:[PE]|[fghFGH]{SUBSCRIPT})\ ?\([^()]*\)|[^\W\d_π]{SUBSCRIPT})"  # f(x), x_1'
+    r"|(?P<sign>\S)|\s+"
+)
 MINUS = Integer(-1)
 ATOMS = {"π": pi, "∞": oo, "…": Symbol("…")}
 LETTERS = {"e": E, "i": I}
-OTHER_NAMES = "tg tan ctg cot arctg atan cosec csc max Max min Min abs Abs arsinh asinh arcosh acosh artanh atanh"
-OTHER_NAMES = dict(zip(OTHER_NAMES.split()[::2], OTHER_NAMES.split()[1::2], strict=True))
+FACTORS = ("letter", "word", "function", "command", *"([{⌊⌈√⟦π∞…")
+SYMPY = """tg tan ctg cot arctg atan cosec csc max Max min Min abs Abs arsinh asinh arcosh acosh
+    artanh atanh""".split()  # their names in sympy
+SYMPY = dict(zip(SYMPY[::2], SYMPY[1::2], strict=True))
 ROUNDING = {"⌊": "floor", "⌈": "ceiling", "|": "Abs"}
 GCD = {"gcd": sympy.Function("gcd"), "lcm": sympy.Function("lcm")}
 
@@ -624,7 +671,7 @@ def vector(expr) -> bool:
 
 
 def power(base, exponent):
-    if vector(base):
+    if vector(base) or vector(exponent):
         fail("a power of a vector")
     if base.is_Rational and base and exponent is MINUS:
         return 1 / base
@@ -646,18 +693,14 @@ def product(factors: list):
         return math.prod(factors)
     if not any(map(vector, factors)):
         return Mul(*factors, evaluate=False) if len(factors) > 1 else factors[0]
-    result, *rest = factors
-    for factor in rest:
+    scalars = [factor for factor in factors if not vector(factor)]
+    result, *others = filter(vector, factors)
+    for other in others:
         in_time()
-        if vector(result) and vector(factor):
-            result = Tuple(*(row_product(row, factor) for row in result))
-        elif vector(factor):
-            result = Tuple(*(product([result, item]) for item in factor))
-        else:
-            result = Tuple(*(product([item, factor]) for item in result))
-        if len(str(result)) > MAX_CHARS:
+        result = Tuple(*(row_product(row, other) for row in result))
+        if len(list(sympy.preorder_traversal(result))) > MAX_CHARS:
             fail("a product of matrices too long to write", "too_large")
-    return result
+    return Tuple(*(product([*scalars, item]) for item in result)) if scalars else result
 
 
 def row_product(row, matrix: Tuple):
@@ -665,23 +708,22 @@ def row_product(row, matrix: Tuple):
     row, rows = (row if vector(row) else (row,)), [r if vector(r) else (r,) for r in matrix]
     if len(row) != len(rows):
         fail("matrices that do not fit")
-    columns = zip(*rows, strict=True)
-    sums = [total([product(pair) for pair in zip(row, column, strict=True)]) for column in columns]
+    sums = []
+    for column in zip(*rows, strict=True):
+        sums.append(total([product(pair) for pair in zip(row, column, strict=True)]))
     return Tuple(*sums) if len(sums) > 1 else sums[0]
 
 
 def literal(text: str) -> Rational:
     r"""A number as written: 12, .5, 0.\overline{3}, 0.(3), 3.2e5."""
-    written, *repeated = re.findall(r"[\d.]+(?:[eE][+-]?\d+)?", text)
-    exponent = written.lower().partition("e")[2] or 0
-    if len(text) > MAX_DIGITS or abs(int(exponent)) > MAX_DIGITS:
+    written, *period = re.findall(r"[\d.]+(?:[eE][+-]?\d+)?", text)
+    if len(text) > MAX_DIGITS or abs(int(written.lower().partition("e")[2] or 0)) > MAX_DIGITS:
         fail(f"the number {text[:20]} has more than {MAX_DIGITS} digits", "too_large")
-    value = Fraction(f"0{written}0" if written.endswith(".") else f"0{written}")
-    if repeated:
-        period = "".join(repeated)
+    value = Rational(f"0{written}".removesuffix("."))
+    if period:
         places = len(written.partition(".")[2])
-        value += Fraction(int(period), 10**places * (10 ** len(period) - 1))
-    return Rational(value.numerator, value.denominator)
+        value += Rational(int("".join(period)), 10**places * (10 ** len("".join(period)) - 1))
+    return value
 
 
 class Parser:
@@ -690,7 +732,6 @@ class Parser:
     def __init__(self, text: str):
         self.tokens, self.at, self.bars = [("start", "")], 1, False
         for found in TOKEN.finditer(text):
-            in_time()
             kind = found.lastgroup
             if kind:
                 self.tokens.append((found[0] if kind == "sign" else kind, found[kind]))
@@ -750,7 +791,7 @@ class Parser:
         """Whether a factor may begin here; two numbers side by side are no product."""
         if self.kind == "number":
             return self.tokens[self.at - 1][0] != "number"
-        return self.kind in ("letter", "function", "command", *"([{⌊⌈√⟦π∞…", *"|" * (not self.bars))
+        return self.kind in FACTORS or (self.kind == "|" and not self.bars)
 
     def power(self):
         """x^2, 5!, 5!!, 60°, 50%"""
@@ -771,9 +812,10 @@ class Parser:
 
     def atom(self):
         """A number, a name, or something in brackets."""
-        in_time()
         kind, value = self.kind, self.take()
-        if kind in ("number", "letter", "word", "function", "command"):
+        if kind == "number":
+            return literal(value)
+        if kind in ("letter", "word", "function", "command"):
             return getattr(self, kind)(value)
         if kind == "√":
             index = self.atom() if self.kind == "[" else Integer(2)
@@ -792,9 +834,6 @@ class Parser:
         self.bars = outer
         value = Tuple(*items) if len(items) > 1 else items[0]
         return call(ROUNDING[kind], value) if kind in ROUNDING else value
-
-    def number(self, text: str):
-        return literal(text)
 
     def letter(self, name: str):
         """x, x_1, f(x), and the constants e and i. f(x) is a name, since f is not known."""
@@ -829,7 +868,7 @@ class Parser:
             while self.factor() and self.kind not in ("function", "["):
                 factors.append(self.power())
             argument = product(factors)
-        name = OTHER_NAMES.get(name, name.replace("arc", "a"))
+        name = SYMPY.get(name, name.replace("arc", "a"))
         exponent = scripts.get("^")
         if exponent == -1 and f"a{name}" in dir(sympy):
             return call(f"a{name}", argument)
@@ -855,9 +894,14 @@ class Parser:
 def call(name: str, argument):
     """A function of sympy, not evaluated."""
     arguments = argument if vector(argument) else [argument]
+    several = name in ("Max", "Min", "binomial", *GCD)
+    if any(map(vector, arguments)) or (len(arguments) > 1 and not several):
+        fail(f"{name} of a vector")
     if name in ("exp", "cis"):
         return power(E, argument if name == "exp" else product([I, argument]))
-    return GCD[name](*arguments) if name in GCD else getattr(sympy, name)(*arguments, evaluate=False)
+    if name in GCD:
+        return GCD[name](*arguments)
+    return getattr(sympy, name)(*arguments, evaluate=False)
 
 
 # ---- comparing: the values of expressions -------------------------------------------------------
@@ -878,8 +922,7 @@ class Values:
     met on the way are large or small, twice their bits are added, so that 1 - 2^{-300} is not 1."""
 
     def __init__(self):
-        if not hasattr(LOCAL, "mp"):
-            LOCAL.mp = mpmath.MPContext()
+        LOCAL.mp = LOCAL.mp or mpmath.MPContext()
         self.mp = LOCAL.mp
 
     def at(self, *exprs, point=None, real=False) -> list:
@@ -909,16 +952,17 @@ class Values:
         return abs(x - y) <= self.noise
 
     def value(self, expr):
-        in_time()
         if expr.is_Rational:
+            self.high = max(self.high, expr.p.bit_length())
             self.low = min(self.low, -expr.q.bit_length())
-            return self.noted(self.mp.mpf(expr.p) / expr.q)
+            return self.mp.mpf(expr.p) / expr.q
         if not expr.args:
             if expr in CONSTANTS:
-                return +getattr(self.mp, CONSTANTS[expr])
+                return self.noted(+getattr(self.mp, CONSTANTS[expr]))
             if expr not in self.point:
                 undefined(f"{expr} has no value")
             return self.value(self.point[expr])
+        in_time()
         parts = [self.value(part) for part in expr.args]
         if expr.is_Add:
             return self.noted(sum(parts))
@@ -961,7 +1005,7 @@ class Values:
         mp, growing = self.mp, name in ("factorial", "factorial2", "binomial")
         slow = growing and mp.prec > 2000 and not all(map(mp.isint, xs))
         large = any(mp.mag(x or 1) > (50 if growing else 5000) for x in xs)
-        if slow or large and name not in ("log", "Abs"):
+        if slow or (large and name not in ("log", "Abs")):
             fail(f"{name} of a number beyond the bound", "too_large")
         if name in QUOTIENTS:  # of values without noise, so that a pole is a division by 0
             *above, below = (self.noted(getattr(mp, f)(*xs)) for f in QUOTIENTS[name].split())
@@ -971,6 +1015,7 @@ class Values:
         return BUILTIN[name](xs) if name in BUILTIN else getattr(mp, MPMATH.get(name, name))(*xs)
 
 
+NATURAL = "jklmn"  # letters that stand for whole numbers
 WHOLE = 100, 7, 61, 12, 37, 72, 22, 9  # where floors and signs of whole numbers show
 
 
@@ -1000,7 +1045,7 @@ def tuples(names, values) -> Form:
     return Form("=", (seq(by_name), seq(by_name if neighbours else values)), names)
 
 
-@lru_cache(8192)
+@lru_cache(2048)
 def gathered(form: Form) -> Form:
     """Equations of several names as one: x = 1, x = 2 says that x is a list; x = 1, y = 2, and
     (y, x) = (2, 1), and x = y = 3 say what (x, y) is; p = 5, q = 2; p = 7, q = 2 lists tuples."""
@@ -1010,7 +1055,7 @@ def gathered(form: Form) -> Form:
     inner = name.strip("()").split(",")
     if name[:1] == "(" and said[0].kind == "seq" and len(inner) == len(said[0].parts):
         return tuples(inner, said[0].parts)
-    if form.kind != "list":
+    if form.kind != "list" or any(map(set_like, form.parts)):
         return form
     rows = (item.parts if item.kind == "seq" else (item,) for item in form.parts)
     pairs = [stated(item) for item in itertools.chain(*rows)]
@@ -1020,207 +1065,27 @@ def gathered(form: Form) -> Form:
         return form
     bases = {re.sub(r"^([rstxyz])_.+", r"\1", name) for name in names}
     if len(bases) == 1:  # x_1 = 1, x_2 = 2, or x = 1, 2
-        items = Form("list", flat(values, "±,"), form.sign)
+        items = Form("list", flat(values, "±,"), form.sign if len({*names}) > 1 else "or")
         return Form("=", (form_of(Symbol(names[0])), items), bases.pop())
     period = len({*names})
+    if names != names[:period] * (len(names) // period):
+        return form
     starts = range(0, len(names), period)
     rows = [tuples(names[:period], values[i : i + period]) for i in starts]
-    if names != names[:period] * len(rows) or len(rows) == 1 and form.sign == "or":
+    if len(rows) == 1 and form.sign == "or":
         return form
     return rows[0] if len(rows) == 1 else Form("list", tuple(row.parts[1] for row in rows), "or")
 
 
-def set_like(form: Form) -> bool:
-    """Whether a form is a set of real numbers in more than a list of them."""
-    listed = form.kind == "list" and any(map(set_like, form.parts))
-    return listed or form.kind in ("reals", "<", "∪", "∩", "∖")
+# ---- comparing: expressions ---------------------------------------------------------------------
 
 
-class Comparer:
-    """One comparison under one reading. `rule` is the last rule that was tried: it decided."""
+class Numbers:
+    """Comparisons of expressions by their values. `rule` is the last rule that was tried."""
 
     def __init__(self):
         self.values, self.rule = Values(), ""
-
-    def same(self, a: Form, t: Form) -> bool:
-        """Whether an answer and a truth say the same."""
-        in_time()
-        a, t = gathered(a), gathered(t)
-        kinds = {a.kind, t.kind}
-        self.rule = "the same reading"
-        try:
-            if a == t:
-                return True
-            if "=" in kinds:
-                return self.equations(a, t)
-            if "unit" in kinds and not kinds & {"list", "set"}:
-                return self.units(a, t)
-            if ":" in kinds:
-                return self.ratios(a, t)
-            if set_like(a) or set_like(t):
-                return self.sets(a, t)
-            if kinds == {"value"}:
-                return self.equal_values(*a.parts, *t.parts) or self.rounds(a, t)
-            return self.items(a, t)
-        except Undefined:
-            return False
-
-    def items(self, a: Form, t: Form) -> bool:
-        """Rule 7: tuples in order, sets and lists in any order; a list may be meant as a tuple."""
-        self.rule = "item by item"
-        match a.kind, t.kind:
-            case "seq", "seq":
-                point = len(t.parts) > 2 and {a.sign, t.sign} == {"()", "[]"}  # no interval
-                return (a.sign == t.sign or point) and self.in_order(a.parts, t.parts)
-            case ("seq", "list") | ("list", "seq"):
-                return "or" not in (a.sign, t.sign) and "()" in (a.sign, t.sign) and self.in_order(a.parts, t.parts)
-            case ("set" | "list", "set" | "list"):
-                as_set = "set" in (a.kind, t.kind) or len(a.parts) > len(t.parts)
-                return self.without_order(a.parts, t.parts, as_set)
-            case "time", "time":
-                return a.parts == t.parts and (a.sign == t.sign or not (a.sign and t.sign))
-        return a.kind == t.kind and a.kind in "mod&" and self.in_order(a.parts, t.parts)
-
-    def in_order(self, a: tuple, t: tuple) -> bool:
-        return len(a) == len(t) and all(map(self.same, a, t))
-
-    def without_order(self, a: tuple, t: tuple, as_set: bool) -> bool:
-        """Each item has its like on the other side; only one of its own, unless they are sets."""
-        if len(a) != len(t) and not as_set:
-            return False
-        rest, digits = list(t), {y: self.about(y) for y in t} if len(t) > 4 else {}
-        for x in a:
-            here = digits and self.about(x)
-            others = sorted(t if as_set else rest, key=lambda y: digits.get(y) != here)
-            like = next((y for y in others if self.same(x, y)), None)
-            if like is None:
-                return False
-            if like in rest:
-                rest.remove(like)
-        return all(any(self.same(x, y) for x in a) for y in rest)
-
-    def about(self, form: Form) -> str:
-        """A few digits of a number, by which the like is tried first in a long list."""
-        if form.kind != "value" or letters(form):
-            return str(form)
-        try:
-            return self.values.mp.nstr(self.values.at(*form.parts)[0], 9)
-        except Undefined:
-            return ""
-
-    def equations(self, a: Form, t: Form) -> bool:
-        """Equations up to a factor; or they say the same of a name that one may leave out."""
-        self.rule = "equations up to a factor"
-        if a.kind == t.kind and self.factor(a, t):
-            return True
-        (name, values), (due, others) = stated(a), stated(t)
-        functions = "y" in (name, due) and "(" in name + due  # y = x^2 is f(x) = x^2
-        if "," in name and name == due:
-            return self.same(a.parts[0], t.parts[0])
-        if name and due and name != due and not functions:
-            return False
-        pairs = itertools.product(values, others)
-        return bool(values and others) and all(self.same(x, y) for x, y in pairs)
-
-    def units(self, a: Form, t: Form) -> bool:
-        """Rule 6: a unit may be missing on one side; on both sides they must agree."""
-        self.rule = "the units"
-        (bare, number), (due, due_number) = (
-            form.parts if form.kind == "unit" else (form, form) for form in (a, t)
-        )
-        units = {form.sign for form in (a, t) if form.kind == "unit"}
-        if all(unit in "%°rad" or "base" in unit for unit in units) and self.same(number, due_number):
-            return True  # 50% is 1/2
-        return len(units) == 1 and self.same(bare, due)
-
-    def ratios(self, a: Form, t: Form) -> bool:
-        """Rule 7: 4:6 is 2:3, and 2/3."""
-        self.rule = "ratios up to a factor"
-        one = form_of(Integer(1))
-        sides = [form.parts if form.kind == ":" else (form, one) for form in (a, t)]
-        if len(sides[0]) != len(sides[1]) or any(part.kind != "value" for part in sum(sides, ())):
-            return False
-        (first, *rest), (due, *others) = ([part.parts[0] for part in side] for side in sides)
-        return not self.equal_values(first, Integer(0)) and all(
-            self.equal_values(product([x, due]), product([y, first]))
-            for x, y in zip(rest, others, strict=True)
-        )
-
-    # --- sets of real numbers, as those of sympy
-
-    def sets(self, a: Form, t: Form) -> bool:
-        """Rule 8: the same joined in the same way, or the same set of real numbers."""
-        self.rule = "inequalities up to a factor"
-        if a.kind == t.kind == "<":
-            if a.sign == t.sign and (self.factor(a, t) > 0 or self.in_order(a.parts, t.parts)):
-                return True
-        elif a.kind == t.kind and {a.sign, t.sign} != {"and", "or"}:
-            if self.without_order(a.parts, t.parts, as_set=False):
-                return True
-        self.rule = "the same set of real numbers"
-        return len(letters(a) | letters(t)) < 2 and self.real_set(a) == self.real_set(t)
-
-    def real_set(self, form: Form):
-        """The set of sympy. Raises Undefined for what is no set of real numbers that we know."""
-        parts, sign = form.parts, form.sign
-        if len(parts) > 16:
-            undefined("so many sets take sympy too long")
-        match form.kind:
-            case "reals":
-                return sympy.S.Reals
-            case "set":
-                return sympy.FiniteSet(*map(self.end, parts))
-            case "seq" if len(parts) == 2 and self.end(parts[0]) < self.end(parts[1]):
-                return sympy.Interval(*map(self.end, parts), sign[0] == "(", sign[1] == ")")
-            case "∪" | "∩" | "∖":
-                operation = {"∪": sympy.Union, "∩": sympy.Intersection, "∖": sympy.Complement}
-                return operation[form.kind](*map(self.real_set, parts))
-            case "list" if set_like(form):
-                sets = list(map(self.real_set, parts))
-                both = sympy.Intersection(*sets)
-                union = sign == "or" or sign == "," and both == sympy.S.EmptySet  # x < 1, x > 3
-                return sympy.Union(*sets) if union else both
-            case "=" if parts[-1].kind != "value":
-                return self.real_set(parts[-1])  # x in (0, 5)
-            case "<":
-                return sympy.Intersection(*map(self.half_line, parts, sign, parts[1:]))
-        return undefined("no set of real numbers")
-
-    def end(self, form: Form):
-        """An end as a fraction: rounded to 100 binary places, so that equal ends are the same."""
-        expr = form.parts[0]
-        if form.kind != "value" or letters(form):
-            undefined("no number")
-        if expr.has(oo):
-            return oo if expr == oo else -oo
-        return self.fraction(self.values.at(expr, real=True)[0])
-
-    def fraction(self, value):
-        return Rational(int(self.values.mp.nint(value * 2**100)), 2**100)
-
-    def half_line(self, left: Form, sign: str, right: Form):
-        """The numbers that satisfy a linear inequality in one letter, or differ from some."""
-        if sign == "≠":
-            excluded = sympy.FiniteSet(*map(self.end, flat([right])))
-            return sympy.Complement(sympy.S.Reals, excluded)
-        names = letters(left) | letters(right)
-        if not names or {left.kind, right.kind} != {"value"} or sign == "∣":
-            undefined("no inequality of numbers")
-        if left.parts[0].has(oo) or right.parts[0].has(oo):
-            return sympy.S.Reals
-        line = total([*left.parts, product([MINUS, *right.parts])])
-        (start,), (next_one,) = (
-            self.values.at(line, point=dict.fromkeys(names, Integer(x)), real=True) for x in (0, 1)
-        )
-        end = self.fraction(start / (start - next_one)) if start != next_one else undefined("flat")
-        (name,) = names
-        direction = self.factor(Form("<", (left, right)), Form("<", (form_of(name), form_of(end))))
-        if not direction:
-            undefined("not linear")
-        ends = (-oo, end, True, sign == "<") if direction > 0 else (end, oo, sign == "<", True)
-        return sympy.Interval(*ends)
-
-    # --- values of expressions
+        self.renamed: dict[Symbol, Symbol] = {}  # bound letters of the answer: f(t) for f(x)
 
     def at_points(self, a, t):
         """The pairs of values at fixed random points where `t` has one, None where only `a` has
@@ -1232,9 +1097,10 @@ class Comparer:
             point = {}
             for name in names:
                 size = Rational(2 * rng.randint(10, 400) + 1, rng.choice((20, 147)))
-                if trial % 2 or str(name)[0] in "jklmn":
+                if trial % 2 or str(name)[0] in NATURAL:
                     size = Integer(WHOLE[(trial + len(point)) % len(WHOLE)])
                 point[name] = size * ((1, 1, -1, -1)[trial] if trial < 4 else rng.choice((1, -1)))
+            point |= {name: point[due] for name, due in self.renamed.items() if due in point}
             try:
                 yield self.values.at(a, t, point=point, real=real)
             except NotReal:
@@ -1249,14 +1115,22 @@ class Comparer:
         except Undefined:
             return False
 
-    def equal_values(self, a, t) -> bool:
+    def equal(self, a, t) -> bool:
         """Rules 3 and 5: fractions exactly (1/2 = 0.5), other expressions at all points."""
         if a.is_Rational and t.is_Rational:
             self.rule = "exact values"
             return a == t
         self.rule = "values at random points" if letters(a) | letters(t) else "values to 60 digits"
-        pairs = [pair and self.values.near(*pair) for pair in self.at_points(a, t)]
-        return bool(pairs) and all(pairs)
+        whole = {Symbol(name) for name in NATURAL}
+        bound, due = whole & letters(a), whole & letters(t)
+        if len(bound) == len(due) == 1 and a.has(pi) and t.has(pi):  # 2n pi is 2k pi
+            self.renamed = dict(zip(bound, due, strict=True))
+        points = 0
+        for pair in self.at_points(a, t):
+            if not pair or not self.values.near(*pair):
+                return False
+            points += 1
+        return points > 0
 
     def rounds(self, a: Form, t: Form) -> bool:
         """Rule 4: within half a unit of the last place of the truth; a decimal is no shorter.
@@ -1279,27 +1153,245 @@ class Comparer:
 
     def factor(self, a: Form, t: Form) -> int:
         """The sign of the constant by which left - right of `a` is that of `t`, or 0 if none is."""
-        if len(a.parts) != 2 or {part.kind for part in (*a.parts, *t.parts)} != {"value"}:
+        kinds = {part.kind for part in (*a.parts, *t.parts)}
+        if {len(a.parts), len(t.parts)} != {2} or kinds != {"value"}:
             return 0
-        left, right = (
-            total([*form.parts[0].parts, product([MINUS, *form.parts[1].parts])]) for form in (a, t)
+        points = self.at_points(difference(*a.parts), difference(*t.parts))
+        pairs = [pair or (1, 0) for pair in points]
+        ratios = [x / y for x, y in pairs if y]
+        if len(ratios) < 2 or any(x and not y for x, y in pairs) or self.values.mp.im(ratios[0]):
+            return 0
+        if any(abs(ratio - ratios[0]) > abs(ratios[0]) / 2**90 for ratio in ratios):
+            return 0
+        return 1 if ratios[0] > 0 else -1 if ratios[0] < 0 else 0
+
+    def about(self, form: Form) -> str:
+        """A few digits of a number, by which the like is tried first in a long list."""
+        if form.kind != "value" or letters(form):
+            return str(form)
+        try:
+            return self.values.mp.nstr(self.values.at(*form.parts)[0], 9)
+        except (Undefined, ValueError):  # no value, or one of more than 4300 digits
+            return ""
+
+
+def difference(left: Form, right: Form):
+    return total([*left.parts, product([MINUS, *right.parts])])
+
+
+# ---- comparing: sets of real numbers, as those of sympy -----------------------------------------
+
+OPERATIONS = {"∪": sympy.Union, "∩": sympy.Intersection, "∖": sympy.Complement}
+
+
+def set_like(form: Form) -> bool:
+    """Whether a form is a set of real numbers in more than a list of them."""
+    listed = form.kind == "list" and any(map(set_like, form.parts))
+    return listed or form.kind in ("reals", "<", *OPERATIONS)
+
+
+class Sets:
+    """Forms as sympy's sets. Their ends are made fractions, which sympy need not simplify."""
+
+    def __init__(self, numbers: Numbers):
+        self.numbers = numbers
+
+    def of(self, form: Form):
+        """The set. Raises Undefined for what is no set of real numbers that we know."""
+        parts, sign = form.parts, form.sign
+        if len(parts) > 16:
+            undefined("so many parts take sympy too long")
+        match form.kind:
+            case "reals":
+                return sympy.S.Reals
+            case "set":
+                return sympy.FiniteSet(*map(self.end, parts))
+            case "seq" if len(parts) == 2 and self.end(parts[0]) < self.end(parts[1]):
+                return sympy.Interval(*map(self.end, parts), sign[0] == "(", sign[1] == ")")
+            case "∪" | "∩" | "∖":
+                return OPERATIONS[form.kind](*map(self.of, parts))
+            case "list" if set_like(form):
+                sets = list(map(self.of, parts))
+                both = sympy.Intersection(*sets)
+                union = sign == "or" or (sign == "," and both == sympy.S.EmptySet)  # x < 1, x > 3
+                return sympy.Union(*sets) if union else both
+            case "=" if parts[-1].kind != "value":
+                return self.of(parts[-1])  # x in (0, 5)
+            case "<":
+                return sympy.Intersection(*map(self.half_line, parts, sign, parts[1:]))
+        return undefined("no set of real numbers")
+
+    def end(self, form: Form):
+        """An end as a fraction: rounded to 100 binary places, so that equal ends are the same."""
+        if form.kind != "value" or letters(form):
+            undefined("no number")
+        expr = form.parts[0]
+        if expr.has(oo):
+            return oo if expr == oo else -oo
+        return self.fraction(self.numbers.values.at(expr, real=True)[0])
+
+    def fraction(self, value):
+        return Rational(int(self.numbers.values.mp.nint(value * 2**100)), 2**100)
+
+    def half_line(self, left: Form, sign: str, right: Form):
+        """The numbers that satisfy a linear inequality in one letter, or differ from some."""
+        if sign == "≠":
+            excluded = sympy.FiniteSet(*map(self.end, flat([right])))
+            return sympy.Complement(sympy.S.Reals, excluded)
+        names = letters(left) | letters(right)
+        if len(names) != 1 or {left.kind, right.kind} != {"value"} or sign == "∣":
+            undefined("no inequality of numbers")
+        line, (name,) = difference(left, right), names
+        if line.has(oo):
+            return sympy.S.Reals
+        at = self.numbers.values.at
+        zero, one = (at(line, point={name: Integer(x)}, real=True)[0] for x in (0, 1))
+        end = self.fraction(zero / (zero - one)) if zero != one else undefined("no slope")
+        straight = Form("<", (form_of(name), form_of(end)))
+        direction = self.numbers.factor(Form("<", (left, right)), straight)
+        if not direction:
+            undefined("not linear")
+        ends = (-oo, end, True, sign == "<") if direction > 0 else (end, oo, sign == "<", True)
+        return sympy.Interval(*ends)
+
+
+# ---- comparing: forms ---------------------------------------------------------------------------
+
+CALL = re.compile(r"(\w)\((\w)\)")  # f(x)
+
+
+class Comparer:
+    """One comparison under one reading."""
+
+    def __init__(self):
+        self.numbers = Numbers()
+
+    def same(self, a: Form, t: Form) -> bool:
+        """Whether an answer and a truth say the same. `numbers.rule` is the rule that decided."""
+        in_time()
+        a, t = gathered(a), gathered(t)
+        kinds = {a.kind, t.kind}
+        self.numbers.rule = "the same reading"
+        try:
+            if a == t:
+                return True
+            if "=" in kinds:
+                return self.equations(a, t)
+            if "unit" in kinds and not kinds & {"list", "set"}:
+                return self.units(a, t)
+            if ":" in kinds:
+                return self.ratios(a, t)
+            if set_like(a) or set_like(t):
+                return self.sets(a, t)
+            if kinds == {"value"}:
+                return self.numbers.equal(*a.parts, *t.parts) or self.numbers.rounds(a, t)
+            return self.items(a, t)
+        except Undefined:
+            return False
+
+    def items(self, a: Form, t: Form) -> bool:
+        """Rule 7: tuples in order, sets and lists in any order; a list may be meant as a tuple."""
+        self.numbers.rule = "item by item"
+        match a.kind, t.kind:
+            case "seq", "seq":
+                point = len(t.parts) > 2 and {a.sign, t.sign} == {"()", "[]"}  # no interval
+                return (a.sign == t.sign or point) and self.in_order(a.parts, t.parts)
+            case ("seq", "list") | ("list", "seq"):
+                tuple_like = "()" in (a.sign, t.sign) and "or" not in (a.sign, t.sign)
+                return tuple_like and self.in_order(a.parts, t.parts)
+            case ("set" | "list", "set" | "list"):
+                as_set = "set" in (a.kind, t.kind) or len(a.parts) > len(t.parts)
+                return self.without_order(a.parts, t.parts, as_set)
+            case "time", "time":
+                return a.parts == t.parts and (a.sign == t.sign or not (a.sign and t.sign))
+        return a.kind == t.kind and a.kind in "mod&" and self.in_order(a.parts, t.parts)
+
+    def in_order(self, a: tuple, t: tuple) -> bool:
+        return len(a) == len(t) and all(map(self.same, a, t))
+
+    def without_order(self, a: tuple, t: tuple, as_set: bool) -> bool:
+        """Each item has its like on the other side; only one of its own, unless they are sets."""
+        if len(a) != len(t) and not as_set:
+            return False
+        rest, about = list(t), self.numbers.about
+        digits = {y: about(y) for y in t} if len(t) > 4 else {}
+        for x in a:
+            here = digits and about(x)
+            others = sorted(t if as_set else rest, key=lambda y: digits.get(y) != here)
+            like = next((y for y in others if self.same(x, y)), None)
+            if like is None:
+                return False
+            if like in rest:
+                rest.remove(like)
+        return all(True in map(self.same, a, itertools.repeat(y)) for y in rest)
+
+    def equations(self, a: Form, t: Form) -> bool:
+        """Equations up to a factor; or they say the same of a name that one may leave out."""
+        self.numbers.rule = "equations up to a factor"
+        if a.kind == t.kind and self.numbers.factor(a, t):
+            return True
+        (name, values), (due, others) = stated(a), stated(t)
+        if "," in name and name == due:
+            return self.same(a.parts[0], t.parts[0])
+        calls = [found for found in map(CALL.fullmatch, (name, due)) if found]
+        if len(calls) == 2 and calls[0][1] == calls[1][1]:  # f(t) = t^2 is f(x) = x^2
+            letter, other = calls[0][2], calls[1][2]
+            if (letter in NATURAL) != (other in NATURAL):
+                return False
+            self.numbers.renamed = {Symbol(letter): Symbol(other)}
+        elif name and due and name != due and not (calls and "y" in (name, due)):
+            return False  # but y = x^2 is f(x) = x^2
+        pairs = itertools.product(values, others)
+        return bool(values and others) and all(self.same(x, y) for x, y in pairs)
+
+    def units(self, a: Form, t: Form) -> bool:
+        """Rule 6: a unit may be missing on one side; on both sides they must agree."""
+        self.numbers.rule = "the units"
+        units = {form.sign for form in (a, t) if form.kind == "unit"}
+        a, t = (form.parts if form.kind == "unit" else (form, form) for form in (a, t))
+        numeric = all(unit in ("%", "°", "rad") or "base" in unit for unit in units)
+        if numeric and self.same(a[1], t[1]):
+            return True  # 50% is 1/2
+        return len(units) == 1 and self.same(a[0], t[0])
+
+    def ratios(self, a: Form, t: Form) -> bool:
+        """Rule 7: 4:6 is 2:3, and 2/3."""
+        self.numbers.rule = "ratios up to a factor"
+        one, equal = form_of(Integer(1)), self.numbers.equal
+        a, t = (form.parts if form.kind == ":" else (form, one) for form in (a, t))
+        if len(a) != len(t) or {part.kind for part in (*a, *t)} != {"value"}:
+            return False
+        crossed = all(
+            equal(product([*x.parts, *t[0].parts]), product([*y.parts, *a[0].parts]))
+            for x, y in zip(a, t, strict=True)
         )
-        pairs = [pair or (1, 0) for pair in self.at_points(left, right)]
-        ratios = [x / y if y else undefined("no factor") for x, y in pairs if x or y]
-        constant = sum(ratios) / max(len(ratios), 1)
-        spread = max((abs(ratio - constant) for ratio in ratios), default=1)
-        if len(ratios) < 2 or spread > abs(constant) / 2**90 or self.values.mp.im(constant):
-            return 0
-        return 1 if constant > 0 else -1
+        return crossed and not equal(*a[0].parts, Integer(0))
+
+    def sets(self, a: Form, t: Form) -> bool:
+        """Rule 8: the same joined in the same way, or the same set of real numbers."""
+        self.numbers.rule = "inequalities up to a factor"
+        if a.kind == t.kind == "<" and a.sign == t.sign:
+            if self.numbers.factor(a, t) > 0 or self.in_order(a.parts, t.parts):
+                return True
+        elif a.kind == t.kind != "<" and {a.sign, t.sign} != {"and", "or"}:
+            if self.without_order(a.parts, t.parts, as_set=False):
+                return True
+        self.numbers.rule = "the same set of real numbers"
+        sets = Sets(self.numbers)
+        return len(letters(a) | letters(t)) < 2 and sets.of(a) == sets.of(t)
 
 
-# ---- verdicts -----------------------------------------------------------------------------------------------------
+# ---- verdicts -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What became of one answer: `score` 1.0 or 0.0; `verdict` one of right, wrong, no_answer, unparsed, too_large,
-    timeout, crashed, or graded by a user's reward; `answer` the extracted text or None; `rule` the rule that decided."""
+    """What became of one answer.
+
+    score    1.0 or 0.0; any finite number from a user's reward
+    verdict  right, wrong, no_answer, unparsed, too_large, timeout, crashed, or graded (by a user)
+    answer   the extracted text, or None
+    rule     the rule that decided, for people"""
 
     score: float
     verdict: str
@@ -1307,62 +1399,79 @@ class Verdict:
     rule: str
 
 
-# What may follow the letter of a choice, unless it names another choice: (A) 12 or (B) 13 is no choice.
-OTHER = r"(?-i:.*(?<![a-zA-Z])\([A-J]\)|[^(]*[\s,][A-J][).](?!\S)|(?!.*(?i:both|none|neither)).*(?:\bor|\band|,) [A-J]\s*$)"
+# What follows the letter of a choice, unless it names another choice as in (A) 12 or (B) 13.
+REST = (
+    r"((?!(?-i:.*(?<![a-zA-Z])\([A-J]\)|[^(]*[\s,][A-J][).](?!\S)"  # ... (B) 13, ... B. 13
+    r"|(?!.*(?i:both|none|neither)).*(?:\bor|\band|,) [A-J]\s*$)).*)"  # ... or B
+)
 CHOICE = re.compile(
     r"(?:(?:option|choice|answer)\s*:?\s*)?(\()?([A-J])(?(1)\)|(?:[).]|:(?=\s)|$))"
-    r"(?![-(])(?!\s*(?:[,;&^_+*/=!<>]|and\b|or\b))\s*((?!" + OTHER + r").*)",
+    r"(?![-(])(?!\s*(?:[,;&^_+*/=!<>]|and\b|or\b))\s*" + REST,
     re.I | re.S,
 )  # (C), C., C: the cat; not (a)(b), (a)^2, A:B
-THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?!\d|,\d)")
-LOG = re.compile(r"log(?! ?_)")
+THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?!\d|,\d)")  # 1,000
+LOG = re.compile(r"(?<![a-zA-Z]{2})log(?![a-z]{2}| ?_)")  # log x, but not log_2 x
+SECOND = re.compile("(?<=±)(.*?)±")  # in \\pm\\sqrt3\\pm1
+SHORT = re.compile(r"-?\d{1,30}")  # -42
+
+
+def bare(text: str) -> str:
+    """Without dollar signs around it and the closing period; 0.3... is not 0.3."""
+    return re.sub(r"(?<!\.)\. ?$", "", text.strip("$ \n"))
 
 
 def quick(answer: str | None, truth: str) -> Verdict | None:
-    """The verdict when it needs no algebra (no answer; the same string; two short integers), else None. Microseconds."""
+    """The verdict where no algebra is needed, in microseconds, else None."""
     if answer is None:
         return Verdict(0.0, "no_answer", None, "no final answer found")
-    a, t = (re.sub(r"(?<!\.)\. ?$", "", text.strip("$ \n")) for text in (answer, truth))  # but 0.3... is not 0.3
+    a, t = bare(answer), bare(truth)
     if a == t and (a or answer == truth):
         return Verdict(1.0, "right", answer, "the same string")
-    if not all(re.fullmatch(r"-?\d{1,30}", text) for text in (a, t)):
+    if not SHORT.fullmatch(a) or not SHORT.fullmatch(t):
         return None
     same = int(a) == int(t)
     return Verdict(float(same), "right" if same else "wrong", answer, "two whole numbers")
 
 
 def decide(answer: str, truth: str, choices: bool = True) -> tuple[str, str, tuple]:
-    """(verdict, rule, the two Forms that decided) for a bare answer. `choices`: a letter in front may be a choice's."""
-    if len(answer) > MAX_CHARS or len(truth) > MAX_CHARS:
+    """(verdict, rule, the two Forms that decided if any) for a bare answer. `choices`: a letter in
+    front may be that of a choice (rule 9)."""
+    if max(len(answer), len(truth)) > MAX_CHARS:
         return "too_large", f"more than {MAX_CHARS} characters", ()
-    left, right = (clean(text).replace('"', ' ').strip(' .,;') for text in (answer, truth))
+    left, right = (clean(text).replace('"', " ").strip(" .,;") for text in (answer, truth))
     if not re.search(r"[^\W_]|\\|[^ -~]", left):
         return "no_answer", "nothing in the box", ()
     a, t = (re.sub(r"(?<!\w) | (?!\w)", "", text) for text in (left, right))  # "1 2" is not "12"
     if a == t:
         return "right", "the same string after cleaning", ()
-    chosen, due = CHOICE.fullmatch(left), None if re.fullmatch("[a-z]", right) else CHOICE.fullmatch(right)
-    if not choices:
-        chosen = due = None
+    chosen = CHOICE.fullmatch(left) if choices else None
+    due = CHOICE.fullmatch(right) if choices and not re.fullmatch("[a-z]", right) else None
     if due and chosen:
-        return "right" if chosen[2].upper() == due[2].upper() else "wrong", "choices by letter", ()
+        same = due[2].upper() == chosen[2].upper()
+        return "right" if same else "wrong", "choices by letter", ()
     if due and due[3]:
-        return decide(answer, due[3], False)
+        return decide(answer, due[3], choices=False)
     if chosen and chosen[3]:
-        return decide(chosen[3], truth, False)
+        return decide(chosen[3], truth, choices=False)
     return algebra(clean(answer), clean(truth))
 
 
-def readings(answer: str, truth: str):
+def ungrouped(text: str) -> str:
+    """1,000 as 1000."""
+    return THOUSANDS.sub(lambda run: run[0].replace(",", ""), text)
+
+
+def readings(answer: str, truth: str) -> list[tuple[str, str]]:
     """The pairs of texts that the two may mean (rule 11)."""
-    pairs = [(answer, truth)]
-    if THOUSANDS.search(answer + " " + truth) and truth[:1] not in OPENING:  # (1,234) is a pair
-        whole = [THOUSANDS.sub(lambda run: run[0].replace(",", ""), text) for text in pairs[0]]
-        pairs = [whole] if all(map(THOUSANDS.search, pairs[0])) else [whole, *pairs]
-    if LOG.search(answer + truth):
-        pairs = [[LOG.sub(log, text) for text in pair] for pair in pairs for log in ("ln", "lg")]
-    independent = [[re.sub("(?<=±)(.*?)±", r"\1⨦", text) for text in pair] for pair in pairs]
-    return pairs + independent if (answer + truth).count("±") > 1 else pairs
+    pairs, both = [(answer, truth)], answer + " " + truth
+    if THOUSANDS.search(both) and truth[:1] not in OPENING:  # (1,234) is a pair
+        lists = [] if THOUSANDS.search(answer) and THOUSANDS.search(truth) else pairs
+        pairs = [(ungrouped(answer), ungrouped(truth)), *lists]
+    if LOG.search(both):
+        pairs = [(LOG.sub(log, a), LOG.sub(log, t)) for a, t in pairs for log in ("ln", "lg")]
+    if both.count("±") > 1:  # with signs that are independent of the first
+        pairs += [(SECOND.sub(r"\1⨦", a), SECOND.sub(r"\1⨦", t)) for a, t in pairs]
+    return pairs
 
 
 def compared(answer: str, truth: str) -> tuple[str, str, tuple]:
@@ -1374,7 +1483,7 @@ def compared(answer: str, truth: str) -> tuple[str, str, tuple]:
         forms = (read(answer), due)
         rule = "not compared"
         verdict = "right" if comparer.same(*forms) else "wrong"
-        return verdict, comparer.rule, forms
+        return verdict, comparer.numbers.rule, forms
     except Refused as refused:
         return refused.args[0], f"{rule}: {refused.args[1]}", forms
     except (MemoryError, OverflowError, RecursionError) as error:
@@ -1394,12 +1503,12 @@ def algebra(answer: str, truth: str) -> tuple[str, str, tuple]:
 
 
 def judge_answer(answer: str | None, truth: str) -> Verdict:
-    """The verdict on a bare answer, None if there is none. Never raises; bounded in time and memory by itself."""
+    """The verdict on a bare answer, or on None. Never raises; bounded in time and memory."""
     if verdict := quick(answer, truth):
         return verdict
     try:
         verdict, rule, _ = decide(answer, truth)
-    except Exception as error:  # a fault of ours must not stop a run: it scores 0, under a verdict that is counted
+    except Exception as error:  # a fault of ours must not stop a run; the verdict is counted
         verdict, rule = "crashed", f"please report this: {type(error).__name__}: {error}"
     return Verdict(float(verdict == "right"), verdict, answer, rule)
 
@@ -1607,16 +1716,17 @@ def shown(form: Form) -> str:
     """A form for people; expressions as sympy prints them."""
     parts = [shown(part) if isinstance(part, Form) else str(part) for part in form.parts]
     match form.kind:
-        case "value" | "words" | "time":
-            return " ".join(parts)
         case "unit":
             return f"{parts[0]} {form.sign}"
-        case "relation":
-            return f" {form.sign} ".join(parts)
         case "seq":
             return f"{form.sign[0]}{', '.join(parts)}{form.sign[1]}"
-        case "list":
-            return f"{form.sign} ".join(parts)
+        case "=" | ":" | "∪" | "∩" | "∖" | "mod":
+            return f" {form.kind} ".join(parts)
+        case "<":
+            chain = itertools.zip_longest(parts, form.sign, fillvalue="")
+            return " ".join(itertools.chain(*chain)).strip()
+        case "list" | "value" | "words" | "time":
+            return f" {form.sign} ".replace(" ,", ",").join(parts)
     return f"{form.kind}({', '.join(parts)})"
 
 

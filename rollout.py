@@ -174,7 +174,7 @@ class Scheduler:
         if self.slots - len(self.running) < enough:
             return [], []
         if not self.running:
-            # Only waiting prefixes hold pages. Without them the first group is sure to fit.
+            # Nothing runs, so only waiting prefixes hold pages. Without them the first group fits.
             while self._release_prefix():
                 pass
         # <solution id="scheduler" points="7">
@@ -184,7 +184,8 @@ class Scheduler:
         for group in self.waiting:
             room = self.slots - len(self.running)
             need = 0 if group.pages else ceil_div(len(group.prefix), self.S)
-            # A request needs one page to start, and soon another one to grow into.
+            # A request takes one page at its start. Another one must be free, or the first request
+            # to grow would be preempted at once.
             if room == 0 or len(self.pages.free) < need + 2:
                 break
             if not group.pages:
@@ -193,9 +194,10 @@ class Scheduler:
                     break
                 group.pages = self.pages.take(need)
                 fresh.append(group)
-            count = min(room, len(group.requests), len(self.pages.free) - 1)
+            count = min(room, len(group.requests), len(self.pages.free) - 1)  # one stays free
             started += [(group, self._start(group)) for _ in range(count)]
-        # The device copies what it needs of these pages before anybody takes them.
+        # These pages are still to be prefilled and copied from. The caller does both now, before
+        # anything takes pages again.
         while self.waiting and not self.waiting[0].requests:
             self.pages.release(self.waiting.popleft().pages)
         return fresh, started
@@ -343,7 +345,7 @@ class Runner:
         self.state = state
         self.stop_V = torch.zeros(V, dtype=torch.bool, device=self.device)
         self.stop_V[[i for i in stop_ids if i < V]] = True
-        self.scales = torch.zeros(2, device=self.device)
+        self.scales = torch.zeros(2, device=self.device)  # see kernels.sample.scales
         self.temperature: float | Tensor = self.scales
 
     def begin(self, temperature: float, on_device: bool) -> None:
@@ -362,14 +364,13 @@ class Runner:
         positions = []
         entries = []  # where the keys and values go
         for group in groups:
+            length = len(group.prefix)
             tokens += group.prefix
-            position_T = torch.arange(len(group.prefix))
-            page_T = torch.tensor(group.pages)[position_T // self.S]
-            positions.append(position_T)
-            entries.append(page_T * self.S + position_T % self.S)
+            positions += range(length)
+            entries += [group.pages[i // self.S] * self.S + i % self.S for i in range(length)]
         token_T = torch.tensor(tokens, device=self.device)
-        position_T = torch.cat(positions).to(self.device)
-        entry_T = torch.cat(entries).to(self.device)
+        position_T = torch.tensor(positions, device=self.device)
+        entry_T = torch.tensor(entries, device=self.device)
         length_R = [len(group.prefix) for group in groups]
         last_R = torch.tensor(length_R, device=self.device).cumsum(0) - 1
         causal = packed_attention(length_R, self.device)
@@ -407,7 +408,7 @@ class Runner:
             source, target = zip(*pairs, strict=True)
             self.kv[:, :, target] = self.kv[:, :, source]
 
-    def decode(self, B: int, M: int) -> None:
+    def decode_step(self, B: int, M: int) -> None:
         """Draw one token for each live sequence in the first B slots, of at most M pages each.
 
         A CUDA graph can hold this step: no size and no launch depends on a value, nothing is read
@@ -420,13 +421,14 @@ class Runner:
         entry_B = page_B * self.S + state.length_B % self.S
         entry_B = entry_B.masked_fill(state.done_B, -1)  # an empty slot writes nothing
         seen_B = (state.length_B + 1).masked_fill(state.done_B, 0).int()  # and reads nothing
-        # The kernel reads the tables as they are; torch on a CPU needs the pages of a step laid out.
+        # The kernel reads the tables as they are; torch on a CPU needs the pages in a row.
         located = None if self.kv.is_cuda else locate_keys(self.kv[0], page_BM, seen_B)
 
         def attend(layer, q_BHK, k_BJK, v_BJK):
             write_kv(self.kv[layer], k_BJK, v_BJK, entry_B)
             return decode(q_BHK, self.kv[layer], page_BM, seen_B, located)
 
+        # The position of the token is the number of tokens before it.
         logits_BV = self.model(state.token_B, state.length_B, attend)
         state.length_B.add_(~state.done_B)
         self.draw(state, logits_BV)
@@ -435,8 +437,8 @@ class Runner:
         """Draw and record a token for every slot, and mark the sequences that end with it."""
         key_B = position_key(state.key_B, state.drawn_B)
         token_B, logp_B = sample(logits_BV, self.temperature, key_B)
-        # A sequence that has ended goes on drawing. It records behind its own tokens, which is
-        # inside the row because a prompt has at least one token.
+        # A sequence that has ended goes on drawing, into the column behind its own tokens. A row
+        # has that column: its length is the longest prompt + completion, and it holds completions.
         column_B1 = state.drawn_B[:, None]
         state.id_BL.scatter_(1, column_B1, token_B[:, None])
         state.logp_BL.scatter_(1, column_B1, logp_B[:, None])
@@ -474,7 +476,7 @@ class Runner:
 
 
 class StepGraphs:
-    """Replays decode steps as CUDA graphs, because their launches would take longer than they do.
+    """Replays decode steps as CUDA graphs, because launching a step takes longer than the step.
 
     Sizes are rounded up to a few, each captured when it is first met. The rows beyond the running
     sequences are empty slots. Without CUDA the step of the rounded size runs as it is.
@@ -487,18 +489,18 @@ class StepGraphs:
         # Graphs run one at a time, so they can share their memory.
         self.pool = torch.cuda.graph_pool_handle() if self.cuda else None
 
-    def decode(self, B: int, M: int) -> None:
+    def decode_step(self, B: int, M: int) -> None:
         B, M = self.rounded(B, M)
         if graph := self.captured.get((B, M)):
             graph.replay()
             return
         # The first step compiles kernels, and cuBLAS and NCCL allocate: a capture forbids both.
-        self.runner.decode(B, M)
+        self.runner.decode_step(B, M)
         if self.cuda:
             graph = torch.cuda.CUDAGraph()
             # thread_local: other threads may go on using the GPU.
             with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
-                self.runner.decode(B, M)
+                self.runner.decode_step(B, M)
             self.captured[B, M] = graph
 
     def rounded(self, B: int, M: int) -> tuple[int, int]:
@@ -630,7 +632,7 @@ class Sampler:
                 B = len(scheduler.running)
                 M = max(len(request.pages) for request in scheduler.running)
                 for _ in range(self.sync_every):
-                    stepper.decode(B, M)
+                    stepper.decode_step(B, M)
 
     def _synchronise(self, on_finish) -> None:
         """Remove finished sequences, allocate pages (preempting if needed), compact the slots."""
@@ -843,7 +845,7 @@ class Rollout:
                 self.seed,
                 step,
                 problems=[problem.index for problem in grading.problems],
-                on_finish=grading.submit,
+                on_finish=grading.finish,
                 should_stop=self.should_stop,
             )
             grading.settle()
@@ -881,7 +883,7 @@ class Grading:
         # Threads wait for the processes that run programs; these get half of the processors.
         self.pool = ThreadPoolExecutor(max(1, (os.cpu_count() or 2) // (2 * world)))
 
-    def submit(self, s: Sample) -> None:
+    def finish(self, s: Sample) -> None:
         """Have a finished sample graded, unless another member of the team does that."""
         self.finished += 1
         if self.progress:

@@ -3,7 +3,7 @@ or to Hugging Face files.
 
     RUN/flags.json, metrics.jsonl, samples.jsonl, lock
     RUN/checkpoints/step-000010/    torch.distributed.checkpoint files of every rank; state.json:
-                                    progress, flags, digest of the data, lengths of the .jsonl files
+                                    progress, flags, digests of the data, lengths of the .jsonl files
     RUN/final/                      the trained model in Hugging Face layout, when the run has ended
 
 torch's async_save writes a checkpoint: the run waits while the shards are copied to CPU memory, and
@@ -140,13 +140,15 @@ def load_tensors(tensors: dict, checkpoint: Path, alone: bool = False) -> None:
 
 def refuse_links(*paths: Path) -> None:
     """ValueError if one of the files of a run is a symbolic link, through which files elsewhere
-    could be overwritten."""
+    could be overwritten, or a pipe or device, which would block."""
     for path in paths:
         if path.is_symlink():
             raise ValueError(
                 f"{path} is a symbolic link, and a run writes only to files of its own; remove the "
                 "link"
             )
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise ValueError(f"{path} is neither a file nor a directory; remove it")
 
 
 def read_state(checkpoint: Path) -> dict:
@@ -179,11 +181,11 @@ class Checkpoints:
     """Writes the checkpoints of a run, one at a time. The `keep` most recent ones stay, and the one
     of the best pass@1."""
 
-    def __init__(self, run: Path, keep: int, ledger: Ledger, data: str = ""):
+    def __init__(self, run: Path, keep: int, ledger: Ledger, data: dict[str, str]):
         self.run = run
         self.keep = keep
         self.ledger = ledger
-        self.data = data  # a digest of the problems, which a resumed run must have too
+        self.data = data  # name: digest, of the problems that a resumed run must have too
         self.saved_step = ledger.progress.step  # of the newest checkpoint, whole or being written
         self.thread = None
         # The writing thread needs a group of its own, so that its collectives do not mix with those
@@ -303,13 +305,13 @@ def discarded_on_error(opened: Opened):
         raise
 
 
-def open_run(flags: dict, free: set[str], fresh: Path, data: str = "", file: str = "") -> Opened:
+def open_run(flags: dict, free: set[str], fresh: Path, data: dict[str, str]) -> Opened:
     """The directory of a run: a new one, or one as it was at its newest checkpoint (a collective).
 
     flags: the run's, among them `out` and `resume`. free: names of flags that may differ from those
     of the resumed run.
-    fresh: the directory of a new run. data: a digest of the problems, file: where they come from. A
-    worker that torchrun has started again resumes, whatever the flag says. All ranks raise what
+    fresh: the directory of a new run. data: the digest of the problems in each file, by its name.
+    A worker that torchrun has started again resumes, whatever the flag says. All ranks raise what
     rank 0 raises: FileExistsError, FileNotFoundError, BlockingIOError (locked), ValueError."""
     found = [None]
     lock = None
@@ -332,13 +334,16 @@ def open_run(flags: dict, free: set[str], fresh: Path, data: str = "", file: str
                 "flags.json",
                 "flags.new",
                 "final",
+                "final.partial",
+                "final.replaced",
+                "tensorboard",
                 "curve.png",
                 *LINES,
             )
-            refuse_links(*(run / name for name in names))
+            refuse_links(*(run / name for name in names), *(run / "checkpoints").glob("*"))
             run.mkdir(parents=True, exist_ok=True)
             lock = take_lock(run)
-            checkpoint, notes = prepare(run, flags, free, data, file)
+            checkpoint, notes = prepare(run, flags, free, data)
             found = [Opened(run, checkpoint, notes, fresh=not is_run)]
         except (OSError, ValueError) as error:
             found = [error]
@@ -402,7 +407,7 @@ def take_lock(run: Path):
 
 
 def prepare(
-    run: Path, flags: dict, free: set[str], data: str, file: str
+    run: Path, flags: dict, free: set[str], data: dict[str, str]
 ) -> tuple[Path | None, list[str]]:
     """Make a directory new, or as it was at its newest readable checkpoint -> (the checkpoint, what
     was done)."""
@@ -416,11 +421,17 @@ def prepare(
     for partial in (run / "checkpoints").glob("step-*.partial"):
         shutil.rmtree(partial)
     newest, state, notes = newest_readable(run)
-    if state and state.get("data", data) != data:
+    if newest is None and whole_checkpoints(run):
         raise ValueError(
-            f"{file} has changed since {newest} was written: its problems or the held-out ones are "
-            "others. Put "
-            "the file back, or begin a new run with another --out"
+            f"none of the checkpoints of {run} can be read: {'; '.join(notes)}. Put their files "
+            "back, or begin a new run with another --out"
+        )
+    before = state["data"] if state else data
+    others = [name for name, digest in data.items() if before.get(name) != digest]
+    if others:
+        raise ValueError(
+            f"{', '.join(others)}: the problems are others than when {newest} was written. Put the "
+            "data back as they were, or begin a new run with another --out"
         )
     positions = state["bytes"] if state else dict.fromkeys(LINES, 0)
     dropped = 0
@@ -461,8 +472,9 @@ def newest_readable(run: Path) -> tuple[Path | None, dict | None, list[str]]:
         try:
             state = read_state(checkpoint)
             Progress(**state["progress"])
-            if not all(isinstance(state["bytes"][name], int) for name in LINES):
-                raise ValueError("state.json holds no lengths of the .jsonl files")
+            lengths = [state["bytes"][name] for name in LINES]
+            if not isinstance(state["data"], dict) or not all(type(n) is int for n in lengths):
+                raise ValueError("state.json is not as a run writes it")
             metadata = SafeReader(checkpoint).read_metadata()
             for name in {info.relative_path for info in metadata.storage_data.values()}:
                 ends = [

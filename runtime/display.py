@@ -151,7 +151,8 @@ def draw_curve(run: Path) -> Path:
         top.plot(step, pass1, color=colour, lw=2, marker="o", ms=3, label=label)
         top.fill_between(step, low, high, color=colour, alpha=0.2, lw=0)
         bottom.plot(step, [row["length"] for row in evaluations], color=colour, lw=2)
-    top.set(ylabel="share of right answers", ylim=(0, 1.02), title=run.name)
+    name = run.name.replace("$", r"\$")  # which begins a formula
+    top.set(ylabel="share of right answers", ylim=(0, 1.02), title=name)
     top.legend(loc="best", frameon=False)
     bottom.set(ylabel="completion length, tokens", xlabel="step", ylim=(0, None))
     for axis in (top, bottom):

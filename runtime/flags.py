@@ -30,6 +30,29 @@ def parse(flags_class: type, argv: list[str], description: str, default=None):
     )
 
 
+def from_stored(flags_class: type, stored: dict, file: str | Path):
+    """Flags with the values of a JSON file; what is no flag there is left out.
+
+    ValueError for a value that is not of the flag's type: tyro checks the command line alone.
+    """
+    flags = flags_class()
+    for known in fields(flags_class):
+        if known.name not in stored:
+            continue
+        value = stored[known.name]
+        wanted = type(getattr(flags, known.name))
+        if wanted is float and type(value) is int:
+            value = float(value)
+        texts = not isinstance(value, list) or all(isinstance(entry, str) for entry in value)
+        if type(value) is not wanted or not texts:
+            raise ValueError(
+                f"{file}: {known.name} is {value!r}, where a {wanted.__name__} is expected; put "
+                "the file back as the run wrote it"
+            )
+        setattr(flags, known.name, value)
+    return flags
+
+
 def expand_files(argv: list[str]) -> list[str]:
     """The arguments, with every @FILE replaced by the flags in the file; # begins a comment
     there."""

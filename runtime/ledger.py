@@ -37,6 +37,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from model import Config
 from rollout import Completion, Interrupted
+from runtime.display import printable
 from runtime.plan import peak_flops, rollout_flops, sequence_flops
 
 # seconds that torchrun waits for its workers after a signal, unless --shutdown-timeout says
@@ -113,12 +114,16 @@ class Signals:
             self.first = now
             if int(os.environ.get("LOCAL_RANK", 0)) == 0:
                 name = signal.Signals(number[0]).name
-                print(
+                message = (
                     f"{name}: {self.work}, then a checkpoint is written. A second signal ends the "
-                    "run at once.",
-                    file=sys.stderr,
-                    flush=True,
+                    "run at once."
                 )
+                if "TORCHELASTIC_RUN_ID" in os.environ:
+                    message += (
+                        f" torchrun kills its workers after {KILLED_AFTER} s, or after the time "
+                        "that its --shutdown-timeout gives."
+                    )
+                print(message, file=sys.stderr, flush=True)
         os.close(self.reader)
 
 
@@ -382,6 +387,10 @@ def explain(run) -> None:
     traceback of any other."""
     try:
         run()
+    except SystemExit as ended:  # tyro has printed what is wrong with the flags
+        if ended.code:
+            tell_torchrun("wrong flags, as said above; python instead of torchrun says no more")
+        raise
     except (ValueError, OSError, ImportError, Stopped) as error:
         if hasattr(error, "__notes__"):  # raised in the middle of a phase: a bug
             raise
@@ -389,7 +398,7 @@ def explain(run) -> None:
         # two seconds is alone.
         if int(os.environ.get("LOCAL_RANK", 0)):
             time.sleep(2)
-        message = f"{Path(sys.argv[0]).name}: {error}"
+        message = printable(f"{Path(sys.argv[0]).name}: {error}")
         print(message, file=sys.stderr, flush=True)
         tell_torchrun(message)
         sys.exit(2)

@@ -17,6 +17,7 @@ FLOPs are counted by Config.flops. Time follows from rates: those measured in th
 run says otherwise."""
 
 import json
+import math
 import os
 import re
 from collections.abc import Iterable
@@ -287,16 +288,14 @@ def measured(run: str) -> Measured | None:
     train = train[len(train) // 2 :]
     new = sum(row["length"] for row in train) / len(train)
     length = sum(row["tokens"] for row in train) / len(train) / (flags["prompts"] * flags["group"])
-    seconds = {
-        name: sum(row["seconds"].get(name, 0) for row in train) / len(train)
-        for name in train[0]["seconds"]
-    }
+    seconds = {}
+    for name in train[0]["seconds"]:
+        seconds[name] = sum(row["seconds"].get(name, 0) for row in train) / len(train)
     evaluations = [row for row in rows if row["kind"] == "eval"]
     if evaluations:
         last = [row for row in evaluations if row["step"] == evaluations[-1]["step"]]
-        seconds["evaluation"] = sum(row["seconds"]["evaluation"] for row in last) / max(
-            1, flags["eval_every"]
-        )
+        total = sum(row["seconds"]["evaluation"] for row in last)
+        seconds["evaluation"] = total / max(1, flags["eval_every"])
     return Measured(seconds, round(length - new), round(new))
 
 
@@ -320,7 +319,7 @@ def read_config(name: str) -> Config:
 
 def changes(job: Job, c: Config, world: int) -> dict[str, Job]:
     """The jobs that need less memory, by the flag that makes each."""
-    shared = next(t for t in (8, 4, 2, 1) if all(n % t == 0 for n in (world, c.H, c.J, c.F)))
+    shared = math.gcd(8, world, c.H, c.J, c.F)  # most ranks of a node that can share a copy
     longest = job.max_prompt + job.max_new
     jobs = {
         "--recompute": replace(job, recompute=True),
@@ -333,82 +332,90 @@ def changes(job: Job, c: Config, world: int) -> dict[str, Job]:
     return {flag: changed for flag, changed in jobs.items() if changed != job}
 
 
-def table(
-    model: str, job: Job, c: Config, world: int, name: str, gpu: GPU, seen: Measured | None
-) -> str:
-    """The plan as text."""
-    shards = world // job.replicas
-    room = gpu.memory - CONTEXT
-    lines = [
-        f"{model}: {c.N:,} parameters and {c.N_total - c.N:,} in embeddings, on {world} x {name}",
-        f"copies of the model: {job.replicas}, each in {shards} shards"
-        + (", offloaded" if job.offload else ""),
-        "",
-        f"memory of a GPU{'GB':>21}",
-    ]
-    lines += [
-        f"  {part:24}{size / 1e9:10.2f}" for part, size in lasting_memory(job, c, world).items()
-    ]
+def memory_lines(job: Job, c: Config, world: int, gpu: GPU) -> list[str]:
+    """What a GPU must hold, and whether it can."""
+    lines = [f"memory of a GPU{'GB':>21}"]
+    for part, size in lasting_memory(job, c, world).items():
+        lines.append(f"  {part:24}{size / 1e9:10.2f}")
     passing = passing_memory(job, c)
     largest = max(passing, key=passing.get)
-    lines.append(
-        f"  {largest:24}{passing[largest] / 1e9:10.2f}   the largest of {len(passing)} moments"
-    )
+    size = passing[largest] / 1e9
+    lines.append(f"  {largest:24}{size:10.2f}   the largest of {len(passing)} moments")
     need = needed_gb(job, c, world)
-    fits = "fits" if need <= room else "does not fit"
-    lines.append(
-        f"  {'together':24}{need:10.2f}   of {gpu.memory:g}, less {CONTEXT:g} for CUDA and NCCL: "
-        f"{fits}"
-    )
-    if need > room:
-        lines.append(f"with this flag alone{'GB':>16}")
-        for flag, changed in changes(job, c, world).items():
-            size = needed_gb(changed, c, world)
-            lines.append(f"  {flag:24}{size:10.2f}{'   fits' if size <= room else ''}")
-        everything = job
-        for changed in changes(job, c, world).values():
-            differing = {k: v for k, v in vars(changed).items() if v != getattr(job, k)}
-            everything = replace(everything, **differing)
-        size = needed_gb(everything, c, world)
-        lines.append(
-            f"  {'all of them':24}{size:10.2f}{'   fits' if size <= room else '   needs more GPUs'}"
-        )
-    checkpoint = 12 * c.N_total / 1e9
-    lines.append(
-        f"  disk: {checkpoint:.3g} GB a checkpoint, up to {job.keep + 2} of them; host memory of a "
-        "rank while one is "
-        f"written: {checkpoint / shards:.2f} GB"
-    )
+    fits = "fits" if need <= gpu.memory - CONTEXT else "does not fit"
+    room = f"of {gpu.memory:g}, less {CONTEXT:g} for CUDA and NCCL: {fits}"
+    lines.append(f"  {'together':24}{need:10.2f}   {room}")
+    return lines
+
+
+def remedy_lines(job: Job, c: Config, world: int, gpu: GPU) -> list[str]:
+    """What a GPU must hold with each flag that saves memory, and with all of them."""
+    jobs = changes(job, c, world)
+    everything = job
+    for changed in jobs.values():
+        differing = {k: v for k, v in vars(changed).items() if v != getattr(job, k)}
+        everything = replace(everything, **differing)
+    lines = [f"with this flag alone{'GB':>16}"]
+    for flag, changed in {**jobs, "all of them": everything}.items():
+        size = needed_gb(changed, c, world)
+        fits = "   fits" if size <= gpu.memory - CONTEXT else ""
+        lines.append(f"  {flag:24}{size:10.2f}{fits}")
+    return lines
+
+
+def step_lines(job: Job, c: Config, world: int, gpu: GPU, seen: Measured | None) -> list[str]:
+    """FLOPs and seconds of a step by phase, and of the whole run."""
     prompt, new = (seen.prompt, seen.new) if seen else (job.max_prompt, job.max_new)
     flops = step_flops(job, c, prompt, new)
     seconds = seen.seconds if seen else step_seconds(job, c, world, gpu, flops, prompt, new)
     lengths = "as measured" if seen else "the longest possible"
-    lines += [
-        "",
+    lines = [
         f"a step of {job.prompts} x {job.group} sequences of {prompt} + {new} tokens, {lengths}",
         f"{'FLOP':>36}{'seconds':>12}",
     ]
     for phase, duration in seconds.items():
         if duration >= 0.05 or flops.get(phase):
             lines.append(f"  {phase:24}{flops.get(phase, 0):10.2e}{duration:12.1f}")
-    step_duration = sum(seconds.values())
-    total = job.steps * sum(flops.values())
-    hours = job.steps * step_duration / 3600
+    flops_of_step = sum(flops.values())
+    step = sum(seconds.values())
+    hours = job.steps * step / 3600
     C = 6 * c.N * job.prompts * job.group * (prompt + new) * job.steps
     lines += [
-        f"  {'together':24}{sum(flops.values()):10.2e}{step_duration:12.1f}",
-        f"{job.steps} steps: {hours:.3g} hours, {hours * world:.3g} GPU-hours, {total:.3g} FLOPs, "
-        "of which C = 6ND counts "
-        f"{C:.3g}",
+        f"  {'together':24}{flops_of_step:10.2e}{step:12.1f}",
+        f"{job.steps} steps: {hours:.3g} hours, {hours * world:.3g} GPU-hours, "
+        f"{job.steps * flops_of_step:.3g} FLOPs, of which C = 6ND counts {C:.3g}",
     ]
     if not seen:
         lines += [
             f"rates assumed: {gpu.flops / 1e12:g} TFLOP/s a GPU, of which training gets "
-            f"{MFU['train']:.0%} and other "
-            f"forwards {MFU['old']:.0%};",
+            f"{MFU['train']:.0%} and other forwards {MFU['old']:.0%};",
             f"decoding gets {BANDWIDTH:.0%} of {gpu.bandwidth / 1e12:g} TB/s. "
             "--plan with --resume RUN takes the rates of a run.",
         ]
+    return lines
+
+
+def table(
+    model: str, job: Job, c: Config, world: int, name: str, gpu: GPU, seen: Measured | None
+) -> str:
+    """The plan as text."""
+    shards = world // job.replicas
+    offloaded = ", offloaded" if job.offload else ""
+    lines = [
+        f"{model}: {c.N:,} parameters and {c.N_total - c.N:,} in embeddings, on {world} x {name}",
+        f"copies of the model: {job.replicas}, each in {shards} shards{offloaded}",
+        "",
+        *memory_lines(job, c, world, gpu),
+    ]
+    if needed_gb(job, c, world) > gpu.memory - CONTEXT:
+        lines += remedy_lines(job, c, world, gpu)
+    checkpoint = 12 * c.N_total / 1e9
+    lines += [
+        f"  disk: {checkpoint:.3g} GB a checkpoint, up to {job.keep + 2} of them; host memory of a "
+        f"rank while one is written: {checkpoint / shards:.2f} GB",
+        "",
+        *step_lines(job, c, world, gpu, seen),
+    ]
     return "\n".join(lines)
 
 

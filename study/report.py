@@ -80,6 +80,7 @@ from fit_scaling import (
     size_axis,
     student_factor,
 )
+from runtime.display import printable
 from study.sweeps import PAPER, SERIES, TAU, Effect, paired, paper_reuse, sweep_panel
 
 HERE = Path(__file__).resolve().parent
@@ -698,7 +699,9 @@ def about(study: Study) -> dict:
     """What page.md says of all runs together."""
     failures = ""
     for run in study.failed:
-        failures += f"`{run['name']}`\n\n```\n{run['error']}\n```\n\n"
+        # The end of a log may hold text of a model: no control characters, no end of the block.
+        error = printable(run["error"]).replace("```", "'''")
+        failures += f"`{run['name']}`\n\n```\n{error}\n```\n\n"
     if failures:
         failures = f"## What is missing\n\nThese runs failed and count nowhere:\n\n{failures}"
     sizes = sorted({run["N"] for run in study.runs})

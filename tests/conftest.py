@@ -59,7 +59,7 @@ def torchrun():
     """torchrun(n, *arguments) runs a script of the repository on n processes on the CPU and returns the finished process."""
     import subprocess
 
-    def start(n: int, *arguments, timeout: int = 240, **environment):
+    def start(n: int, *arguments, timeout: int = 600, **environment):
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(n)]
         command += map(str, arguments)
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | environment
@@ -80,7 +80,7 @@ def interpreted():
 
     def run(file: str) -> None:
         environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-        done = subprocess.run([sys.executable, file], env=environment, capture_output=True, text=True, timeout=120)
+        done = subprocess.run([sys.executable, file], env=environment, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stdout + done.stderr
 
     return run

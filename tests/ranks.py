@@ -39,8 +39,8 @@ def start(n, function, *arguments, output=None):
     return started
 
 
-def wait(started, seconds=100):
-    """Their exit codes; what still runs after so many seconds is killed, which gives -9."""
+def wait(started, seconds=600):
+    """Their exit codes. The limit only ends a hang: what still runs then is killed, which gives -9."""
     for process in started:
         process.join(seconds)
         if process.is_alive():

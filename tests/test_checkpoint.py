@@ -1,6 +1,7 @@
 """checkpoint.py: what is written is what was there, on any number of ranks, or is not taken for a checkpoint at all."""
 
 import json
+import os
 import pickle
 import resource
 from dataclasses import asdict
@@ -18,6 +19,7 @@ from runtime.checkpoint import Checkpoints, export, open_run, restore, whole_che
 from runtime.ledger import Progress
 from runtime.parallel import full, load, make_mesh, shard
 
+DATA = {"a": "1", "b.jsonl": "2"}
 FLAGS = {"out": "", "resume": "", "lr": 0.1, "slots": 8, "steps": 5}
 
 
@@ -72,7 +74,7 @@ def write(run, source, replicas, offload):
         (run / name).touch()
     before = tensors(model, optimizer)
     ledger = FakeLedger(source)
-    checkpoints = Checkpoints(run, 1, ledger)
+    checkpoints = Checkpoints(run, 1, ledger, DATA)
     ledger.progress.step = 2
     checkpoints.save(model, optimizer, scheduler)
     with torch.no_grad():
@@ -117,7 +119,7 @@ def keep_some(run, source):
     for name in checkpoint.LINES:
         (run / name).touch()
     ledger = FakeLedger(source)
-    checkpoints = Checkpoints(run, 2, ledger)
+    checkpoints = Checkpoints(run, 2, ledger, DATA)
     for step, pass1 in [(1, 0.5), (2, 0.9), (3, None), (4, 0.8), (5, 0.7), (6, None), (7, 0.8)]:
         ledger.progress.step = step
         if pass1 is not None:
@@ -171,7 +173,8 @@ def make_run(run: Path, **changes):
     """A run's directory with a checkpoint after 10 bytes of metrics, one that was not finished, and newer lines."""
     (run / "checkpoints" / "step-000002").mkdir(parents=True)
     (run / "checkpoints" / "step-000004.partial").mkdir()
-    state = {"progress": {"step": 2}, "bytes": {"metrics.jsonl": 10, "samples.jsonl": 0}, "data": "digest"}
+    state = {"progress": {"step": 2}, "bytes": {"metrics.jsonl": 10, "samples.jsonl": 0},
+             "data": DATA}
     (run / "checkpoints" / "step-000002" / "state.json").write_text(json.dumps(state))
     write_metadata(run / "checkpoints" / "step-000002")
     (run / "flags.json").write_text(json.dumps(FLAGS | changes | {"world": 4}))
@@ -184,7 +187,7 @@ def opened(flags, fresh="fresh", times=1):
     answers, locks = [], []
     for _ in range(times):
         try:
-            found = open_run(FLAGS | flags, {"out", "resume", "slots"}, Path(fresh), "digest", "file")
+            found = open_run(FLAGS | flags, {"out", "resume", "slots"}, Path(fresh), DATA)
             answers.append((found.run, found.checkpoint, found.notes))
             locks.append(found.lock)
         except (OSError, ValueError) as error:
@@ -231,7 +234,7 @@ def test_a_worker_started_again_by_torchrun_resumes(tmp_path, monkeypatch):
     monkeypatch.setattr(dist, "get_world_size", lambda: 1)
     monkeypatch.setattr(dist, "broadcast_object_list", lambda found: None)
     run = make_run(tmp_path / "a")
-    assert open_run(FLAGS | {"out": str(run)}, {"out"}, Path("new"), "digest").checkpoint == run / "checkpoints" / "step-000002"
+    assert open_run(FLAGS | {"out": str(run)}, {"out"}, Path("new"), DATA).checkpoint == run / "checkpoints" / "step-000002"
 
 
 # ---- What a resumed run says, and what it refuses ---------------------------------------------------------------------
@@ -249,37 +252,103 @@ def test_a_resumed_run_says_what_it_does(tmp_path):
     (run / "checkpoints" / "step-000002.old").mkdir()
     (run / "checkpoints" / "notes").write_text("mine")
     _, checkpoint, notes = resumed(run)
-    assert checkpoint.name == "step-000002" and "3 steps after the checkpoint are done again" in notes
+    assert checkpoint.name == "step-000002"
+    assert "3 logged steps after step-000002 are dropped and done again" in notes
     assert sum("is not a checkpoint and is ignored" in note for note in notes) == 2
     (run / "checkpoints" / "step-000004").mkdir()
     (run / "checkpoints" / "step-000004" / "state.json").write_text("{")
     _, checkpoint, notes = resumed(run)
-    assert checkpoint.name == "step-000002" and any("step-000004 is damaged (" in note for note in notes)
-    (run / "checkpoints" / "step-000002" / "state.json").unlink()
+    assert checkpoint.name == "step-000002"
+    assert any("step-000004 is damaged and passed over" in note for note in notes)
+    for name in ("step-000002", "step-000004"):
+        (run / "checkpoints" / name / "state.json").unlink()
+    with open(run / "metrics.jsonl", "w") as lines:
+        lines.write(2 * '{"kind": "train"}\n')
     _, checkpoint, notes = resumed(run)
-    assert checkpoint is None and "no whole checkpoint, so the run begins again at step 0" in notes
+    assert checkpoint is None
+    assert notes[-1].endswith("begins again at step 0; 2 logged steps are dropped")
+
+
+@pytest.mark.parametrize("state", [
+    {"progress": {"stap": 2}, "bytes": {"metrics.jsonl": 0, "samples.jsonl": 0}},
+    {"progress": {"step": 2}}, {"progress": {"step": 2}, "bytes": {"metrics.jsonl": "0"}}, [],
+])  # fmt: skip
+def test_a_state_that_is_none_is_passed_over(tmp_path, state):
+    # Caught: a traceback for a state.json that was edited, or is of another edition.
+    run = make_run(tmp_path / "a")
+    (run / "checkpoints" / "step-000002" / "state.json").write_text(json.dumps(state))
+    answer = resumed(run)
+    assert "none of the checkpoints of" in answer and "step-000002 is damaged" in answer
+    # Caught: a run that begins again at step 0 and drops the lines of all its steps.
+    assert (run / "metrics.jsonl").read_text() == "123456789\nabc"
+
+
+def save_over_a_damaged_one(run, source):
+    model, optimizer, scheduler = trained(source)
+    for name in checkpoint.LINES:
+        (run / name).touch()
+    damaged = run / "checkpoints" / "step-000002"
+    damaged.mkdir(parents=True)
+    (damaged / "state.json").write_text("{")
+    ledger = FakeLedger(source)
+    checkpoints = Checkpoints(run, 1, ledger, DATA)
+    ledger.progress.step = 2
+    checkpoints.save(model, optimizer, scheduler)
+    checkpoints.close(model, optimizer, scheduler)
+    return ledger.error, checkpoint.newest_readable(run)[0]
+
+
+def test_a_damaged_checkpoint_makes_room_for_the_whole_one(checkpoint, tmp_path):
+    # Caught: a rename that fails, so that the resumed run ends where the damaged one stands.
+    ((error, newest),) = ranks.run(1, save_over_a_damaged_one, tmp_path, checkpoint()[0])
+    assert error == "" and newest == tmp_path / "checkpoints" / "step-000002"
+
+
+def discard(opened):
+    from runtime.checkpoint import discarded_on_error
+
+    with pytest.raises(ValueError, match="refused"), discarded_on_error(opened):
+        raise ValueError("refused")
+
+
+def test_a_refused_start_leaves_no_directory_of_its_own(tmp_path):
+    # Caught: a directory that blocks the corrected command; a run of the user's that is removed.
+    for name, fresh in (("new", True), ("old", False)):
+        run = make_run(tmp_path / name)
+        ranks.run(1, discard, checkpoint.Opened(run, None, [], fresh))
+        assert run.exists() != fresh
 
 
 def test_data_that_changed_is_refused(tmp_path):
     run = make_run(tmp_path / "a")
     state = json.loads((run / "checkpoints" / "step-000002" / "state.json").read_text())
-    (run / "checkpoints" / "step-000002" / "state.json").write_text(json.dumps(state | {"data": "other"}))
-    assert "file has changed since" in resumed(run)
+    (run / "checkpoints" / "step-000002" / "state.json").write_text(json.dumps(state | {"data": {"a": "1"}}))
+    assert resumed(run).startswith("ValueError: b.jsonl: the problems are others than when")
 
 
 def test_links_among_the_files_of_a_run_are_refused(tmp_path):
     # Caught: a run from somebody else whose metrics.jsonl points at a file of the user's, which resuming truncates.
     mine = tmp_path / "mine"
     mine.write_text("precious")
-    for name in ("metrics.jsonl", "samples.jsonl", "lock", "flags.new", "checkpoints"):
-        run = make_run(tmp_path / f"run-{name}")
-        if name == "checkpoints":
+    mine_too = tmp_path / "directory"
+    mine_too.mkdir()
+    names = ("metrics.jsonl", "samples.jsonl", "lock", "flags.new", "final.partial", "tensorboard",
+             "curve.png", "checkpoints/step-000009", "checkpoints/step-000009.partial", "checkpoints")
+    for name in names:  # fmt: skip
+        run = make_run(tmp_path / f"run-{name.replace('/', '-')}")
+        if "/" in name or name in ("final.partial", "tensorboard"):
+            (run / name).symlink_to(mine_too)
+        elif name == "checkpoints":
             (run / name).rename(tmp_path / "elsewhere")
             (run / name).symlink_to(tmp_path / "elsewhere")
         else:
             (run / name).unlink(missing_ok=True)
             (run / name).symlink_to(mine)
         assert "is a symbolic link" in resumed(run), name
+    os.mkfifo(tmp_path / "pipe")
+    run = make_run(tmp_path / "run-pipe")
+    (tmp_path / "pipe").rename(run / "lock")
+    assert "lock is neither a file nor a directory" in resumed(run)
     assert mine.read_text() == "precious" and (tmp_path / "elsewhere" / "step-000004.partial").is_dir()
 
 

@@ -45,6 +45,8 @@ ROOT = Path(__file__).parent.parent
 class HereGrader:
     """Compares answers in this process."""
 
+    reward = ""
+
     def equal(self, pairs):
         return [equal(a, b) for a, b in pairs]
 
@@ -123,6 +125,21 @@ def test_summary_by_hand():
     assert "pass@1 0.3750 ± 0.2394" in text and "maj@2  0.5000" in text and "level 2, 2 problems" in text
 
 
+def test_rewards_of_a_user_are_summarised_as_they_are():
+    # Caught: pass@k of a sum of fractions, the square root of a negative number, a vote by a user's function.
+    problems = [data.Problem(i, "?", "1") for i in range(4)]
+    for rewards in ([[-1.0, -1.0]] * 4, [[0.25, 0.5]] * 4, [[2.0, 3.0]] * 4):
+        result = summarise(problems, graded(problems, rewards), 2, HereGrader())
+        assert result["pass1"] == np.mean(rewards) and "pass_at_k" not in result and "maj_at_k" not in result
+        low, high = result["pass1_ci"]
+        assert low <= result["pass1"] <= high
+        assert f"pass@1 {result['pass1']:.4f}" in report({"source": "s", "n": 2, "temperature": 0.7} | result)
+    grader = HereGrader()
+    grader.reward = "mine.py:reward"
+    result = summarise(problems, graded(problems, [[1.0, 0.0]] * 4), 2, grader)
+    assert "pass_at_k" in result and "maj_at_k" not in result
+
+
 def test_nothing_right_has_an_interval():
     # Against the published value for 0 of 20. Caught: 0 +- 0, and an interval that leaves 0..1.
     assert wilson(0.0, 20) == pytest.approx((0, 0.1611), abs=1e-4)
@@ -148,7 +165,9 @@ def test_evaluation_sets_are_read_from_the_right():
     assert parse_set("arithmetic:test:8:0.5") == EvaluationSet("arithmetic:test", 8, 0.5)
     assert parse_set("openai/gsm8k:test") == EvaluationSet("openai/gsm8k:test", 1, 0.7)
     assert parse_set("a.parquet:4") == EvaluationSet("a.parquet", 4, 0.7) and parse_set(":1:1") == EvaluationSet("", 1, 1.0)
-    for text, message in [("a:0", "at least one completion"), ("a:4:0", "at temperature 0 all 4 completions are the same")]:
+    for text, message in [("a:0", "0 completions of each problem; must be from 1 to 10,000"),
+                          ("a:99999999", "must be from 1 to 10,000"), ("a:1:5000", "temperature 5000; must be 0 or"),
+                          ("a:4:0", "at temperature 0 all 4 completions are the same")]:
         with pytest.raises(ValueError, match=message):
             parse_set(text)
     with pytest.raises(ValueError, match=r"--k 2 8 .*pass@k needs k from 1 to n.*write a:8"):
@@ -166,6 +185,22 @@ def test_programs_are_refused_where_nothing_contains_them(monkeypatch):
     monkeypatch.setattr(sandbox, "holding", refuse)
     with pytest.raises(sandbox.Refused, match="nothing here contains them"):
         EvaluationSet("a", problems=[data.Problem(0, "", "", kind="code")]).check()
+
+
+def test_digests_name_what_changed(tmp_path):
+    # Caught: an evaluation file that changed under a run and is blamed on --data.
+    for name in ("a.jsonl", "b.jsonl"):
+        rows = [{"question": f"{i} + {name}?", "answer": i} for i in range(20)]
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    a, b = (str(tmp_path / name) for name in ("a.jsonl", "b.jsonl"))
+
+    def digests():
+        return load_problems(a, [b, ":2"], 5, 0, data.PROMPT).digests
+
+    before = digests()
+    assert list(before) == [a, b, f"the held-out part of {a}"] and digests() == before
+    (tmp_path / "b.jsonl").write_text((tmp_path / "b.jsonl").read_text().replace("1 +", "2 +"))
+    assert [name for name, digest in digests().items() if digest != before[name]] == [b]
 
 
 def test_a_run_evaluates_every_set_it_is_given(tmp_path):
@@ -236,7 +271,7 @@ OPTIONS = {"cwd": ROOT, "env": os.environ | {"OMP_NUM_THREADS": "1"}, "text": Tr
 
 
 def evaluate(*arguments):
-    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, timeout=120, **OPTIONS)
+    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, timeout=600, **OPTIONS)
 
 
 def refused(*arguments) -> str:

@@ -36,7 +36,7 @@ def failing(error):
     return run
 
 
-def test_an_error_of_the_user_is_one_line_and_the_last_one_of_torchrun(tmp_path, monkeypatch, capsys):
+def test_an_error_of_the_user_is_one_line_and_torchruns_last(tmp_path, monkeypatch, capsys):
     # Caught: a traceback for a wrong flag; torchrun's own block without the message.
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
     with pytest.raises(SystemExit) as ended:
@@ -45,6 +45,14 @@ def test_an_error_of_the_user_is_one_line_and_the_last_one_of_torchrun(tmp_path,
     assert ended.value.code == 2 and said.count("\n") == 1 and "--lr -1: must be" in said
     told = json.loads((tmp_path / "error.json").read_text())["message"]["message"]
     assert told == said.strip()
+
+
+def test_a_wrong_flag_is_the_last_word_of_torchrun_too(tmp_path, monkeypatch):
+    # Caught: "To enable traceback see" as the last line, with the reason far above it.
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    with pytest.raises(SystemExit):
+        explain(failing(SystemExit(2)))
+    assert "wrong flags, as said above" in (tmp_path / "error.json").read_text()
 
 
 def test_a_bug_shows_its_traceback(tmp_path, monkeypatch):

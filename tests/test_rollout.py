@@ -178,7 +178,7 @@ def test_a_step_waits_for_nothing_and_depends_on_no_value(ours, monkeypatch):
         runner.state.done_B.fill_(done)
         seen = []
         with torch.no_grad(), Watch():
-            runner.decode(8, 4)
+            runner.decode_step(8, 4)
         steps.append(seen)
     assert len(steps[0]) > 50 and steps[0] == steps[1]
     waits = {"_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "equal"}

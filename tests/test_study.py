@@ -405,3 +405,15 @@ def test_the_committed_study_keeps_its_verdicts(monkeypatch):
     assert names["equal_C"] == "0.333 ± 0.068 higher"
     verdict, names = report.forecasts(found)
     assert (verdict, names["good"], names["cells"]) == ("partly", 4, 8)
+
+
+def test_a_failed_run_cannot_write_into_the_page(tmp_path):
+    # Caught: the end of a log that closes its block and goes on in HTML, with a file of this
+    # machine as a picture or a script.
+    image = 'src="/etc/hostname.png"'
+    said = f"last words\x1b[2J\n```\n<script>alert(1)</script>\n<img {image}>\n"
+    run = {"name": "a", "error": said, "N": 1e6, "seed": 0, "hours": 1, "flops": 1, "command": "c"}
+    text = report.about(SimpleNamespace(failed=[run], runs=[run]))["failures"]
+    page = report.to_html(text, tmp_path)
+    assert "<script>alert" not in page and "last words" in page and "\x1b" not in page
+    assert "<img src" not in page
