@@ -28,13 +28,14 @@ def uses(path: Path, lines: str = r"^\s*(?:from|import) .*") -> set[str]:
 
 def tests_to_drop(removed: Iterable[Path]) -> list[Path]:
     """Tests of the product that reach a removed body: they would fail, or transcribe it."""
-    reaching = {path.stem for path in removed}
+    reaching = {path.stem for path in removed} | {"results"}  # a folder that is not copied
     files = {path.stem: uses(path) for path in product_files()}
     while more := {name for name in files.keys() - reaching if files[name] & reaching}:
         reaching |= more
     if "model" in reaching:
         reaching |= {"ours", "ranks"}  # a fixture that loads a model, and what runs on two ranks
-    lines = r"^\s*(?:from|import|def) .*|\w+\.py\b|study\.\w+"  # also fixtures and commands
+    # A test also names its fixtures, its commands and folders.
+    lines = r"""^\s*(?:from|import|def test).*|\w+\.py\b|study\.\w+|"results"|results/"""
     tests = [path.relative_to(ROOT) for path in (ROOT / "tests").glob("test_*.py")]
     return [path for path in tests if uses(path, lines) & reaching]
 
