@@ -837,52 +837,7 @@ def forecast_steps(early, later, loss):
     return rows
 
 
-# ---------------------------------------------------------------- 5. The planner's questions
-def measured_near(curve, X):
-    """Whether a size was measured within a factor of three of X; beyond it a line is a guess."""
-    return curve.X_T[0] / 3 <= X <= curve.X_T[-1] * 3
-
-
-def best_size(law, X):
-    """Which size has the lowest loss at X? Rows (dicts) of the sizes measured near X: L, and the
-    share of redraws in which the size is the best. ValueError if there are none."""
-    near = [n for n, c in enumerate(law.curves) if measured_near(c, X)]
-    if not near:
-        raise ValueError(f"{law.x} = {X:g} is more than three times outside the points of every "
-                         "size")
-    x = np.log10([X])
-    L_n = law.losses(x)[near, 0]
-    L_Bn = law.redraws.losses(x)[:, near, 0]
-    best_B = L_Bn.argmin(1)
-    rows = []
-    for i, n in enumerate(near):
-        row = {"X": X, "N": law.N[n], "L": L_n[i]}
-        row["L_ci"] = interval(L_Bn[:, i])
-        row["best_in"] = float((best_B == i).mean())
-        rows.append(row)
-    return rows
-
-
-def needed(law, L):
-    """Which X does each size need for the loss L? Rows (dicts); X is left out where the size was
-    not measured near it."""
-    rows = []
-    for n, curve in enumerate(law.curves):
-        row = {"L": L, "N": curve.N}
-        X = needed_X(law, n, L)
-        if measured_near(curve, X):
-            row |= {"X": X, "X_ci": interval(needed_X(law.redraws, n, L))}
-        rows.append(row)
-    return rows
-
-
-def needed_X(p, n, L):
-    distance = p.E[..., n] - np.log10(L)
-    decades = distance / np.maximum(p.k[..., n], 1e-9)
-    return 10 ** np.clip(decades, -99, 99)
-
-
-# ---------------------------------------------------------------- 6. Figures
+# ---------------------------------------------------------------- 5. Figures
 def pyplot():
     """matplotlib.pyplot, imported only when something is drawn, and set up for files."""
     import matplotlib
@@ -1007,16 +962,8 @@ def k_panel(axis, own, laws):
             axis.fill_between(N, low, high, color=colour, alpha=0.15, lw=0)
 
 
-def residual_panel(axis, law, curve):
-    """L minus the law, step by step, of one size: what a line does not describe."""
-    rest_T = curve.L_T - law.predict(curve.N, curve.X_T)
-    axis.axhline(0, color="0.6", lw=0.8)
-    axis.plot(curve.step_T, rest_T, ".-", ms=3, lw=0.8, color=PAIR[0])
-    axis.set(title=label(curve.N), xlabel="step")
-
-
 def draw_laws(out, studies):
-    """Write the figures k, loss_C, loss_D and residuals of one model type into `out`."""
+    """Write the figures k, loss_C and loss_D of one model type into `out`."""
     model_type = studies[0].own.model_type
     suffix = "" if model_type == "base" else f"_{model_type}"
     figure, axes = panels(1, len(studies), ylabel="k(N), decades of L per decade of X")
@@ -1031,15 +978,6 @@ def draw_laws(out, studies):
             loss_panel(axis, s.curves, law, TITLES[law.protocol])
         save(figure, out / f"loss_{law.x}{suffix}")
 
-    law = studies[-1].laws["all"]
-    count = len(law.curves)
-    columns = math.ceil(count / 2)
-    figure, axes = panels(2, columns, (2.4, 1.9), f"L minus the law in {law.x}")
-    for curve, axis in zip(law.curves, axes.flat, strict=False):
-        residual_panel(axis, law, curve)
-    for axis in axes.flat[count:]:
-        axis.set_axis_off()
-    save(figure, out / f"residuals{suffix}")
 
 
 TITLES = {
@@ -1049,7 +987,7 @@ TITLES = {
 }
 
 
-# ---------------------------------------------------------------- 7. The command
+# ---------------------------------------------------------------- 6. The command
 TABLES = {  # the lists of fit.json: title and columns on the terminal
     "slopes": (
         "k of each size, decades of L per decade of X: its own slope (free), and the law's",
@@ -1063,12 +1001,6 @@ TABLES = {  # the lists of fit.json: title and columns on the terminal
     "forecasts": (
         "Forecasts of points not seen (r2 within sizes; mae: mean |error| of L)",
         "model_type x protocol N variant r2 mae last_L forecast"),
-    "best": (
-        "Loss at a given X, of the sizes measured near it (best_in: share of redraws)",
-        "model_type x X N L best_in"),
-    "needed": (
-        "X for a given loss, where the size was measured near it",
-        "model_type x L N X"),
 }
 
 
@@ -1121,9 +1053,6 @@ class Flags:
     clip_steps: tuple[float, float] = (1, math.inf)  # first and last step used
     bootstrap: int = 1000  # redraws behind the 95% intervals, 0 for none
     seed: int = 0  # of the redraws
-    compute: float | None = None  # question: which size is best with this C (FLOPs)?
-    data: float | None = None  # question: which size is best with this D (prompts)?
-    target: float | None = None  # question: what C and D does each size need for this loss?
 
 
 PROTOCOLS = ("all", "inter", "intra")
@@ -1133,9 +1062,6 @@ RANGES = {
     "upto": (1e-9, 1e5),
     "bootstrap": (0, 20000),  # a gigabyte
     "seed": (0, 2**63),
-    "compute": (1, 1e40),
-    "data": (1, 1e40),
-    "target": (1e-9, 1),
 }
 
 
@@ -1147,9 +1073,6 @@ def check(flags):
         value = getattr(flags, name)
         if value is not None and not low <= value <= high:
             raise ValueError(f"--{name} {value}: give a number from {low:g} to {high:g}")
-    asked = flags.compute or flags.data or flags.target
-    if asked and not flags.bootstrap:
-        raise ValueError("--bootstrap 0: the questions need the intervals")
 
 
 def one_setting(rows):
@@ -1210,11 +1133,6 @@ def rows_of(s, flags):
     early, later = split(s.curves, flags.first)
     if "intra" in s.laws and min(map(len, later)) > 1:
         rows["forecasts"] += forecast_steps(early, later, law.loss)
-    X = flags.compute if law.x == "C" else flags.data
-    if X:
-        rows["best"] = best_size(law, X)
-    if flags.target:
-        rows["needed"] = needed(law, flags.target)
     return rows
 
 
