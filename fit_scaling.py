@@ -36,7 +36,6 @@ from functools import partial
 from itertools import product
 from operator import itemgetter
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from scipy.optimize import least_squares
@@ -73,14 +72,10 @@ class Curve:
         step_T, X_T, L_ST = self.step_T[mask_T], self.X_T[mask_T], self.L_ST[:, mask_T]
         return replace(self, step_T=step_T, X_T=X_T, L_ST=L_ST)
 
-    def line(self, k, loss):
-        """L_T of the line of slope k whose E is refitted on this curve, so not a blind forecast."""
+    def line(self, k):
+        """L_T of the line of slope k with the best E for this curve, so not a blind forecast."""
         p_T = self.X_T**-k
-        if loss == "linear":
-            return p_T * (self.L_T @ p_T) / (p_T @ p_T)
-        ratio_T = self.L_T / p_T
-        E = np.log10(ratio_T[ratio_T > 0]).mean()
-        return p_T * 10**E
+        return p_T * (self.L_T @ p_T) / (p_T @ p_T)  # 10^E by least squares of L
 
 
 UNITS = (  # smallest size in billions, unit, letter
@@ -367,7 +362,7 @@ def problem_of(curves, loss, shape):
         on = np.flatnonzero(usable(curve, loss))
         if len(on) < 2:
             size = label(curve.N)
-            raise ValueError(f"size {size}: {len(on)} points with L > 0; try --loss linear")
+            raise ValueError(f"size {size}: {len(on)} points with L > 0; leave this size out")
         x_nT[n, on] = np.log10(curve.X_T[on])
         L_nT[n, on] = curve.L_T[on]
         w_nT[n, on] = 1 / len(on)
@@ -462,7 +457,7 @@ class Fit(Parameters):
             k = self.k[list(self.N).index(curve.N)]
             return k, self.predict(curve.N, curve.X_T)
         k = self.slope([curve.N])[0]
-        return k, curve.line(k, self.loss)
+        return k, curve.line(k)
 
     def interval(self, name):
         """95% interval (low, high) of "K", "N0", "k" or "E"; None without bootstrap."""
@@ -495,7 +490,7 @@ class Fit(Parameters):
         return f"{reach}: k bends, but where it levels off is open"
 
     def to_json(self):
-        pairs = predict_rival(self.shape, self.curves, self.curves, self.loss)
+        pairs = [(c.L_T, self.predict(c.N, c.X_T)) for c in self.curves]
         return {
             "x": self.x,
             "model_type": self.model_type,
@@ -704,59 +699,47 @@ def sigmoid(p, x_T, start):
     return start - (A - 1 + start) * rise_T
 
 
-def errors(L, L_hat, loss):
-    """What a fit minimises the squares of."""
-    if loss == "linear":
-        return L - L_hat
-    return np.log10(L / np.maximum(L_hat, 1e-6))
-
-
-def sigmoid_errors(p, x_T, L_T, start, loss):
-    return errors(L_T, sigmoid(p, x_T, start), loss)
-
-
-def predict_sigmoid(train, target, loss):
+def predict_sigmoid(train, target):
     """L_T of the Curve `target` by the sigmoid fitted to the Curve `train`, best of four starts.
 
     A lies between the loss before training (or the first one, if that is missing) and 1.
     """
-    train = train.keep(usable(train, loss))
     x_T, L_T = np.log10(train.X_T), train.L_T
     start = L_T[0] if train.start is None else train.start
     low = [1 - start, 0.05, x_T[0] - 2]
     high = [1 + 1e-9, 10, x_T[-1] + 6]
     A = 1 - L_T[-1] / 2
+
+    def errors(p):
+        return sigmoid(p, x_T, start) - L_T
+
     tries = []
     for B, x_mid in product((0.5, 1.5), (x_T.mean(), x_T[-1])):
         guess = np.clip([A, B, x_mid], low, high)
-        tries.append(least_squares(sigmoid_errors, guess, bounds=(low, high), x_scale=(0.1, 1, 1),
-                                   args=(x_T, L_T, start, loss)))
+        tries.append(least_squares(errors, guess, bounds=(low, high), x_scale=(0.1, 1, 1)))
     best = min(tries, key=lambda found: found.cost)
     return sigmoid(best.x, np.log10(target.X_T), start)
 
 
-def predict_rival(name, train, target, loss):
+def predict_rival(name, train, target):
     """[(L_T, L_hat_T), ...] of the Curves `target`, by a curve fitted to the Curves `train`."""
-    law = None if name == "sigmoid" else fit(train, loss, name)
-    pairs = []
-    for t, c in zip(train, target, strict=True):
-        L_hat_T = law.predict(c.N, c.X_T) if law else predict_sigmoid(t, c, loss)
-        pairs.append((c.L_T, L_hat_T))
-    return pairs
+    if name == "sigmoid":
+        return [(c.L_T, predict_sigmoid(t, c)) for t, c in zip(train, target, strict=True)]
+    law = fit(train, shape=name)
+    return [(c.L_T, law.predict(c.N, c.X_T)) for c in target]
 
 
-def alternatives(curves, loss):
+def alternatives(curves):
     """The law and its rivals on the same points: rows (dicts) with AICc and R2."""
-    curves = [c.keep(c.L_T > 0) for c in curves]
     n_eff = None
     rows = []
     for name, (each, shared) in RIVALS.items():
-        pairs = predict_rival(name, curves, curves, loss)
-        residuals = [errors(L, L_hat, loss) for L, L_hat in pairs]
+        pairs = predict_rival(name, curves, curves)
+        residuals = [L - L_hat for L, L_hat in pairs]
         n_eff = n_eff or effective_points(residuals)  # of the free slopes, which come first
         mean_square = np.mean([(e**2).mean() for e in residuals])
         parameters = each * len(curves) + shared
-        row = {"loss": loss, "name": name, "parameters": parameters, "n_eff": n_eff}
+        row = {"name": name, "parameters": parameters, "n_eff": n_eff}
         row["aicc"] = aicc(n_eff, mean_square, parameters)
         row["r2_log"] = log_r_squared(pairs)
         rows.append(row)
@@ -798,22 +781,22 @@ def forecast_size(law, target):
 
     The first two variants are blind; the others refit E on the target, as the paper does.
     """
-    loss, big = law.loss, law.curves[-1]
-    own = fit([big], loss, "free")
-    power = fit(law.curves, loss, "power")
+    big = law.curves[-1]
+    own = fit([big], shape="free")
+    power = fit(law.curves, shape="power")
     N, X_T = target.N, target.X_T
     blind_T, blind_BT = extrapolate(law, N, X_T)
     name, refitted = label(big.N), "(E refitted on the target)"
     variants = {
         "law, everything extrapolated": blind_T,
         f"naive: line of {name}": own.predict(big.N, X_T),
-        f"law, slope only {refitted}": target.line(law.slope([N]), loss),
-        f"k = a N^b, slope only {refitted}": target.line(power.slope([N]), loss),
-        f"naive: slope of {name} {refitted}": target.line(own.k, loss),
+        f"law, slope only {refitted}": target.line(law.slope([N])),
+        f"k = a N^b, slope only {refitted}": target.line(power.slope([N])),
+        f"naive: slope of {name} {refitted}": target.line(own.k),
     }
     rows = []
     for variant, L_hat_T in variants.items():
-        row = {"protocol": "inter", "loss": loss, "N": N, "variant": variant}
+        row = {"protocol": "inter", "N": N, "variant": variant}
         row |= score([(target.L_T, L_hat_T)])
         row["last_L"] = target.L_T[-1]
         row["forecast"] = L_hat_T[-1]
@@ -823,17 +806,16 @@ def forecast_size(law, target):
     return rows
 
 
-def forecast_steps(early, later, loss):
+def forecast_steps(early, later):
     """Intra-model: the later steps of all sizes from their first ones, by the law and its rivals.
     Rows (dicts)."""
-    variants = {name: predict_rival(name, early, later, loss) for name in RIVALS}
+    variants = {name: predict_rival(name, early, later) for name in RIVALS}
     carried = variants["naive: last value carried forward"] = []
     for e, c in zip(early, later, strict=True):
         carried.append((c.L_T, np.full_like(c.L_T, e.L_T[-1])))
     rows = []
     for variant, pairs in variants.items():
-        row = {"protocol": "intra", "loss": loss, "variant": variant}
-        rows.append(row | score(pairs))
+        rows.append({"protocol": "intra", "variant": variant} | score(pairs))
     return rows
 
 
@@ -968,11 +950,11 @@ def draw_laws(out, studies):
     suffix = "" if model_type == "base" else f"_{model_type}"
     figure, axes = panels(1, len(studies), ylabel="k(N), decades of L per decade of X")
     for s, axis in zip(studies, axes[0], strict=True):
-        k_panel(axis, s.own, s.shown("all", "inter"))
+        k_panel(axis, s.own, s.laws("all", "inter"))
     save(figure, out / f"k{suffix}")
 
     for s in studies:
-        laws = s.shown("inter", "intra") or s.shown("all")
+        laws = s.laws("inter", "intra") or s.laws("all")
         figure, axes = panels(1, len(laws), (4.8, 4.2), LOSS_LABEL)
         for law, axis in zip(laws, axes[0], strict=True):
             loss_panel(axis, s.curves, law, TITLES[law.protocol])
@@ -1046,8 +1028,6 @@ class Flags:
     and x_kind); optional step, run, seed, model_type"""
     out: Path = Path("fit")  # directory for fit.json and the figures
     source: str | None = None  # evaluation set of the runs; None is the first one met
-    loss: Literal["linear", "log", "both"] = "both"
-    """error to minimise, of L or of log L; with both, everything but the fits uses that of L"""
     first: float = 0.24  # steps that intra fits; below 1 a share (the paper: 25 of 105)
     upto: float | None = None  # largest size that inter fits, billions; None is all but one
     clip_steps: tuple[float, float] = (1, math.inf)  # first and last step used
@@ -1056,7 +1036,6 @@ class Flags:
 
 
 PROTOCOLS = ("all", "inter", "intra")
-LOSSES = {"linear": ["linear"], "log": ["log"], "both": ["linear", "log"]}
 RANGES = {
     "first": (1e-3, 1e9),
     "upto": (1e-9, 1e5),
@@ -1094,46 +1073,42 @@ class Study:
     curves: list
     own: Fit    # a free slope for each size
     fits: list  # the law by every protocol and loss
-    laws: dict  # by protocol, with the first loss: what is drawn and forecast
 
-    def shown(self, *protocols):
-        return [self.laws[p] for p in protocols if p in self.laws]
+    def laws(self, *protocols):
+        """The fits of L by these protocols: what is drawn and forecast."""
+        return [f for f in self.fits if f.loss == "linear" and f.protocol in protocols]
 
 
-def study(curves, flags, bar):
+def study(curves, flags):
     """Every fit of one model type and X."""
-    losses = LOSSES[flags.loss]
     options = {"bootstrap": flags.bootstrap, "seed": flags.seed}
-    fits, laws = [], {}
-    for protocol, loss in product(PROTOCOLS, losses):
+    fits = []
+    for protocol in PROTOCOLS:
         part = select(curves, protocol, flags.first, flags.upto)
         if len(part) < 2 or min(map(len, part)) < 3:
             warn(f"{curves[0].x}, {protocol}: no fit without two sizes of three points "
                  "(--first, --upto)")
-        else:
+            continue
+        for loss in ("linear", "log"):
             fits.append(fit(part, loss, protocol=protocol, **options))
-            laws.setdefault(protocol, fits[-1])
-        bar.update()
-    own = fit(curves, losses[0], "free", **options)
-    return Study(curves, own, fits, laws)
+    return Study(curves, fit(curves, shape="free", **options), fits)
 
 
-def rows_of(s, flags):
+def tables_of(s, flags):
     """The rows of one Study for each list of fit.json."""
-    law = s.laws["all"]
-    rows = {
-        "slopes": slope_rows(law, s.own),
-        "fits": [fitted.to_json() for fitted in s.fits],
-        "alternatives": alternatives(s.curves, law.loss),
-        "forecasts": [],
-    }
-    for inter in s.shown("inter"):
+    forecasts = []
+    for inter in s.laws("inter"):
         if len(inter.curves) < len(s.curves):
-            rows["forecasts"] += forecast_size(inter, s.curves[-1])
+            forecasts += forecast_size(inter, s.curves[-1])
     early, later = split(s.curves, flags.first)
-    if "intra" in s.laws and min(map(len, later)) > 1:
-        rows["forecasts"] += forecast_steps(early, later, law.loss)
-    return rows
+    if s.laws("intra") and min(map(len, later)) > 1:
+        forecasts += forecast_steps(early, later)
+    return {
+        "slopes": slope_rows(s.laws("all")[0], s.own),
+        "fits": [fitted.to_json() for fitted in s.fits],
+        "alternatives": alternatives(s.curves),
+        "forecasts": forecasts,
+    }
 
 
 def slope_rows(law, own):
@@ -1148,21 +1123,18 @@ def slope_rows(law, own):
 
 
 def main(argv=None):
-    import tyro  # here, so that a program which only imports the law needs neither
-    from tqdm import tqdm
+    import tyro  # here, so that a program which only imports the law does not need it
 
     flags = tyro.cli(Flags, args=argv, config=(tyro.conf.PositionalRequiredArgs,))
     check(flags)
     rows = read_csv(flags.points) if flags.points else read_runs(flags.runs, flags.source)
     sets = curves_from(one_setting(rows), flags.clip_steps)
-    count = len(sets) * len(PROTOCOLS) * len(LOSSES[flags.loss])
-    with tqdm(total=count, desc="fits", disable=None, leave=False) as bar:
-        studies = [study(curves, flags, bar) for curves in sets.values()]
+    studies = [study(curves, flags) for curves in sets.values()]
     result = {name: [] for name in TABLES}
     for s in studies:
         kind = {"x": s.own.x, "model_type": s.own.model_type}
-        for name, found in rows_of(s, flags).items():
-            result[name] += [kind | row for row in found]
+        for name, rows in tables_of(s, flags).items():
+            result[name] += [kind | row for row in rows]
 
     flags.out.mkdir(parents=True, exist_ok=True)
     inputs = flags.runs or [flags.points]

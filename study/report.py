@@ -595,7 +595,7 @@ def misses(made: dict, found: Fitted) -> Misses:
         at_target(made["X"], made["L"]),
         at_target(below.X_T, below.L_T),
         found.own.predict(below.N, target.X_T),
-        target.line(made["k"], "linear"),
+        target.line(made["k"]),
     ]
     low, high = (at_target(made["X"], end) for end in made["L_ci"])
     inside = np.mean((low <= target.L_T) & (target.L_T <= high))

@@ -117,11 +117,11 @@ REFERENCE = [
 @pytest.mark.parametrize("defaults", [False, True])
 def test_the_papers_numbers(tmp_path, defaults):
     # fails when sizes weigh by their points, when log L is minimised, when intra ends at step 24
-    flags = [] if defaults else ["--loss", "linear", "--upto", "32", "--first", "25"]
+    flags = [] if defaults else ["--upto", "32", "--first", "25"]
     csv = str(PAPER / "points.csv")
     fs.main(["--points", csv, "--bootstrap", "0", "--out", str(tmp_path), *flags])
     fits = json.loads((tmp_path / "fit.json").read_text())["fits"]
-    assert len(fits) == (12 if defaults else 6)
+    assert len(fits) == 12
     found = {(f["x"], f["protocol"], f["loss"]): f for f in fits}
     for x, protocol, K_max, N0 in REFERENCE:
         f = found[x, protocol, "linear"]
@@ -231,7 +231,7 @@ def test_sigmoid_finds_its_own_curve():
     assert ends == pytest.approx([0.8, 1 - 0.9])  # from the loss before training to 1 - A
     curve = fs.Curve("base", "D", 1.0, np.arange(1.0, 200), 10**x, L[None], 0.8)
     early = curve.keep(curve.step_T < 60)
-    np.testing.assert_allclose(fs.predict_sigmoid(early, curve, "linear"), L, rtol=1e-3)
+    np.testing.assert_allclose(fs.predict_sigmoid(early, curve), L, rtol=1e-3)
 
 
 def test_aicc_is_akaikes_with_the_correction():
@@ -243,12 +243,12 @@ def test_aicc_is_akaikes_with_the_correction():
 
 def test_the_true_shape_wins_the_table():
     curves = synthetic(noise=0.004, rng=np.random.default_rng(5))
-    rows = {r["name"]: r for r in fs.alternatives(curves, "linear")}
+    rows = {r["name"]: r for r in fs.alternatives(curves)}
     assert min(rows, key=lambda name: rows[name]["aicc"]) == "saturating"
     counts = {name: r["parameters"] for name, r in rows.items()}
     assert counts == {"free": 14, "saturating": 9, "power": 9, "constant": 8, "sigmoid": 21}
     correlated = synthetic(noise=0.004, rng=np.random.default_rng(5), correlation=0.7)
-    n_eff = fs.alternatives(correlated, "linear")[0]["n_eff"]
+    n_eff = fs.alternatives(correlated)[0]["n_eff"]
     assert rows["free"]["n_eff"] > 0.8 * 420 and n_eff < 0.35 * 420  # (1 - 0.7) / (1 + 0.7) = 0.18
 
 
@@ -257,7 +257,7 @@ def test_forecasts_are_exact_where_the_law_holds():
     for r in fs.forecast_size(fs.fit(curves[:-1]), curves[-1]):
         exact = r["variant"].startswith("law")
         assert (r["mae"] < 1e-7 and r["r2"] > 1 - 1e-6) if exact else r["mae"] > 1e-4, r
-    rows = {r["variant"]: r["mae"] for r in fs.forecast_steps(*fs.split(curves, 20), "linear")}
+    rows = {r["variant"]: r["mae"] for r in fs.forecast_steps(*fs.split(curves, 20))}
     assert max(rows["saturating"], rows["free"]) < 1e-7
     assert min(rows["constant"], rows["naive: last value carried forward"]) > 1e-3
 
@@ -276,7 +276,7 @@ def test_forecasts_read_no_loss_of_their_target():
     assert len(same) == 3 and not any(same.values())
     late = [replace(c, L_ST=np.where(c.step_T > 20, 0.5 * c.L_ST, c.L_ST)) for c in curves]
     for name in fs.RIVALS:
-        one, two = (fs.predict_rival(name, *fs.split(c, 20), "linear") for c in (curves, late))
+        one, two = (fs.predict_rival(name, *fs.split(c, 20)) for c in (curves, late))
         for (_, forecast), (_, again) in zip(one, two, strict=True):
             np.testing.assert_array_equal(forecast, again)
 
@@ -458,7 +458,7 @@ def test_solved_points_are_explained(tmp_path):
     assert linear.k[1] > log.k[1]
     for f in (linear, log):
         assert np.isfinite(f.interval("k")).all() and np.isfinite(f.to_json()["r2_log"])
-    for row in [*fs.forecast_steps(*fs.split(curves, 5), "log"), *fs.alternatives(curves, "log")]:
+    for row in [*fs.forecast_steps(*fs.split(curves, 5)), *fs.alternatives(curves)]:
         assert np.isfinite(row.get("mae", 0)) and np.isfinite(row.get("r2_log", 0))
 
 
