@@ -3,34 +3,9 @@
     python -m study.report results/study    # again, from the committed runs.jsonl
 
 For each finding of the paper: its statement, what came out here beside the paper's numbers, and a
-verdict that a rule computes from the data. The prose stands in page.md. A cell is one arm (a
+verdict that a rule computes from the data. Prose and rules stand in page.md. A cell is one arm (a
 learning-rate schedule) x base or instruct; k of a run is the slope of log10 L against log10 D by
 least squares.
-
-1. Larger models learn more: over single runs, k rises with log N, and the loss at the largest D
-   that all runs reach falls with log N, and so does the loss at the largest such C; each with its
-   95% interval (Student's t) on one side of 0. Holds: all three in all cells; partly: at least half
-   of them.
-2. Power law: in log-log a line describes every size's mean curve over all steps from 1 with R2 of
-   at least 0.95. Holds: for all curves of all arms; partly: for half of the curves of one arm.
-3. k(N) saturates: on the slopes of single runs K_max / (1 + N0/N) has an AICc lower by 2 than the
-   power law a N^b and than a constant, and the 95% interval of N0 (redraws of runs within sizes)
-   spans less than a factor of ten, inside the range searched. Holds: in all cells; partly: in at
-   least half.
-4. Reuse is nearly free up to tau = 25 (the loss above tau = 1, paired by seed, is at most 0.02) and
-   tau = 100 hurts (it lies above 0). Holds: both by the 95% intervals; partly: one of them by the
-   intervals, or the first by its estimates.
-5. Larger groups reach a lower loss from the same prompts: the paired difference of the largest and
-   smallest group at equal D has a 95% interval below 0. Equal C is shown beside it, without a
-   verdict.
-6. Forecast: blind, from the smaller sizes, it misses the largest size's losses by less than both
-   naive rivals do, carrying over the losses of the next smaller size and drawing on its line.
-   Holds: in all cells and for C and D; partly: in at least half.
-
-Rules 1, 3, 4 and 6 were made stricter on 2026-11-23 after a review, when the runs of four sizes
-were in: before, 1 judged slopes alone, 3 mean curves as if bases did not scatter, 4 estimates
-without their intervals, 6 one rival. Base seeds are the independent units, three for each size; the
-arms, C and D, and base and instruct share them, so cells are not independent.
 """
 import base64
 import csv
@@ -72,7 +47,6 @@ from fit_scaling import (
     loss_ticks,
     panels,
     r_squared,
-    read_csv,
     read_lines,
     read_runs,
     save,
@@ -80,7 +54,7 @@ from fit_scaling import (
     size_axis,
     student_factor,
 )
-from study.sweeps import PAPER, SERIES, TAU, Effect, paired, paper_reuse, sweep_panel
+from study.sweeps import SERIES, TAU, Effect, paired, paper_reuse, sweep_panel
 
 HERE = Path(__file__).resolve().parent
 MARK = {
@@ -94,7 +68,6 @@ ARM_NAMES = {
     "inverse": "learning rate / step",
     "recipe": "the recipe",
 }
-PAPER_NAME = "the paper: Qwen2.5 base models"
 MISSING = "the finished runs do not answer this ($error)."
 REDRAWS = 1000  # behind the 95% intervals
 
@@ -111,7 +84,6 @@ def gather(out: Path, runs, commands: list[str]) -> None:
     lines = [{
         "commit": commit or "unknown",
         "torch": torch.__version__,
-        "python": platform.python_version(),
         "cores": os.cpu_count(),
         "device": gpu or platform.processor() or "CPU",
         "command": shlex.join(["python", *sys.argv]),
@@ -260,11 +232,8 @@ class Study:
 
 
 # ---------------------------------------------------------------- The forecast game
-def freeze(out: Path, runs, N: int, begun: list[str]) -> None:
-    """Write OUT/forecast.json, once: L of a model of N parameters, from runs of smaller ones.
-
-    begun: the runs of the largest size that exist already; the page says so.
-    """
+def freeze(out: Path, runs, N: int) -> None:
+    """Write OUT/forecast.json, once: L of a model of N parameters, from runs of smaller ones."""
     path = out / "forecast.json"
     if path.exists():
         old = json.loads(path.read_text())["N"]
@@ -281,7 +250,7 @@ def freeze(out: Path, runs, N: int, begun: list[str]) -> None:
         forecasts += [forecast(cell, x, curves[x], N / 1e9) for x in curves]
     made = datetime.now().isoformat(timespec="seconds")
     names = [run.name for run in runs]
-    head = {"made": made, "N": N, "runs_read": names, "begun": begun}
+    head = {"made": made, "N": N, "runs_read": names}
     if forecasts:
         path.write_text(json.dumps(head | {"forecasts": forecasts}, indent=1) + "\n")
 
@@ -412,20 +381,13 @@ def half_slopes(curves: list[Curve]) -> tuple[float, float]:
 
 
 def loss_figures(study: Study, x: str) -> str:
-    """The mean curves of every cell against x, and those of the paper."""
+    """The mean curves of every cell against x."""
     figures = ""
     for found in study.fitted:
         if found.x == x:
             figures += draw(study.out / f"loss_{found.file}", loss_panel, found.curves, found.own,
                             title=found.cell.name, ylabel=LOSS_LABEL)
-    own = fit(paper_curves(x), "log", "free")
-    figures += draw(study.out / f"paper_{x}", loss_panel, own.curves, own, title=PAPER_NAME,
-                    ylabel=LOSS_LABEL)
     return figures
-
-
-def paper_curves(x: str) -> list[Curve]:
-    return curves_from(read_csv(PAPER / "points.csv"))["base", x]
 
 
 # ---------------------------------------------------------------- 3. Saturation
@@ -459,7 +421,7 @@ def forms(N: np.ndarray, k: np.ndarray) -> Forms:
 
 
 def saturates(study: Study) -> Finding:
-    rows, explained = [], []
+    rows = []
     wins = rejected = 0
     for cell in study.cells:
         runs = cell.single
@@ -471,28 +433,21 @@ def saturates(study: Study) -> Finding:
         N0 = " to ".join(map(label, found.N0_ends)) + ("" if found.pinned else ", not pinned")
         rivals = f"{found.power:+.1f}", f"{found.constant:+.1f}"
         rows.append([cell.name, *rivals, N0, by_size, by_skill])
-        if cell.kind == "base":
-            explained.append(f"log N explains {by_size:.0%} of the variance of k and skill "
-                             f"{by_skill:.0%} ({cell.name})")
     count = len(study.cells)
     return Finding(judged(wins, count), {
-        "cells": count, "wins": wins, "rejected": rejected, "explained": "; ".join(explained),
-        "rows": table_rows(rows), "figures": k_figures(study),
+        "cells": count, "wins": wins, "rejected": rejected, "rows": table_rows(rows),
+        "figures": k_figures(study),
         "laws": table_rows([[found.name, found.law.verdict()] for found in study.fitted])})
 
 
 def k_figures(study: Study) -> str:
-    """The law fitted to the mean curves of every cell against D, and to those of the paper."""
+    """The law fitted to the mean curves of every cell against D."""
     figures = ""
     ylabel = "k of the mean curve, against D"
     for found in study.fitted:
         if found.x == "D":
             figures += draw(study.out / f"k_{found.file}", k_panel, found.own, [found.law],
                             title=found.cell.name, ylabel=ylabel)
-    curves = paper_curves("D")
-    own = fit(curves, "log", "free")
-    law = fit(curves, bootstrap=REDRAWS)
-    figures += draw(study.out / "paper_k", k_panel, own, [law], title=PAPER_NAME, ylabel=ylabel)
     return figures
 
 
@@ -619,13 +574,9 @@ def forecasts(study: Study) -> Finding:
                         ylabel=LOSS_LABEL)
     if not rows:
         raise ValueError("no frozen forecast of the largest size, or no run of it")
-    begun = frozen.get("begun")
-    when = "before a run of the largest size was begun"
-    if begun:
-        when = f"when {len(begun)} runs of the largest size existed already, unread"
     return Finding(judged(good, len(rows)), {
         "size": label(frozen["N"] / 1e9), "good": good, "cells": len(rows),
-        "made": frozen["made"], "read": len(frozen["runs_read"]), "when": when,
+        "made": frozen["made"], "read": len(frozen["runs_read"]),
         "rows": table_rows(rows), "figures": figures})
 
 
@@ -666,12 +617,6 @@ def write(out: Path) -> None:
     print(f"\n{out / 'report.html'}; failed runs: {len(study.failed)}")
 
 
-def rules() -> list[str]:
-    """The numbered rules of this file's docstring, each on one line."""
-    found = re.findall(r"^\d\. (.*?)(?=^\d\. |\n\n)", __doc__, re.M | re.S)
-    return [" ".join(rule.split()) for rule in found]
-
-
 def page(study: Study, findings: list[Finding]) -> str:
     """page.md with its names filled in: the head, a section for each finding, the end."""
     text = (HERE / "page.md").read_text()
@@ -680,12 +625,11 @@ def page(study: Study, findings: list[Finding]) -> str:
     text = re.sub(r"<!-- (ladder|end) -->\n", "", text)
     head, *sections, end = re.split(r"^(?=## )", text, flags=re.M)
     filled, overview = [], []
-    for section, rule, finding in zip(sections, rules(), findings, strict=True):
+    for section, finding in zip(sections, findings, strict=True):
         if finding.verdict == "missing":
             section = re.sub(r"^Here: .*", f"Here: {MISSING}\n\n", section, flags=re.M | re.S)
         verdict = MARK[finding.verdict]
-        names = finding.names | {"rule": rule, "verdict": verdict}
-        filled.append(Template(section).substitute(names))
+        filled.append(Template(section).substitute(finding.names, verdict=verdict))
         title, here = re.match(r"## (.*?): .*?^Here: (.*?)\n\n", filled[-1], re.M | re.S).groups()
         overview.append([title, verdict, " ".join(here.split())])
         print(f"{verdict:>18}  {title}: {overview[-1][2]}")
@@ -709,7 +653,6 @@ def about(study: Study) -> dict:
         "seeds": len({run["seed"] for run in study.runs}),
         "hours": f"{sum(run['hours'] for run in study.runs):.2f}",
         "flops": f"{sum(run['flops'] for run in study.runs):.3g}",
-        "commands": "\n".join(run["command"] for run in [*study.runs, *study.failed]),
     }
 
 
