@@ -43,10 +43,10 @@ from fit_scaling import (
     is_pinned,
     k_panel,
     label,
+    log_r_squared,
     loss_panel,
     loss_ticks,
     panels,
-    r_squared,
     read_lines,
     read_runs,
     save,
@@ -54,7 +54,7 @@ from fit_scaling import (
     size_axis,
     student_factor,
 )
-from study.sweeps import SERIES, TAU, Effect, paired, paper_reuse, sweep_panel
+from study.sweeps import SERIES, TAU, Effect, Level, paired, paper_reuse, sweep_panel
 
 HERE = Path(__file__).resolve().parent
 MARK = {
@@ -111,12 +111,8 @@ def read_run(path: Path) -> dict:
         "seed": flags["seed"],
         "hours": records[-1]["gpu_hours"],
         "flops": sum(flops),
-        "evals": [measured(point) for point in points],
+        "evals": [{name: point[name] for name in ("step", "D", "C", "L")} for point in points],
     }
-
-
-def measured(point: dict) -> dict:
-    return {name: point[name] for name in ("step", "D", "C", "L")}
 
 
 def rows_of(runs: list[dict]) -> list[dict]:
@@ -125,8 +121,14 @@ def rows_of(runs: list[dict]) -> list[dict]:
     for run in runs:
         same = {"run": run["name"], "N": run["N"] / 1e9}
         same |= {name: run[name] for name in ("model_type", "reuse", "group")}
-        rows += [same | measured(point) for point in run["evals"]]
+        rows += [same | point for point in run["evals"]]
     return rows
+
+
+def read_off(at, X, L):
+    """L at X = at, between measured points by straight lines in log-log."""
+    logs = np.interp(np.log10(at), np.log10(X), np.log10(np.maximum(L, 1e-3)))
+    return 10**logs
 
 
 class Single(NamedTuple):
@@ -167,20 +169,16 @@ class Cell:
 
     @cached_property
     def single(self) -> Single:
-        """Losses are read off the curve of each run in log-log."""
-        logs = []
+        k, L_D, L_C = [], [], []
+        D_end, C_end = (min(run["evals"][-1][x] for run in self.runs) for x in "DC")
         for run in self.runs:
-            points = [(e["D"], e["C"], max(e["L"], 1e-3)) for e in run["evals"] if e["step"]]
-            logs.append(np.log10(points).T)
-        D_end = min(D[-1] for D, _, _ in logs)
-        C_end = min(C[-1] for _, C, _ in logs)
-        return Single(
-            N=np.array([run["N"] / 1e9 for run in self.runs]),
-            k=np.array([-np.polyfit(D, L, 1)[0] for D, _, L in logs]),
-            skill=np.array([1 - run["evals"][0]["L"] for run in self.runs]),
-            L_D=np.array([10 ** np.interp(D_end, D, L) for D, _, L in logs]),
-            L_C=np.array([10 ** np.interp(C_end, C, L) for _, C, L in logs]),
-        )
+            D, C, L = ([e[x] for e in run["evals"] if e["step"]] for x in "DCL")
+            k.append(-np.polyfit(np.log10(D), np.log10(np.maximum(L, 1e-3)), 1)[0])
+            L_D.append(read_off(D_end, D, L))
+            L_C.append(read_off(C_end, C, L))
+        N = [run["N"] / 1e9 for run in self.runs]
+        skill = [1 - run["evals"][0]["L"] for run in self.runs]
+        return Single(*map(np.array, (N, k, skill, L_D, L_C)))
 
     def curves(self) -> dict[str, list[Curve]]:
         """{x: mean curves by size}. ValueError if the runs are too few."""
@@ -191,9 +189,7 @@ class Cell:
         own = fit(curves, "log", "free")
         r2 = []
         for curve in curves:
-            on = curve.L_T > 0
-            line_T = own.predict(curve.N, curve.X_T)
-            r2.append(r_squared([np.log10([curve.L_T[on], line_T[on]])]))
+            r2.append(log_r_squared([(curve.L_T, own.predict(curve.N, curve.X_T))]))
         return Fitted(self, x, curves, own, fit(curves, bootstrap=REDRAWS), r2)
 
 
@@ -469,34 +465,41 @@ def sweep_of(runs: list[dict], by: str) -> list[dict]:
     return mine
 
 
+def level_rows(found: dict[float, Level]) -> list[list]:
+    """Level, L, L above the first level, and seeds."""
+    rows = []
+    for level, there in found.items():
+        above = there.above if rows else "-"
+        rows.append([f"{level:g}", there.L, above, there.seeds])
+    return rows
+
+
+def reuse_verdict(above: dict[float, Effect]) -> str:
+    low = [effect for tau, effect in above.items() if 1 < tau <= 25]
+    hurts = 100 in above and above[100].low > 0
+    free = all(effect.high <= 0.02 for effect in low)
+    seems_free = all(effect.value <= 0.02 for effect in low)
+    if free and hurts:
+        return "holds"
+    return "partly" if hurts or seems_free else "not"
+
+
 def reuse_is_free(study: Study) -> Finding:
     runs = sweep_of(study.runs, "reuse")
     step = min(run["evals"][-1]["step"] for run in runs)
     found = paired(runs, "reuse", "step", step)
     above = {tau: level.above for tau, level in found.items()}
-    low = {tau: above[tau] for tau in above if 1 < tau <= 25}
+    low = [tau for tau in above if 1 < tau <= 25]
     if not low:
         raise ValueError("no run with tau from 2 to 25")
-    top = max(above)
-    hurts = top == 100 and above[top].low > 0
-    free = all(effect.high <= 0.02 for effect in low.values())
-    seems_free = all(effect.value <= 0.02 for effect in low.values())
-    verdict = "partly" if free or hurts or seems_free else "not"
-    if free and hurts:
-        verdict = "holds"
-
     paper = {tau: dict(points)[100] for tau, points in paper_reuse("curve").items()}
-    theirs = {tau: Effect(L - paper[1], 0) for tau, L in paper.items()}
-    rows = []
-    for tau, level in found.items():
-        here = level.above if tau > 1 else "-"
-        there = f"{theirs[tau].value:+.3f}" if tau in theirs else "-"
-        rows.append([f"{tau:g}", level.L, here, level.seeds, there])
+    theirs = {tau: Effect(L - paper[1], np.nan) for tau, L in paper.items()}
+    rows = [[*row, theirs.get(tau, "-")] for tau, row in zip(found, level_rows(found), strict=True)]
     series = {f"here: {label(runs[0]['N'] / 1e9)}, step {step}": above,
               "the paper: 7B, step 100": theirs}
-    worst = max(low, key=low.get)
-    return Finding(verdict, {
-        "worst": f"{worst:g}", "most": low[worst], "top": f"{top:g}", "at_top": above[top],
+    worst, top = max(low, key=above.get), max(above)
+    return Finding(reuse_verdict(above), {
+        "worst": f"{worst:g}", "most": above[worst], "top": f"{top:g}", "at_top": above[top],
         "rows": table_rows(rows),
         "figures": draw(study.out / "reuse", sweep_panel, series, xlabel=TAU,
                         ylabel="L above that of tau = 1", title="at a fixed number of steps")})
@@ -510,15 +513,13 @@ def groups(study: Study) -> Finding:
         end = min(run["evals"][-1][x] for run in runs)
         found = paired(runs, "group", x, end)
         smallest = min(found)
-        for group, level in found.items():
-            above = level.above if group > smallest else "-"
-            rows.append([f"{x} = {end:.4g}", group, level.L, above, level.seeds])
-        series = {size: {group: level.above for group, level in found.items()}}
-        figures += draw(study.out / f"group_{x}", sweep_panel, series,
+        above = {group: level.above for group, level in found.items()}
+        rows += [[f"{x} = {end:.4g}", *row] for row in level_rows(found)]
+        figures += draw(study.out / f"group_{x}", sweep_panel, {size: above},
                         xlabel="group size G (completions per prompt)",
                         ylabel=f"L above that of G = {smallest}",
                         title=f"{size}, at equal {AXIS[x]}: {end:.4g}")
-        largest[x] = found[max(found)].above
+        largest[x] = above[max(above)]
     return Finding("holds" if largest["D"].high < 0 else "not", {
         "G": max(found), "smallest": smallest, "equal_D": apart(largest["D"]),
         "equal_C": apart(largest["C"]), "rows": table_rows(rows), "figures": figures})
@@ -543,16 +544,14 @@ class Misses(NamedTuple):
 def misses(made: dict, found: Fitted) -> Misses:
     below, target = found.curves[-2:]
 
-    def at_target(X, L):
-        return 10 ** np.interp(np.log10(target.X_T), np.log10(X), np.log10(L))
-
+    X_T = target.X_T
     guesses = [
-        at_target(made["X"], made["L"]),
-        at_target(below.X_T, below.L_T),
-        found.own.predict(below.N, target.X_T),
+        read_off(X_T, made["X"], made["L"]),
+        read_off(X_T, below.X_T, below.L_T),
+        found.own.predict(below.N, X_T),
         target.line(made["k"]),
     ]
-    low, high = (at_target(made["X"], end) for end in made["L_ci"])
+    low, high = (read_off(X_T, made["X"], end) for end in made["L_ci"])
     inside = np.mean((low <= target.L_T) & (target.L_T <= high))
     return Misses(*np.abs(guesses - target.L_T).mean(1), inside)
 
