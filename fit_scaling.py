@@ -847,14 +847,13 @@ def palette(levels):
     return dict(zip(levels, colours, strict=True))
 
 
-def panels(rows, columns, size=(4.6, 3.8), ylabel="", sharey=True):
-    """A figure and its axes (rows, columns); size: inches of one panel."""
+def panels(count, size=(4.6, 3.8), ylabel=""):
+    """A figure of panels side by side, and its axes; size: inches of one panel."""
     width, height = size
-    figure, axes = pyplot().subplots(
-        rows, columns, figsize=(width * columns, height * rows), sharey=sharey, squeeze=False,
-        layout="constrained")
+    figure, axes = pyplot().subplots(1, count, figsize=(width * count, height), sharey=True,
+                                     squeeze=False, layout="constrained")
     figure.supylabel(ylabel, fontsize=10)
-    return figure, axes
+    return figure, axes[0]
 
 
 def save(figure, path, kinds=("png", "pdf")):
@@ -948,15 +947,15 @@ def draw_laws(out, studies):
     """Write the figures k, loss_C and loss_D of one model type into `out`."""
     model_type = studies[0].own.model_type
     suffix = "" if model_type == "base" else f"_{model_type}"
-    figure, axes = panels(1, len(studies), ylabel="k(N), decades of L per decade of X")
-    for s, axis in zip(studies, axes[0], strict=True):
+    figure, axes = panels(len(studies), ylabel="k(N), decades of L per decade of X")
+    for s, axis in zip(studies, axes, strict=True):
         k_panel(axis, s.own, s.laws("all", "inter"))
     save(figure, out / f"k{suffix}")
 
     for s in studies:
         laws = s.laws("inter", "intra") or s.laws("all")
-        figure, axes = panels(1, len(laws), (4.8, 4.2), LOSS_LABEL)
-        for law, axis in zip(laws, axes[0], strict=True):
+        figure, axes = panels(len(laws), (4.8, 4.2), LOSS_LABEL)
+        for law, axis in zip(laws, axes, strict=True):
             loss_panel(axis, s.curves, law, TITLES[law.protocol])
         save(figure, out / f"loss_{law.x}{suffix}")
 

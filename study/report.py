@@ -287,9 +287,9 @@ def draw(path: Path, panel, *args, **names) -> str:
 
     names: title and labels of the axes. Returns the Markdown that shows the figure.
     """
-    figure, axes = panels(1, 1, (5.2, 4.2))
-    panel(axes[0, 0], *args)
-    axes[0, 0].set(**names)
+    figure, (axis,) = panels(1, (5.2, 4.2))
+    panel(axis, *args)
+    axis.set(**names)
     save(figure, path, ["png"])
     return f"![{names['title']}]({path.name}.png)\n"
 
@@ -357,9 +357,7 @@ def power_law(study: Study) -> Finding:
         shares.append(share)
         sentences.append(f"with {ARM_NAMES[arm]}, {share:.0%} of the curves have an R2 of at least "
                          f"0.95 (lowest {min(r2):.2f}, median {np.median(r2):.2f})")
-    verdict = "partly" if max(shares) >= 0.5 else "not"
-    if min(shares) == 1:
-        verdict = "holds"
+    verdict = "holds" if min(shares) == 1 else "partly" if max(shares) >= 0.5 else "not"
     return Finding(verdict, {
         "arms": "; ".join(sentences), "sizes": " | ".join(map(label, sizes)),
         "dashes": "---|" * len(sizes), "rows": table_rows(rows),
@@ -606,9 +604,9 @@ def write(out: Path) -> None:
     text = page(study, findings)
     (out / "report.md").write_text(text)
     (out / "report.html").write_text(to_html(text, out))
-    for arm in {run["arm"] for run in study.runs if run["part"] == "sizes"}:
-        mine = [run for run in study.runs if (run["part"], run["arm"]) == ("sizes", arm)]
-        rows = rows_of(mine)
+    sizes = [run for run in study.runs if run["part"] == "sizes"]
+    for arm in {run["arm"] for run in sizes}:
+        rows = rows_of([run for run in sizes if run["arm"] == arm])
         with open(out / f"points_{arm}.csv", "w", newline="") as file:
             writer = csv.DictWriter(file, rows[0])
             writer.writeheader()
@@ -660,8 +658,6 @@ def to_html(text: str, out: Path) -> str:
     import markdown
 
     body = markdown.markdown(text, extensions=["tables", "fenced_code", "md_in_html"])
-    body = body.replace("<table>", '<div class="wide"><table>')
-    body = body.replace("</table>", "</table></div>")
     body = re.sub(r"<p>(?=<img)", '<p class="figures">', body)
 
     def inside(match):

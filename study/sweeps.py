@@ -127,9 +127,9 @@ def main() -> None:
             half = np.hypot(here.half, first.half) if tau > 1 else 0.0
             effects[tau] = Effect(here.value - first.value, half)
             print(f"  step {step:3}, tau = {tau:3g}: {effects[tau]}")
-    figure, axes = panels(1, 1)
-    sweep_panel(axes[0, 0], series)
-    axes[0, 0].set(xlabel=TAU, ylabel="L above that of tau = 1", title="the paper: 7B base model")
+    figure, (axis,) = panels(1)
+    sweep_panel(axis, series)
+    axis.set(xlabel=TAU, ylabel="L above that of tau = 1", title="the paper: 7B base model")
     save(figure, PAPER / "reuse")
 
 

@@ -517,8 +517,8 @@ def test_palette_goes_from_light_to_dark_and_never_fades_into_paper():
 def test_same_drawing_same_files(tmp_path):
     # fails when the PDF keeps its date: every refit of the same points would change the figures
     for name in "ab":
-        figure, axes = fs.panels(1, 2, (2, 1))
-        axes[0, 0].plot([0, 1])
+        figure, axes = fs.panels(2, (2, 1))
+        axes[0].plot([0, 1])
         fs.save(figure, tmp_path / name)
     for kind in ("png", "pdf"):
         a, b = ((tmp_path / f"{name}.{kind}").read_bytes() for name in "ab")
@@ -528,14 +528,14 @@ def test_same_drawing_same_files(tmp_path):
 def test_labels_of_close_curves_do_not_touch():
     """Fails when labels stand at the ends of their lines, whatever is there already."""
     curves = synthetic(K_max=0.001, sizes=SIZES)  # seven lines that end within a hair
-    figure, axes = fs.panels(1, 1)
-    fs.loss_panel(axes[0, 0], curves, fs.fit(curves))
+    figure, (axis,) = fs.panels(1)
+    fs.loss_panel(axis, curves, fs.fit(curves))
     figure.canvas.draw()
-    boxes = [text.get_window_extent() for text in axes[0, 0].texts]
+    boxes = [text.get_window_extent() for text in axis.texts]
     heights = sorted((box.y0, box.y1) for box in boxes)
     assert len(boxes) == 7
     for (_, top), (bottom, _) in pairwise(heights):
         assert bottom >= top - 1
-    last = axes[0, 0].transData.transform((curves[0].X_T[-1], 1))[0]
+    last = axis.transData.transform((curves[0].X_T[-1], 1))[0]
     assert min(box.x0 for box in boxes) > last  # right of the last point
     fs.pyplot().close(figure)
