@@ -44,7 +44,7 @@ from scipy.special import stdtrit
 TINY = 1e-300  # keeps a division by an exact zero finite
 AXIS = {"C": "training compute C (FLOPs)", "D": "data D (prompts)"}
 LOSS_LABEL = "held-out loss L = 1 - pass@1"
-PAIR = ("#0072B2", "#D55E00")  # blue and orange, told apart by colour-blind eyes
+SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # told apart by colour-blind eyes
 warn = partial(warnings.warn, stacklevel=2)
 
 
@@ -925,7 +925,7 @@ def k_panel(axis, own, laws):
     bars = np.abs(own.interval("k") - own.k) if own.redraws else None
     axis.errorbar(own.N, own.k, bars, fmt="ko", ms=5, lw=1.1, label="slope of each size alone")
     N = np.geomspace(own.N[0] / 1.6, own.N[-1] * 6, 200)
-    for law, colour, dashes in zip(laws, PAIR, ("-", "--"), strict=False):
+    for law, colour, dashes in zip(laws, SERIES, ("-", "--"), strict=False):
         K_max = f"{law.K:.3f}" if law.pinned else "not pinned"
         first, *_, last = map(label, law.N)
         text = f"law of {first} to {last}, $K_{{max}}$ {K_max}"
@@ -937,7 +937,7 @@ def k_panel(axis, own, laws):
     top = 1.5 * axis.dataLim.ymax  # room for the legend
     axis.set_ylim(0, max(top, axis.get_ylim()[1]))
     axis.legend(loc="upper left")
-    for law, colour in zip(laws, PAIR, strict=False):
+    for law, colour in zip(laws, SERIES, strict=False):
         if law.redraws:
             low, high = interval(law.redraws.slope(N))
             axis.fill_between(N, low, high, color=colour, alpha=0.15, lw=0)

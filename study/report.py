@@ -31,6 +31,7 @@ from scipy.stats import linregress
 from fit_scaling import (
     AXIS,
     LOSS_LABEL,
+    SERIES,
     Curve,
     Fit,
     N0_range,
@@ -54,7 +55,7 @@ from fit_scaling import (
     size_axis,
     student_factor,
 )
-from study.sweeps import SERIES, TAU, Effect, Level, paired, paper_reuse, sweep_panel
+from study.sweeps import TAU, Effect, Level, paired, paper_reuse, sweep_panel
 
 HERE = Path(__file__).resolve().parent
 MARK = {
@@ -111,8 +112,12 @@ def read_run(path: Path) -> dict:
         "seed": flags["seed"],
         "hours": records[-1]["gpu_hours"],
         "flops": sum(flops),
-        "evals": [{name: point[name] for name in ("step", "D", "C", "L")} for point in points],
+        "evals": list(map(measured, points)),
     }
+
+
+def measured(point: dict) -> dict:
+    return {name: point[name] for name in ("step", "D", "C", "L")}
 
 
 def rows_of(runs: list[dict]) -> list[dict]:
@@ -169,11 +174,13 @@ class Cell:
 
     @cached_property
     def single(self) -> Single:
+        D_end = min(run["evals"][-1]["D"] for run in self.runs)
+        C_end = min(run["evals"][-1]["C"] for run in self.runs)
         k, L_D, L_C = [], [], []
-        D_end, C_end = (min(run["evals"][-1][x] for run in self.runs) for x in "DC")
         for run in self.runs:
-            D, C, L = ([e[x] for e in run["evals"] if e["step"]] for x in "DCL")
-            k.append(-np.polyfit(np.log10(D), np.log10(np.maximum(L, 1e-3)), 1)[0])
+            points = [(e["D"], e["C"], max(e["L"], 1e-3)) for e in run["evals"] if e["step"]]
+            D, C, L = np.transpose(points)
+            k.append(-np.polyfit(np.log10(D), np.log10(L), 1)[0])
             L_D.append(read_off(D_end, D, L))
             L_C.append(read_off(C_end, C, L))
         N = [run["N"] / 1e9 for run in self.runs]
@@ -269,7 +276,7 @@ class Finding(NamedTuple):
 
 
 def judged(good: int, count: int) -> str:
-    """By chance, one in forty passes."""
+    """The verdict on a statement that is true in `good` of `count` cells."""
     return "holds" if good == count else "partly" if 2 * good >= count else "not"
 
 

@@ -12,10 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fit_scaling import panels, save, student_factor
+from fit_scaling import SERIES, panels, save, student_factor
 
 PAPER = Path(__file__).resolve().parent.parent / "results" / "paper"
-SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # told apart by colour-blind eyes
 TAU = "reuse factor tau (times each problem is seen)"
 Points = list[tuple[float, float]]  # (X, L)
 
