@@ -960,7 +960,6 @@ def draw_laws(out, studies):
         save(figure, out / f"loss_{law.x}{suffix}")
 
 
-
 TITLES = {
     "all": "fit to all points",
     "inter": "fit to the smaller sizes; dashed: larger, with an E of its own",

@@ -12,7 +12,6 @@ import csv
 import html
 import json
 import os
-import platform
 import re
 import shlex
 import subprocess
@@ -86,7 +85,7 @@ def gather(out: Path, runs, commands: list[str]) -> None:
         "commit": commit or "unknown",
         "torch": torch.__version__,
         "cores": os.cpu_count(),
-        "device": gpu or platform.processor() or "CPU",
+        "device": gpu or "CPU",
         "command": shlex.join(["python", *sys.argv]),
     }]
     for run, command in zip(runs, commands, strict=True):
@@ -146,21 +145,18 @@ class Single(NamedTuple):
 
 
 class Fitted(NamedTuple):
-    """The mean curves of a cell against one x, and what was fitted to them."""
+    """What was fitted to the mean curves of a cell against one x."""
     cell: "Cell"
-    x: str
-    curves: list[Curve]
-    own: Fit         # a line for each size, by the error of log L
+    own: Fit  # a line for each size, by the error of log L
     law: Fit
-    r2: list[float]  # of the lines
 
     @property
     def name(self) -> str:
-        return f"{self.cell.name}, {self.x}"
+        return f"{self.cell.name}, {self.own.x}"
 
     @property
     def file(self) -> str:
-        return f"{self.x}_{self.cell.kind}_{self.cell.arm}"
+        return f"{self.own.x}_{self.cell.kind}_{self.cell.arm}"
 
 
 class Cell:
@@ -191,13 +187,6 @@ class Cell:
         """{x: mean curves by size}. ValueError if the runs are too few."""
         by_key = curves_from(rows_of(self.runs))
         return {x: by_key[self.kind, x] for x in "CD"}
-
-    def fitted(self, x: str, curves: list[Curve]) -> Fitted:
-        own = fit(curves, "log", "free")
-        r2 = []
-        for curve in curves:
-            r2.append(log_r_squared([(curve.L_T, own.predict(curve.N, curve.X_T))]))
-        return Fitted(self, x, curves, own, fit(curves, bootstrap=REDRAWS), r2)
 
 
 def cells_of(runs: list[dict]) -> list[Cell]:
@@ -230,7 +219,9 @@ class Study:
     def fitted(self) -> list[Fitted]:
         found = []
         for cell in self.cells:
-            found += [cell.fitted(x, curves) for x, curves in cell.curves().items()]
+            for curves in cell.curves().values():
+                own = fit(curves, "log", "free")
+                found.append(Fitted(cell, own, fit(curves, bootstrap=REDRAWS)))
         return found
 
 
@@ -350,25 +341,31 @@ def slope_panel(axis, cells: list[Cell], sizes: list[float]) -> None:
 
 # ---------------------------------------------------------------- 2. The power law
 def power_law(study: Study) -> Finding:
-    sizes = sorted({curve.N for found in study.fitted for curve in found.curves})
+    sizes = sorted({curve.N for found in study.fitted for curve in found.own.curves})
     rows, r2_of_arm = [], {}
+    figures = {"C": "", "D": ""}
     for found in study.fitted:
-        r2 = dict(zip(found.own.N, found.r2, strict=True))
+        own = found.own
+        r2 = {c.N: log_r_squared([(c.L_T, own.predict(c.N, c.X_T))]) for c in own.curves}
+        r2_of_arm.setdefault(found.cell.arm, []).extend(r2.values())
         shown = [r2.get(N, "-") for N in sizes]
-        early, late = half_slopes(found.curves)
+        early, late = half_slopes(own.curves)
         rows.append([found.name, *shown, f"{early:.3f} then {late:.3f}"])
-        r2_of_arm.setdefault(found.cell.arm, []).extend(found.r2)
+        figures[own.x] += draw(study.out / f"loss_{found.file}", loss_panel, own.curves, own,
+                               title=found.cell.name, ylabel=LOSS_LABEL)
     shares, sentences = [], []
     for arm, r2 in r2_of_arm.items():
         share = np.mean(np.array(r2) >= 0.95)
         shares.append(share)
         sentences.append(f"with {ARM_NAMES[arm]}, {share:.0%} of the curves have an R2 of at least "
                          f"0.95 (lowest {min(r2):.2f}, median {np.median(r2):.2f})")
-    verdict = "holds" if min(shares) == 1 else "partly" if max(shares) >= 0.5 else "not"
+    verdict = "partly" if max(shares) >= 0.5 else "not"
+    if min(shares) == 1:
+        verdict = "holds"
     return Finding(verdict, {
         "arms": "; ".join(sentences), "sizes": " | ".join(map(label, sizes)),
         "dashes": "---|" * len(sizes), "rows": table_rows(rows),
-        "figures_D": loss_figures(study, "D"), "figures_C": loss_figures(study, "C")})
+        "figures_D": figures["D"], "figures_C": figures["C"]})
 
 
 def half_slopes(curves: list[Curve]) -> tuple[float, float]:
@@ -379,16 +376,6 @@ def half_slopes(curves: list[Curve]) -> tuple[float, float]:
         early.append(curve.keep(first))
         late.append(curve.keep(second))
     return np.median(fit(early, "log", "free").k), np.median(fit(late, "log", "free").k)
-
-
-def loss_figures(study: Study, x: str) -> str:
-    """The mean curves of every cell against x."""
-    figures = ""
-    for found in study.fitted:
-        if found.x == x:
-            figures += draw(study.out / f"loss_{found.file}", loss_panel, found.curves, found.own,
-                            title=found.cell.name, ylabel=LOSS_LABEL)
-    return figures
 
 
 # ---------------------------------------------------------------- 3. Saturation
@@ -434,22 +421,16 @@ def saturates(study: Study) -> Finding:
         N0 = " to ".join(map(label, found.N0_ends)) + ("" if found.pinned else ", not pinned")
         rivals = f"{found.power:+.1f}", f"{found.constant:+.1f}"
         rows.append([cell.name, *rivals, N0, by_size, by_skill])
+    laws, figures = [], ""
+    for found in study.fitted:
+        laws.append([found.name, found.law.verdict()])
+        if found.own.x == "D":
+            figures += draw(study.out / f"k_{found.file}", k_panel, found.own, [found.law],
+                            title=found.cell.name, ylabel="k of the mean curve, against D")
     count = len(study.cells)
     return Finding(judged(wins, count), {
         "cells": count, "wins": wins, "rejected": rejected, "rows": table_rows(rows),
-        "figures": k_figures(study),
-        "laws": table_rows([[found.name, found.law.verdict()] for found in study.fitted])})
-
-
-def k_figures(study: Study) -> str:
-    """The law fitted to the mean curves of every cell against D."""
-    figures = ""
-    ylabel = "k of the mean curve, against D"
-    for found in study.fitted:
-        if found.x == "D":
-            figures += draw(study.out / f"k_{found.file}", k_panel, found.own, [found.law],
-                            title=found.cell.name, ylabel=ylabel)
-    return figures
+        "laws": table_rows(laws), "figures": figures})
 
 
 # ---------------------------------------------------------------- 4. Reuse, 5. Groups
@@ -547,7 +528,7 @@ class Misses(NamedTuple):
 
 
 def misses(made: dict, found: Fitted) -> Misses:
-    below, target = found.curves[-2:]
+    below, target = found.own.curves[-2:]
 
     X_T = target.X_T
     guesses = [
@@ -565,16 +546,16 @@ def forecasts(study: Study) -> Finding:
     frozen = study.frozen
     rows, figures = [], ""
     good = 0
-    by_key = {(f.cell.arm, f.cell.kind, f.x): f for f in study.fitted}
+    by_key = {(f.cell.arm, f.cell.kind, f.own.x): f for f in study.fitted}
     for made in frozen["forecasts"]:
         found = by_key.get((made["arm"], made["model_type"], made["x"]))
-        if not found or round(found.curves[-1].N * 1e9) != frozen["N"]:
+        if not found or round(found.own.N[-1] * 1e9) != frozen["N"]:
             continue
         missed = misses(made, found)
         good += missed.blind < min(missed.carried, missed.line)
         rows.append([found.name, *missed[:4], made["k"], found.own.k[-1], f"{missed.inside:.0%}"])
         figures += draw(study.out / f"forecast_{found.file}", forecast_panel, made,
-                        found.curves[-1], title=found.cell.name, xlabel=AXIS[found.x],
+                        found.own.curves[-1], title=found.cell.name, xlabel=AXIS[made["x"]],
                         ylabel=LOSS_LABEL)
     if not rows:
         raise ValueError("no frozen forecast of the largest size, or no run of it")
