@@ -36,7 +36,6 @@ from functools import partial
 from itertools import product
 from operator import itemgetter
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from scipy.optimize import least_squares
@@ -45,7 +44,7 @@ from scipy.special import stdtrit
 TINY = 1e-300  # keeps a division by an exact zero finite
 AXIS = {"C": "training compute C (FLOPs)", "D": "data D (prompts)"}
 LOSS_LABEL = "held-out loss L = 1 - pass@1"
-PAIR = ("#0072B2", "#D55E00")  # blue and orange, told apart by colour-blind eyes
+SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # told apart by colour-blind eyes
 warn = partial(warnings.warn, stacklevel=2)
 
 
@@ -73,14 +72,10 @@ class Curve:
         step_T, X_T, L_ST = self.step_T[mask_T], self.X_T[mask_T], self.L_ST[:, mask_T]
         return replace(self, step_T=step_T, X_T=X_T, L_ST=L_ST)
 
-    def line(self, k, loss):
-        """L_T of the line of slope k whose E is refitted on this curve, so not a blind forecast."""
+    def line(self, k):
+        """L_T of the line of slope k with the best E for this curve, so not a blind forecast."""
         p_T = self.X_T**-k
-        if loss == "linear":
-            return p_T * (self.L_T @ p_T) / (p_T @ p_T)
-        ratio_T = self.L_T / p_T
-        E = np.log10(ratio_T[ratio_T > 0]).mean()
-        return p_T * 10**E
+        return p_T * (self.L_T @ p_T) / (p_T @ p_T)  # 10^E by least squares of L
 
 
 UNITS = (  # smallest size in billions, unit, letter
@@ -367,7 +362,7 @@ def problem_of(curves, loss, shape):
         on = np.flatnonzero(usable(curve, loss))
         if len(on) < 2:
             size = label(curve.N)
-            raise ValueError(f"size {size}: {len(on)} points with L > 0; try --loss linear")
+            raise ValueError(f"size {size}: {len(on)} points with L > 0; leave this size out")
         x_nT[n, on] = np.log10(curve.X_T[on])
         L_nT[n, on] = curve.L_T[on]
         w_nT[n, on] = 1 / len(on)
@@ -462,7 +457,7 @@ class Fit(Parameters):
             k = self.k[list(self.N).index(curve.N)]
             return k, self.predict(curve.N, curve.X_T)
         k = self.slope([curve.N])[0]
-        return k, curve.line(k, self.loss)
+        return k, curve.line(k)
 
     def interval(self, name):
         """95% interval (low, high) of "K", "N0", "k" or "E"; None without bootstrap."""
@@ -495,7 +490,7 @@ class Fit(Parameters):
         return f"{reach}: k bends, but where it levels off is open"
 
     def to_json(self):
-        pairs = predict_rival(self.shape, self.curves, self.curves, self.loss)
+        pairs = [(c.L_T, self.predict(c.N, c.X_T)) for c in self.curves]
         return {
             "x": self.x,
             "model_type": self.model_type,
@@ -704,59 +699,47 @@ def sigmoid(p, x_T, start):
     return start - (A - 1 + start) * rise_T
 
 
-def errors(L, L_hat, loss):
-    """What a fit minimises the squares of."""
-    if loss == "linear":
-        return L - L_hat
-    return np.log10(L / np.maximum(L_hat, 1e-6))
-
-
-def sigmoid_errors(p, x_T, L_T, start, loss):
-    return errors(L_T, sigmoid(p, x_T, start), loss)
-
-
-def predict_sigmoid(train, target, loss):
+def predict_sigmoid(train, target):
     """L_T of the Curve `target` by the sigmoid fitted to the Curve `train`, best of four starts.
 
     A lies between the loss before training (or the first one, if that is missing) and 1.
     """
-    train = train.keep(usable(train, loss))
     x_T, L_T = np.log10(train.X_T), train.L_T
     start = L_T[0] if train.start is None else train.start
     low = [1 - start, 0.05, x_T[0] - 2]
     high = [1 + 1e-9, 10, x_T[-1] + 6]
     A = 1 - L_T[-1] / 2
+
+    def errors(p):
+        return sigmoid(p, x_T, start) - L_T
+
     tries = []
     for B, x_mid in product((0.5, 1.5), (x_T.mean(), x_T[-1])):
         guess = np.clip([A, B, x_mid], low, high)
-        tries.append(least_squares(sigmoid_errors, guess, bounds=(low, high), x_scale=(0.1, 1, 1),
-                                   args=(x_T, L_T, start, loss)))
+        tries.append(least_squares(errors, guess, bounds=(low, high), x_scale=(0.1, 1, 1)))
     best = min(tries, key=lambda found: found.cost)
     return sigmoid(best.x, np.log10(target.X_T), start)
 
 
-def predict_rival(name, train, target, loss):
+def predict_rival(name, train, target):
     """[(L_T, L_hat_T), ...] of the Curves `target`, by a curve fitted to the Curves `train`."""
-    law = None if name == "sigmoid" else fit(train, loss, name)
-    pairs = []
-    for t, c in zip(train, target, strict=True):
-        L_hat_T = law.predict(c.N, c.X_T) if law else predict_sigmoid(t, c, loss)
-        pairs.append((c.L_T, L_hat_T))
-    return pairs
+    if name == "sigmoid":
+        return [(c.L_T, predict_sigmoid(t, c)) for t, c in zip(train, target, strict=True)]
+    law = fit(train, shape=name)
+    return [(c.L_T, law.predict(c.N, c.X_T)) for c in target]
 
 
-def alternatives(curves, loss):
+def alternatives(curves):
     """The law and its rivals on the same points: rows (dicts) with AICc and R2."""
-    curves = [c.keep(c.L_T > 0) for c in curves]
     n_eff = None
     rows = []
     for name, (each, shared) in RIVALS.items():
-        pairs = predict_rival(name, curves, curves, loss)
-        residuals = [errors(L, L_hat, loss) for L, L_hat in pairs]
+        pairs = predict_rival(name, curves, curves)
+        residuals = [L - L_hat for L, L_hat in pairs]
         n_eff = n_eff or effective_points(residuals)  # of the free slopes, which come first
         mean_square = np.mean([(e**2).mean() for e in residuals])
         parameters = each * len(curves) + shared
-        row = {"loss": loss, "name": name, "parameters": parameters, "n_eff": n_eff}
+        row = {"name": name, "parameters": parameters, "n_eff": n_eff}
         row["aicc"] = aicc(n_eff, mean_square, parameters)
         row["r2_log"] = log_r_squared(pairs)
         rows.append(row)
@@ -798,22 +781,22 @@ def forecast_size(law, target):
 
     The first two variants are blind; the others refit E on the target, as the paper does.
     """
-    loss, big = law.loss, law.curves[-1]
-    own = fit([big], loss, "free")
-    power = fit(law.curves, loss, "power")
+    big = law.curves[-1]
+    own = fit([big], shape="free")
+    power = fit(law.curves, shape="power")
     N, X_T = target.N, target.X_T
     blind_T, blind_BT = extrapolate(law, N, X_T)
     name, refitted = label(big.N), "(E refitted on the target)"
     variants = {
         "law, everything extrapolated": blind_T,
         f"naive: line of {name}": own.predict(big.N, X_T),
-        f"law, slope only {refitted}": target.line(law.slope([N]), loss),
-        f"k = a N^b, slope only {refitted}": target.line(power.slope([N]), loss),
-        f"naive: slope of {name} {refitted}": target.line(own.k, loss),
+        f"law, slope only {refitted}": target.line(law.slope([N])),
+        f"k = a N^b, slope only {refitted}": target.line(power.slope([N])),
+        f"naive: slope of {name} {refitted}": target.line(own.k),
     }
     rows = []
     for variant, L_hat_T in variants.items():
-        row = {"protocol": "inter", "loss": loss, "N": N, "variant": variant}
+        row = {"protocol": "inter", "N": N, "variant": variant}
         row |= score([(target.L_T, L_hat_T)])
         row["last_L"] = target.L_T[-1]
         row["forecast"] = L_hat_T[-1]
@@ -823,66 +806,20 @@ def forecast_size(law, target):
     return rows
 
 
-def forecast_steps(early, later, loss):
+def forecast_steps(early, later):
     """Intra-model: the later steps of all sizes from their first ones, by the law and its rivals.
     Rows (dicts)."""
-    variants = {name: predict_rival(name, early, later, loss) for name in RIVALS}
+    variants = {name: predict_rival(name, early, later) for name in RIVALS}
     carried = variants["naive: last value carried forward"] = []
     for e, c in zip(early, later, strict=True):
         carried.append((c.L_T, np.full_like(c.L_T, e.L_T[-1])))
     rows = []
     for variant, pairs in variants.items():
-        row = {"protocol": "intra", "loss": loss, "variant": variant}
-        rows.append(row | score(pairs))
+        rows.append({"protocol": "intra", "variant": variant} | score(pairs))
     return rows
 
 
-# ---------------------------------------------------------------- 5. The planner's questions
-def measured_near(curve, X):
-    """Whether a size was measured within a factor of three of X; beyond it a line is a guess."""
-    return curve.X_T[0] / 3 <= X <= curve.X_T[-1] * 3
-
-
-def best_size(law, X):
-    """Which size has the lowest loss at X? Rows (dicts) of the sizes measured near X: L, and the
-    share of redraws in which the size is the best. ValueError if there are none."""
-    near = [n for n, c in enumerate(law.curves) if measured_near(c, X)]
-    if not near:
-        raise ValueError(f"{law.x} = {X:g} is more than three times outside the points of every "
-                         "size")
-    x = np.log10([X])
-    L_n = law.losses(x)[near, 0]
-    L_Bn = law.redraws.losses(x)[:, near, 0]
-    best_B = L_Bn.argmin(1)
-    rows = []
-    for i, n in enumerate(near):
-        row = {"X": X, "N": law.N[n], "L": L_n[i]}
-        row["L_ci"] = interval(L_Bn[:, i])
-        row["best_in"] = float((best_B == i).mean())
-        rows.append(row)
-    return rows
-
-
-def needed(law, L):
-    """Which X does each size need for the loss L? Rows (dicts); X is left out where the size was
-    not measured near it."""
-    rows = []
-    for n, curve in enumerate(law.curves):
-        row = {"L": L, "N": curve.N}
-        X = needed_X(law, n, L)
-        if measured_near(curve, X):
-            row |= {"X": X, "X_ci": interval(needed_X(law.redraws, n, L))}
-        rows.append(row)
-    return rows
-
-
-def needed_X(p, n, L):
-    distance = p.E[..., n] - np.log10(L)
-    decades = distance / np.maximum(p.k[..., n], 1e-9)
-    return 10 ** np.clip(decades, -99, 99)
-
-
-# ---------------------------------------------------------------- 6. Figures
+# ---------------------------------------------------------------- 5. Figures
 def pyplot():
     """matplotlib.pyplot, imported only when something is drawn, and set up for files."""
     import matplotlib
@@ -910,14 +847,13 @@ def palette(levels):
     return dict(zip(levels, colours, strict=True))
 
 
-def panels(rows, columns, size=(4.6, 3.8), ylabel="", sharey=True):
-    """A figure and its axes (rows, columns); size: inches of one panel."""
+def panels(count, size=(4.6, 3.8), ylabel=""):
+    """A figure of panels side by side, and its axes; size: inches of one panel."""
     width, height = size
-    figure, axes = pyplot().subplots(
-        rows, columns, figsize=(width * columns, height * rows), sharey=sharey, squeeze=False,
-        layout="constrained")
+    figure, axes = pyplot().subplots(1, count, figsize=(width * count, height), sharey=True,
+                                     squeeze=False, layout="constrained")
     figure.supylabel(ylabel, fontsize=10)
-    return figure, axes
+    return figure, axes[0]
 
 
 def save(figure, path, kinds=("png", "pdf")):
@@ -989,7 +925,7 @@ def k_panel(axis, own, laws):
     bars = np.abs(own.interval("k") - own.k) if own.redraws else None
     axis.errorbar(own.N, own.k, bars, fmt="ko", ms=5, lw=1.1, label="slope of each size alone")
     N = np.geomspace(own.N[0] / 1.6, own.N[-1] * 6, 200)
-    for law, colour, dashes in zip(laws, PAIR, ("-", "--"), strict=False):
+    for law, colour, dashes in zip(laws, SERIES, ("-", "--"), strict=False):
         K_max = f"{law.K:.3f}" if law.pinned else "not pinned"
         first, *_, last = map(label, law.N)
         text = f"law of {first} to {last}, $K_{{max}}$ {K_max}"
@@ -1001,45 +937,27 @@ def k_panel(axis, own, laws):
     top = 1.5 * axis.dataLim.ymax  # room for the legend
     axis.set_ylim(0, max(top, axis.get_ylim()[1]))
     axis.legend(loc="upper left")
-    for law, colour in zip(laws, PAIR, strict=False):
+    for law, colour in zip(laws, SERIES, strict=False):
         if law.redraws:
             low, high = interval(law.redraws.slope(N))
             axis.fill_between(N, low, high, color=colour, alpha=0.15, lw=0)
 
 
-def residual_panel(axis, law, curve):
-    """L minus the law, step by step, of one size: what a line does not describe."""
-    rest_T = curve.L_T - law.predict(curve.N, curve.X_T)
-    axis.axhline(0, color="0.6", lw=0.8)
-    axis.plot(curve.step_T, rest_T, ".-", ms=3, lw=0.8, color=PAIR[0])
-    axis.set(title=label(curve.N), xlabel="step")
-
-
 def draw_laws(out, studies):
-    """Write the figures k, loss_C, loss_D and residuals of one model type into `out`."""
+    """Write the figures k, loss_C and loss_D of one model type into `out`."""
     model_type = studies[0].own.model_type
     suffix = "" if model_type == "base" else f"_{model_type}"
-    figure, axes = panels(1, len(studies), ylabel="k(N), decades of L per decade of X")
-    for s, axis in zip(studies, axes[0], strict=True):
-        k_panel(axis, s.own, s.shown("all", "inter"))
+    figure, axes = panels(len(studies), ylabel="k(N), decades of L per decade of X")
+    for s, axis in zip(studies, axes, strict=True):
+        k_panel(axis, s.own, s.laws("all", "inter"))
     save(figure, out / f"k{suffix}")
 
     for s in studies:
-        laws = s.shown("inter", "intra") or s.shown("all")
-        figure, axes = panels(1, len(laws), (4.8, 4.2), LOSS_LABEL)
-        for law, axis in zip(laws, axes[0], strict=True):
+        laws = s.laws("inter", "intra") or s.laws("all")
+        figure, axes = panels(len(laws), (4.8, 4.2), LOSS_LABEL)
+        for law, axis in zip(laws, axes, strict=True):
             loss_panel(axis, s.curves, law, TITLES[law.protocol])
         save(figure, out / f"loss_{law.x}{suffix}")
-
-    law = studies[-1].laws["all"]
-    count = len(law.curves)
-    columns = math.ceil(count / 2)
-    figure, axes = panels(2, columns, (2.4, 1.9), f"L minus the law in {law.x}")
-    for curve, axis in zip(law.curves, axes.flat, strict=False):
-        residual_panel(axis, law, curve)
-    for axis in axes.flat[count:]:
-        axis.set_axis_off()
-    save(figure, out / f"residuals{suffix}")
 
 
 TITLES = {
@@ -1049,7 +967,7 @@ TITLES = {
 }
 
 
-# ---------------------------------------------------------------- 7. The command
+# ---------------------------------------------------------------- 6. The command
 TABLES = {  # the lists of fit.json: title and columns on the terminal
     "slopes": (
         "k of each size, decades of L per decade of X: its own slope (free), and the law's",
@@ -1063,12 +981,6 @@ TABLES = {  # the lists of fit.json: title and columns on the terminal
     "forecasts": (
         "Forecasts of points not seen (r2 within sizes; mae: mean |error| of L)",
         "model_type x protocol N variant r2 mae last_L forecast"),
-    "best": (
-        "Loss at a given X, of the sizes measured near it (best_in: share of redraws)",
-        "model_type x X N L best_in"),
-    "needed": (
-        "X for a given loss, where the size was measured near it",
-        "model_type x L N X"),
 }
 
 
@@ -1114,28 +1026,19 @@ class Flags:
     and x_kind); optional step, run, seed, model_type"""
     out: Path = Path("fit")  # directory for fit.json and the figures
     source: str | None = None  # evaluation set of the runs; None is the first one met
-    loss: Literal["linear", "log", "both"] = "both"
-    """error to minimise, of L or of log L; with both, everything but the fits uses that of L"""
     first: float = 0.24  # steps that intra fits; below 1 a share (the paper: 25 of 105)
     upto: float | None = None  # largest size that inter fits, billions; None is all but one
     clip_steps: tuple[float, float] = (1, math.inf)  # first and last step used
     bootstrap: int = 1000  # redraws behind the 95% intervals, 0 for none
     seed: int = 0  # of the redraws
-    compute: float | None = None  # question: which size is best with this C (FLOPs)?
-    data: float | None = None  # question: which size is best with this D (prompts)?
-    target: float | None = None  # question: what C and D does each size need for this loss?
 
 
 PROTOCOLS = ("all", "inter", "intra")
-LOSSES = {"linear": ["linear"], "log": ["log"], "both": ["linear", "log"]}
 RANGES = {
     "first": (1e-3, 1e9),
     "upto": (1e-9, 1e5),
     "bootstrap": (0, 20000),  # a gigabyte
     "seed": (0, 2**63),
-    "compute": (1, 1e40),
-    "data": (1, 1e40),
-    "target": (1e-9, 1),
 }
 
 
@@ -1147,9 +1050,6 @@ def check(flags):
         value = getattr(flags, name)
         if value is not None and not low <= value <= high:
             raise ValueError(f"--{name} {value}: give a number from {low:g} to {high:g}")
-    asked = flags.compute or flags.data or flags.target
-    if asked and not flags.bootstrap:
-        raise ValueError("--bootstrap 0: the questions need the intervals")
 
 
 def one_setting(rows):
@@ -1171,51 +1071,42 @@ class Study:
     curves: list
     own: Fit    # a free slope for each size
     fits: list  # the law by every protocol and loss
-    laws: dict  # by protocol, with the first loss: what is drawn and forecast
 
-    def shown(self, *protocols):
-        return [self.laws[p] for p in protocols if p in self.laws]
+    def laws(self, *protocols):
+        """The fits of L by these protocols: what is drawn and forecast."""
+        return [f for f in self.fits if f.loss == "linear" and f.protocol in protocols]
 
 
-def study(curves, flags, bar):
+def study(curves, flags):
     """Every fit of one model type and X."""
-    losses = LOSSES[flags.loss]
     options = {"bootstrap": flags.bootstrap, "seed": flags.seed}
-    fits, laws = [], {}
-    for protocol, loss in product(PROTOCOLS, losses):
+    fits = []
+    for protocol in PROTOCOLS:
         part = select(curves, protocol, flags.first, flags.upto)
         if len(part) < 2 or min(map(len, part)) < 3:
             warn(f"{curves[0].x}, {protocol}: no fit without two sizes of three points "
                  "(--first, --upto)")
-        else:
+            continue
+        for loss in ("linear", "log"):
             fits.append(fit(part, loss, protocol=protocol, **options))
-            laws.setdefault(protocol, fits[-1])
-        bar.update()
-    own = fit(curves, losses[0], "free", **options)
-    return Study(curves, own, fits, laws)
+    return Study(curves, fit(curves, shape="free", **options), fits)
 
 
-def rows_of(s, flags):
+def tables_of(s, flags):
     """The rows of one Study for each list of fit.json."""
-    law = s.laws["all"]
-    rows = {
-        "slopes": slope_rows(law, s.own),
-        "fits": [fitted.to_json() for fitted in s.fits],
-        "alternatives": alternatives(s.curves, law.loss),
-        "forecasts": [],
-    }
-    for inter in s.shown("inter"):
+    forecasts = []
+    for inter in s.laws("inter"):
         if len(inter.curves) < len(s.curves):
-            rows["forecasts"] += forecast_size(inter, s.curves[-1])
+            forecasts += forecast_size(inter, s.curves[-1])
     early, later = split(s.curves, flags.first)
-    if "intra" in s.laws and min(map(len, later)) > 1:
-        rows["forecasts"] += forecast_steps(early, later, law.loss)
-    X = flags.compute if law.x == "C" else flags.data
-    if X:
-        rows["best"] = best_size(law, X)
-    if flags.target:
-        rows["needed"] = needed(law, flags.target)
-    return rows
+    if s.laws("intra") and min(map(len, later)) > 1:
+        forecasts += forecast_steps(early, later)
+    return {
+        "slopes": slope_rows(s.laws("all")[0], s.own),
+        "fits": [fitted.to_json() for fitted in s.fits],
+        "alternatives": alternatives(s.curves),
+        "forecasts": forecasts,
+    }
 
 
 def slope_rows(law, own):
@@ -1230,21 +1121,18 @@ def slope_rows(law, own):
 
 
 def main(argv=None):
-    import tyro  # here, so that a program which only imports the law needs neither
-    from tqdm import tqdm
+    import tyro  # here, so that a program which only imports the law does not need it
 
     flags = tyro.cli(Flags, args=argv, config=(tyro.conf.PositionalRequiredArgs,))
     check(flags)
     rows = read_csv(flags.points) if flags.points else read_runs(flags.runs, flags.source)
     sets = curves_from(one_setting(rows), flags.clip_steps)
-    count = len(sets) * len(PROTOCOLS) * len(LOSSES[flags.loss])
-    with tqdm(total=count, desc="fits", disable=None, leave=False) as bar:
-        studies = [study(curves, flags, bar) for curves in sets.values()]
+    studies = [study(curves, flags) for curves in sets.values()]
     result = {name: [] for name in TABLES}
     for s in studies:
         kind = {"x": s.own.x, "model_type": s.own.model_type}
-        for name, found in rows_of(s, flags).items():
-            result[name] += [kind | row for row in found]
+        for name, rows in tables_of(s, flags).items():
+            result[name] += [kind | row for row in rows]
 
     flags.out.mkdir(parents=True, exist_ok=True)
     inputs = flags.runs or [flags.points]

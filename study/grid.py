@@ -256,14 +256,12 @@ def execute_all(grid: Grid, runs: list[Run]) -> None:
     largest = max(size(run.model) for run in runs)
     smaller = [run for run in runs if run.part == "sizes" and size(run.model) < largest]
     others = [run for run in runs if run not in smaller]
-    of_largest = [run for run in others if run.part == "sizes"]
     # smoothing=0: the time left follows from the mean over all runs so far.
     with tqdm(total=len(runs), initial=len(there), unit="run", smoothing=0) as bar:
         grid.all([run for run in smaller if run not in there], bar)
         if grid.stopping:
             return
-        begun = [run.name for run in of_largest if (out / run.name / "metrics.jsonl").is_file()]
-        report.freeze(out, [run for run in smaller if not run.error], largest, begun)
+        report.freeze(out, [run for run in smaller if not run.error], largest)
         grid.all([run for run in others if run not in there], bar)
 
 

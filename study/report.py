@@ -3,41 +3,15 @@
     python -m study.report results/study    # again, from the committed runs.jsonl
 
 For each finding of the paper: its statement, what came out here beside the paper's numbers, and a
-verdict that a rule computes from the data. The prose stands in page.md. A cell is one arm (a
+verdict that a rule computes from the data. Prose and rules stand in page.md. A cell is one arm (a
 learning-rate schedule) x base or instruct; k of a run is the slope of log10 L against log10 D by
 least squares.
-
-1. Larger models learn more: over single runs, k rises with log N, and the loss at the largest D
-   that all runs reach falls with log N, and so does the loss at the largest such C; each with its
-   95% interval (Student's t) on one side of 0. Holds: all three in all cells; partly: at least half
-   of them.
-2. Power law: in log-log a line describes every size's mean curve over all steps from 1 with R2 of
-   at least 0.95. Holds: for all curves of all arms; partly: for half of the curves of one arm.
-3. k(N) saturates: on the slopes of single runs K_max / (1 + N0/N) has an AICc lower by 2 than the
-   power law a N^b and than a constant, and the 95% interval of N0 (redraws of runs within sizes)
-   spans less than a factor of ten, inside the range searched. Holds: in all cells; partly: in at
-   least half.
-4. Reuse is nearly free up to tau = 25 (the loss above tau = 1, paired by seed, is at most 0.02) and
-   tau = 100 hurts (it lies above 0). Holds: both by the 95% intervals; partly: one of them by the
-   intervals, or the first by its estimates.
-5. Larger groups reach a lower loss from the same prompts: the paired difference of the largest and
-   smallest group at equal D has a 95% interval below 0. Equal C is shown beside it, without a
-   verdict.
-6. Forecast: blind, from the smaller sizes, it misses the largest size's losses by less than both
-   naive rivals do, carrying over the losses of the next smaller size and drawing on its line.
-   Holds: in all cells and for C and D; partly: in at least half.
-
-Rules 1, 3, 4 and 6 were made stricter on 2026-11-23 after a review, when the runs of four sizes
-were in: before, 1 judged slopes alone, 3 mean curves as if bases did not scatter, 4 estimates
-without their intervals, 6 one rival. Base seeds are the independent units, three for each size; the
-arms, C and D, and base and instruct share them, so cells are not independent.
 """
 import base64
 import csv
 import html
 import json
 import os
-import platform
 import re
 import shlex
 import subprocess
@@ -56,6 +30,7 @@ from scipy.stats import linregress
 from fit_scaling import (
     AXIS,
     LOSS_LABEL,
+    SERIES,
     Curve,
     Fit,
     N0_range,
@@ -68,11 +43,10 @@ from fit_scaling import (
     is_pinned,
     k_panel,
     label,
+    log_r_squared,
     loss_panel,
     loss_ticks,
     panels,
-    r_squared,
-    read_csv,
     read_lines,
     read_runs,
     save,
@@ -81,7 +55,7 @@ from fit_scaling import (
     student_factor,
 )
 from runtime.display import printable
-from study.sweeps import PAPER, SERIES, TAU, Effect, paired, paper_reuse, sweep_panel
+from study.sweeps import TAU, Effect, Level, paired, paper_reuse, sweep_panel
 
 HERE = Path(__file__).resolve().parent
 MARK = {
@@ -95,7 +69,6 @@ ARM_NAMES = {
     "inverse": "learning rate / step",
     "recipe": "the recipe",
 }
-PAPER_NAME = "the paper: Qwen2.5 base models"
 MISSING = "the finished runs do not answer this ($error)."
 REDRAWS = 1000  # behind the 95% intervals
 
@@ -112,9 +85,8 @@ def gather(out: Path, runs, commands: list[str]) -> None:
     lines = [{
         "commit": commit or "unknown",
         "torch": torch.__version__,
-        "python": platform.python_version(),
         "cores": os.cpu_count(),
-        "device": gpu or platform.processor() or "CPU",
+        "device": gpu or "CPU",
         "command": shlex.join(["python", *sys.argv]),
     }]
     for run, command in zip(runs, commands, strict=True):
@@ -140,7 +112,7 @@ def read_run(path: Path) -> dict:
         "seed": flags["seed"],
         "hours": records[-1]["gpu_hours"],
         "flops": sum(flops),
-        "evals": [measured(point) for point in points],
+        "evals": list(map(measured, points)),
     }
 
 
@@ -154,8 +126,14 @@ def rows_of(runs: list[dict]) -> list[dict]:
     for run in runs:
         same = {"run": run["name"], "N": run["N"] / 1e9}
         same |= {name: run[name] for name in ("model_type", "reuse", "group")}
-        rows += [same | measured(point) for point in run["evals"]]
+        rows += [same | point for point in run["evals"]]
     return rows
+
+
+def read_off(at, X, L):
+    """L at X = at, between measured points by straight lines in log-log."""
+    logs = np.interp(np.log10(at), np.log10(X), np.log10(np.maximum(L, 1e-3)))
+    return 10**logs
 
 
 class Single(NamedTuple):
@@ -168,21 +146,18 @@ class Single(NamedTuple):
 
 
 class Fitted(NamedTuple):
-    """The mean curves of a cell against one x, and what was fitted to them."""
+    """What was fitted to the mean curves of a cell against one x."""
     cell: "Cell"
-    x: str
-    curves: list[Curve]
-    own: Fit         # a line for each size, by the error of log L
+    own: Fit  # a line for each size, by the error of log L
     law: Fit
-    r2: list[float]  # of the lines
 
     @property
     def name(self) -> str:
-        return f"{self.cell.name}, {self.x}"
+        return f"{self.cell.name}, {self.own.x}"
 
     @property
     def file(self) -> str:
-        return f"{self.x}_{self.cell.kind}_{self.cell.arm}"
+        return f"{self.own.x}_{self.cell.kind}_{self.cell.arm}"
 
 
 class Cell:
@@ -196,34 +171,23 @@ class Cell:
 
     @cached_property
     def single(self) -> Single:
-        """Losses are read off the curve of each run in log-log."""
-        logs = []
+        D_end = min(run["evals"][-1]["D"] for run in self.runs)
+        C_end = min(run["evals"][-1]["C"] for run in self.runs)
+        k, L_D, L_C = [], [], []
         for run in self.runs:
             points = [(e["D"], e["C"], max(e["L"], 1e-3)) for e in run["evals"] if e["step"]]
-            logs.append(np.log10(points).T)
-        D_end = min(D[-1] for D, _, _ in logs)
-        C_end = min(C[-1] for _, C, _ in logs)
-        return Single(
-            N=np.array([run["N"] / 1e9 for run in self.runs]),
-            k=np.array([-np.polyfit(D, L, 1)[0] for D, _, L in logs]),
-            skill=np.array([1 - run["evals"][0]["L"] for run in self.runs]),
-            L_D=np.array([10 ** np.interp(D_end, D, L) for D, _, L in logs]),
-            L_C=np.array([10 ** np.interp(C_end, C, L) for _, C, L in logs]),
-        )
+            D, C, L = np.transpose(points)
+            k.append(-np.polyfit(np.log10(D), np.log10(L), 1)[0])
+            L_D.append(read_off(D_end, D, L))
+            L_C.append(read_off(C_end, C, L))
+        N = [run["N"] / 1e9 for run in self.runs]
+        skill = [1 - run["evals"][0]["L"] for run in self.runs]
+        return Single(*map(np.array, (N, k, skill, L_D, L_C)))
 
     def curves(self) -> dict[str, list[Curve]]:
         """{x: mean curves by size}. ValueError if the runs are too few."""
         by_key = curves_from(rows_of(self.runs))
         return {x: by_key[self.kind, x] for x in "CD"}
-
-    def fitted(self, x: str, curves: list[Curve]) -> Fitted:
-        own = fit(curves, "log", "free")
-        r2 = []
-        for curve in curves:
-            on = curve.L_T > 0
-            line_T = own.predict(curve.N, curve.X_T)
-            r2.append(r_squared([np.log10([curve.L_T[on], line_T[on]])]))
-        return Fitted(self, x, curves, own, fit(curves, bootstrap=REDRAWS), r2)
 
 
 def cells_of(runs: list[dict]) -> list[Cell]:
@@ -256,16 +220,15 @@ class Study:
     def fitted(self) -> list[Fitted]:
         found = []
         for cell in self.cells:
-            found += [cell.fitted(x, curves) for x, curves in cell.curves().items()]
+            for curves in cell.curves().values():
+                own = fit(curves, "log", "free")
+                found.append(Fitted(cell, own, fit(curves, bootstrap=REDRAWS)))
         return found
 
 
 # ---------------------------------------------------------------- The forecast game
-def freeze(out: Path, runs, N: int, begun: list[str]) -> None:
-    """Write OUT/forecast.json, once: L of a model of N parameters, from runs of smaller ones.
-
-    begun: the runs of the largest size that exist already; the page says so.
-    """
+def freeze(out: Path, runs, N: int) -> None:
+    """Write OUT/forecast.json, once: L of a model of N parameters, from runs of smaller ones."""
     path = out / "forecast.json"
     if path.exists():
         old = json.loads(path.read_text())["N"]
@@ -282,7 +245,7 @@ def freeze(out: Path, runs, N: int, begun: list[str]) -> None:
         forecasts += [forecast(cell, x, curves[x], N / 1e9) for x in curves]
     made = datetime.now().isoformat(timespec="seconds")
     names = [run.name for run in runs]
-    head = {"made": made, "N": N, "runs_read": names, "begun": begun}
+    head = {"made": made, "N": N, "runs_read": names}
     if forecasts:
         path.write_text(json.dumps(head | {"forecasts": forecasts}, indent=1) + "\n")
 
@@ -305,7 +268,7 @@ class Finding(NamedTuple):
 
 
 def judged(good: int, count: int) -> str:
-    """By chance, one in forty passes."""
+    """The verdict on a statement that is true in `good` of `count` cells."""
     return "holds" if good == count else "partly" if 2 * good >= count else "not"
 
 
@@ -323,9 +286,9 @@ def draw(path: Path, panel, *args, **names) -> str:
 
     names: title and labels of the axes. Returns the Markdown that shows the figure.
     """
-    figure, axes = panels(1, 1, (5.2, 4.2))
-    panel(axes[0, 0], *args)
-    axes[0, 0].set(**names)
+    figure, (axis,) = panels(1, (5.2, 4.2))
+    panel(axis, *args)
+    axis.set(**names)
     save(figure, path, ["png"])
     return f"![{names['title']}]({path.name}.png)\n"
 
@@ -379,14 +342,18 @@ def slope_panel(axis, cells: list[Cell], sizes: list[float]) -> None:
 
 # ---------------------------------------------------------------- 2. The power law
 def power_law(study: Study) -> Finding:
-    sizes = sorted({curve.N for found in study.fitted for curve in found.curves})
+    sizes = sorted({curve.N for found in study.fitted for curve in found.own.curves})
     rows, r2_of_arm = [], {}
+    figures = {"C": "", "D": ""}
     for found in study.fitted:
-        r2 = dict(zip(found.own.N, found.r2, strict=True))
+        own = found.own
+        r2 = {c.N: log_r_squared([(c.L_T, own.predict(c.N, c.X_T))]) for c in own.curves}
+        r2_of_arm.setdefault(found.cell.arm, []).extend(r2.values())
         shown = [r2.get(N, "-") for N in sizes]
-        early, late = half_slopes(found.curves)
+        early, late = half_slopes(own.curves)
         rows.append([found.name, *shown, f"{early:.3f} then {late:.3f}"])
-        r2_of_arm.setdefault(found.cell.arm, []).extend(found.r2)
+        figures[own.x] += draw(study.out / f"loss_{found.file}", loss_panel, own.curves, own,
+                               title=found.cell.name, ylabel=LOSS_LABEL)
     shares, sentences = [], []
     for arm, r2 in r2_of_arm.items():
         share = np.mean(np.array(r2) >= 0.95)
@@ -399,7 +366,7 @@ def power_law(study: Study) -> Finding:
     return Finding(verdict, {
         "arms": "; ".join(sentences), "sizes": " | ".join(map(label, sizes)),
         "dashes": "---|" * len(sizes), "rows": table_rows(rows),
-        "figures_D": loss_figures(study, "D"), "figures_C": loss_figures(study, "C")})
+        "figures_D": figures["D"], "figures_C": figures["C"]})
 
 
 def half_slopes(curves: list[Curve]) -> tuple[float, float]:
@@ -410,23 +377,6 @@ def half_slopes(curves: list[Curve]) -> tuple[float, float]:
         early.append(curve.keep(first))
         late.append(curve.keep(second))
     return np.median(fit(early, "log", "free").k), np.median(fit(late, "log", "free").k)
-
-
-def loss_figures(study: Study, x: str) -> str:
-    """The mean curves of every cell against x, and those of the paper."""
-    figures = ""
-    for found in study.fitted:
-        if found.x == x:
-            figures += draw(study.out / f"loss_{found.file}", loss_panel, found.curves, found.own,
-                            title=found.cell.name, ylabel=LOSS_LABEL)
-    own = fit(paper_curves(x), "log", "free")
-    figures += draw(study.out / f"paper_{x}", loss_panel, own.curves, own, title=PAPER_NAME,
-                    ylabel=LOSS_LABEL)
-    return figures
-
-
-def paper_curves(x: str) -> list[Curve]:
-    return curves_from(read_csv(PAPER / "points.csv"))["base", x]
 
 
 # ---------------------------------------------------------------- 3. Saturation
@@ -460,7 +410,7 @@ def forms(N: np.ndarray, k: np.ndarray) -> Forms:
 
 
 def saturates(study: Study) -> Finding:
-    rows, explained = [], []
+    rows = []
     wins = rejected = 0
     for cell in study.cells:
         runs = cell.single
@@ -472,29 +422,16 @@ def saturates(study: Study) -> Finding:
         N0 = " to ".join(map(label, found.N0_ends)) + ("" if found.pinned else ", not pinned")
         rivals = f"{found.power:+.1f}", f"{found.constant:+.1f}"
         rows.append([cell.name, *rivals, N0, by_size, by_skill])
-        if cell.kind == "base":
-            explained.append(f"log N explains {by_size:.0%} of the variance of k and skill "
-                             f"{by_skill:.0%} ({cell.name})")
+    laws, figures = [], ""
+    for found in study.fitted:
+        laws.append([found.name, found.law.verdict()])
+        if found.own.x == "D":
+            figures += draw(study.out / f"k_{found.file}", k_panel, found.own, [found.law],
+                            title=found.cell.name, ylabel="k of the mean curve, against D")
     count = len(study.cells)
     return Finding(judged(wins, count), {
-        "cells": count, "wins": wins, "rejected": rejected, "explained": "; ".join(explained),
-        "rows": table_rows(rows), "figures": k_figures(study),
-        "laws": table_rows([[found.name, found.law.verdict()] for found in study.fitted])})
-
-
-def k_figures(study: Study) -> str:
-    """The law fitted to the mean curves of every cell against D, and to those of the paper."""
-    figures = ""
-    ylabel = "k of the mean curve, against D"
-    for found in study.fitted:
-        if found.x == "D":
-            figures += draw(study.out / f"k_{found.file}", k_panel, found.own, [found.law],
-                            title=found.cell.name, ylabel=ylabel)
-    curves = paper_curves("D")
-    own = fit(curves, "log", "free")
-    law = fit(curves, bootstrap=REDRAWS)
-    figures += draw(study.out / "paper_k", k_panel, own, [law], title=PAPER_NAME, ylabel=ylabel)
-    return figures
+        "cells": count, "wins": wins, "rejected": rejected, "rows": table_rows(rows),
+        "laws": table_rows(laws), "figures": figures})
 
 
 # ---------------------------------------------------------------- 4. Reuse, 5. Groups
@@ -515,34 +452,41 @@ def sweep_of(runs: list[dict], by: str) -> list[dict]:
     return mine
 
 
+def level_rows(found: dict[float, Level]) -> list[list]:
+    """Level, L, L above the first level, and seeds."""
+    rows = []
+    for level, there in found.items():
+        above = there.above if rows else "-"
+        rows.append([f"{level:g}", there.L, above, there.seeds])
+    return rows
+
+
+def reuse_verdict(above: dict[float, Effect]) -> str:
+    low = [effect for tau, effect in above.items() if 1 < tau <= 25]
+    hurts = 100 in above and above[100].low > 0
+    free = all(effect.high <= 0.02 for effect in low)
+    seems_free = all(effect.value <= 0.02 for effect in low)
+    if free and hurts:
+        return "holds"
+    return "partly" if hurts or seems_free else "not"
+
+
 def reuse_is_free(study: Study) -> Finding:
     runs = sweep_of(study.runs, "reuse")
     step = min(run["evals"][-1]["step"] for run in runs)
     found = paired(runs, "reuse", "step", step)
     above = {tau: level.above for tau, level in found.items()}
-    low = {tau: above[tau] for tau in above if 1 < tau <= 25}
+    low = [tau for tau in above if 1 < tau <= 25]
     if not low:
         raise ValueError("no run with tau from 2 to 25")
-    top = max(above)
-    hurts = top == 100 and above[top].low > 0
-    free = all(effect.high <= 0.02 for effect in low.values())
-    seems_free = all(effect.value <= 0.02 for effect in low.values())
-    verdict = "partly" if free or hurts or seems_free else "not"
-    if free and hurts:
-        verdict = "holds"
-
     paper = {tau: dict(points)[100] for tau, points in paper_reuse("curve").items()}
-    theirs = {tau: Effect(L - paper[1], 0) for tau, L in paper.items()}
-    rows = []
-    for tau, level in found.items():
-        here = level.above if tau > 1 else "-"
-        there = f"{theirs[tau].value:+.3f}" if tau in theirs else "-"
-        rows.append([f"{tau:g}", level.L, here, level.seeds, there])
+    theirs = {tau: Effect(L - paper[1], np.nan) for tau, L in paper.items()}
+    rows = [[*row, theirs.get(tau, "-")] for tau, row in zip(found, level_rows(found), strict=True)]
     series = {f"here: {label(runs[0]['N'] / 1e9)}, step {step}": above,
               "the paper: 7B, step 100": theirs}
-    worst = max(low, key=low.get)
-    return Finding(verdict, {
-        "worst": f"{worst:g}", "most": low[worst], "top": f"{top:g}", "at_top": above[top],
+    worst, top = max(low, key=above.get), max(above)
+    return Finding(reuse_verdict(above), {
+        "worst": f"{worst:g}", "most": above[worst], "top": f"{top:g}", "at_top": above[top],
         "rows": table_rows(rows),
         "figures": draw(study.out / "reuse", sweep_panel, series, xlabel=TAU,
                         ylabel="L above that of tau = 1", title="at a fixed number of steps")})
@@ -556,15 +500,13 @@ def groups(study: Study) -> Finding:
         end = min(run["evals"][-1][x] for run in runs)
         found = paired(runs, "group", x, end)
         smallest = min(found)
-        for group, level in found.items():
-            above = level.above if group > smallest else "-"
-            rows.append([f"{x} = {end:.4g}", group, level.L, above, level.seeds])
-        series = {size: {group: level.above for group, level in found.items()}}
-        figures += draw(study.out / f"group_{x}", sweep_panel, series,
+        above = {group: level.above for group, level in found.items()}
+        rows += [[f"{x} = {end:.4g}", *row] for row in level_rows(found)]
+        figures += draw(study.out / f"group_{x}", sweep_panel, {size: above},
                         xlabel="group size G (completions per prompt)",
                         ylabel=f"L above that of G = {smallest}",
                         title=f"{size}, at equal {AXIS[x]}: {end:.4g}")
-        largest[x] = found[max(found)].above
+        largest[x] = above[max(above)]
     return Finding("holds" if largest["D"].high < 0 else "not", {
         "G": max(found), "smallest": smallest, "equal_D": apart(largest["D"]),
         "equal_C": apart(largest["C"]), "rows": table_rows(rows), "figures": figures})
@@ -587,18 +529,16 @@ class Misses(NamedTuple):
 
 
 def misses(made: dict, found: Fitted) -> Misses:
-    below, target = found.curves[-2:]
+    below, target = found.own.curves[-2:]
 
-    def at_target(X, L):
-        return 10 ** np.interp(np.log10(target.X_T), np.log10(X), np.log10(L))
-
+    X_T = target.X_T
     guesses = [
-        at_target(made["X"], made["L"]),
-        at_target(below.X_T, below.L_T),
-        found.own.predict(below.N, target.X_T),
-        target.line(made["k"], "linear"),
+        read_off(X_T, made["X"], made["L"]),
+        read_off(X_T, below.X_T, below.L_T),
+        found.own.predict(below.N, X_T),
+        target.line(made["k"]),
     ]
-    low, high = (at_target(made["X"], end) for end in made["L_ci"])
+    low, high = (read_off(X_T, made["X"], end) for end in made["L_ci"])
     inside = np.mean((low <= target.L_T) & (target.L_T <= high))
     return Misses(*np.abs(guesses - target.L_T).mean(1), inside)
 
@@ -607,26 +547,22 @@ def forecasts(study: Study) -> Finding:
     frozen = study.frozen
     rows, figures = [], ""
     good = 0
-    by_key = {(f.cell.arm, f.cell.kind, f.x): f for f in study.fitted}
+    by_key = {(f.cell.arm, f.cell.kind, f.own.x): f for f in study.fitted}
     for made in frozen["forecasts"]:
         found = by_key.get((made["arm"], made["model_type"], made["x"]))
-        if not found or round(found.curves[-1].N * 1e9) != frozen["N"]:
+        if not found or round(found.own.N[-1] * 1e9) != frozen["N"]:
             continue
         missed = misses(made, found)
         good += missed.blind < min(missed.carried, missed.line)
         rows.append([found.name, *missed[:4], made["k"], found.own.k[-1], f"{missed.inside:.0%}"])
         figures += draw(study.out / f"forecast_{found.file}", forecast_panel, made,
-                        found.curves[-1], title=found.cell.name, xlabel=AXIS[found.x],
+                        found.own.curves[-1], title=found.cell.name, xlabel=AXIS[made["x"]],
                         ylabel=LOSS_LABEL)
     if not rows:
         raise ValueError("no frozen forecast of the largest size, or no run of it")
-    begun = frozen.get("begun")
-    when = "before a run of the largest size was begun"
-    if begun:
-        when = f"when {len(begun)} runs of the largest size existed already, unread"
     return Finding(judged(good, len(rows)), {
         "size": label(frozen["N"] / 1e9), "good": good, "cells": len(rows),
-        "made": frozen["made"], "read": len(frozen["runs_read"]), "when": when,
+        "made": frozen["made"], "read": len(frozen["runs_read"]),
         "rows": table_rows(rows), "figures": figures})
 
 
@@ -657,20 +593,14 @@ def write(out: Path) -> None:
     text = page(study, findings)
     (out / "report.md").write_text(text)
     (out / "report.html").write_text(to_html(text, out))
-    for arm in {run["arm"] for run in study.runs if run["part"] == "sizes"}:
-        mine = [run for run in study.runs if (run["part"], run["arm"]) == ("sizes", arm)]
-        rows = rows_of(mine)
+    sizes = [run for run in study.runs if run["part"] == "sizes"]
+    for arm in {run["arm"] for run in sizes}:
+        rows = rows_of([run for run in sizes if run["arm"] == arm])
         with open(out / f"points_{arm}.csv", "w", newline="") as file:
             writer = csv.DictWriter(file, rows[0])
             writer.writeheader()
             writer.writerows(rows)
     print(f"\n{out / 'report.html'}; failed runs: {len(study.failed)}")
-
-
-def rules() -> list[str]:
-    """The numbered rules of this file's docstring, each on one line."""
-    found = re.findall(r"^\d\. (.*?)(?=^\d\. |\n\n)", __doc__, re.M | re.S)
-    return [" ".join(rule.split()) for rule in found]
 
 
 def page(study: Study, findings: list[Finding]) -> str:
@@ -681,12 +611,11 @@ def page(study: Study, findings: list[Finding]) -> str:
     text = re.sub(r"<!-- (ladder|end) -->\n", "", text)
     head, *sections, end = re.split(r"^(?=## )", text, flags=re.M)
     filled, overview = [], []
-    for section, rule, finding in zip(sections, rules(), findings, strict=True):
+    for section, finding in zip(sections, findings, strict=True):
         if finding.verdict == "missing":
             section = re.sub(r"^Here: .*", f"Here: {MISSING}\n\n", section, flags=re.M | re.S)
         verdict = MARK[finding.verdict]
-        names = finding.names | {"rule": rule, "verdict": verdict}
-        filled.append(Template(section).substitute(names))
+        filled.append(Template(section).substitute(finding.names, verdict=verdict))
         title, here = re.match(r"## (.*?): .*?^Here: (.*?)\n\n", filled[-1], re.M | re.S).groups()
         overview.append([title, verdict, " ".join(here.split())])
         print(f"{verdict:>18}  {title}: {overview[-1][2]}")
@@ -712,7 +641,6 @@ def about(study: Study) -> dict:
         "seeds": len({run["seed"] for run in study.runs}),
         "hours": f"{sum(run['hours'] for run in study.runs):.2f}",
         "flops": f"{sum(run['flops'] for run in study.runs):.3g}",
-        "commands": "\n".join(run["command"] for run in [*study.runs, *study.failed]),
     }
 
 
@@ -721,8 +649,6 @@ def to_html(text: str, out: Path) -> str:
     import markdown
 
     body = markdown.markdown(text, extensions=["tables", "fenced_code", "md_in_html"])
-    body = body.replace("<table>", '<div class="wide"><table>')
-    body = body.replace("</table>", "</table></div>")
     body = re.sub(r"<p>(?=<img)", '<p class="figures">', body)
 
     def inside(match):

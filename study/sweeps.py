@@ -12,10 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fit_scaling import panels, save, student_factor, table
+from fit_scaling import SERIES, panels, save, student_factor
 
 PAPER = Path(__file__).resolve().parent.parent / "results" / "paper"
-SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # told apart by colour-blind eyes
 TAU = "reuse factor tau (times each problem is seen)"
 Points = list[tuple[float, float]]  # (X, L)
 
@@ -34,7 +33,7 @@ class Effect(NamedTuple):
         return self.value + self.half
 
     def __str__(self) -> str:
-        return f"{self.value:+.3f} ± {self.half:.3f}"
+        return f"{self.value:+.3f}" + ("" if np.isnan(self.half) else f" ± {self.half:.3f}")
 
 
 def read_at(points: Points, at: float) -> Effect | None:
@@ -117,21 +116,20 @@ def paper_reuse(kind: str) -> dict[float, Points]:
 def main() -> None:
     runs = paper_reuse("scatter")
     end = min(max(points)[0] for points in runs.values())
-    rows, series = [], {}
+    series = {}
+    print("Loss of the paper's 7B model above that of tau = 1, with its 95% interval")
     for step in (round(end / 4), round(end / 2), round(end)):
+        first = read_at(runs[1], step)
         effects = series[f"step {step}"] = {}
         for tau, points in runs.items():
             here = read_at(points, step)
-            first = read_at(runs[1], step)
             half = np.hypot(here.half, first.half) if tau > 1 else 0.0
-            above = effects[tau] = Effect(here.value - first.value, half)
-            rows.append({"step": step, "tau": tau, "L": here.value, "above_1": above.value,
-                         "above_1_ci": (above.low, above.high)})
-    figure, axes = panels(1, 1)
-    sweep_panel(axes[0, 0], series)
-    axes[0, 0].set(xlabel=TAU, ylabel="L above that of tau = 1", title="the paper: 7B base model")
+            effects[tau] = Effect(here.value - first.value, half)
+            print(f"  step {step:3}, tau = {tau:3g}: {effects[tau]}")
+    figure, (axis,) = panels(1)
+    sweep_panel(axis, series)
+    axis.set(xlabel=TAU, ylabel="L above that of tau = 1", title="the paper: 7B base model")
     save(figure, PAPER / "reuse")
-    print(table("Loss against the reuse factor", ["step", "tau", "L", "above_1"], rows))
 
 
 if __name__ == "__main__":
