@@ -112,8 +112,8 @@ def in_time():
 # ---- extract ------------------------------------------------------------------------------------
 
 BOX = re.compile(r"\\(?:boxed|fbox)(?:\s*\{|\s+([^\s{}$\\]+))")  # \boxed{5}, \boxed 5
-BRACE = re.compile(r"\\.|[{}]", re.S)
-SPACE = re.compile(r"\\q?quad|\\text|[\s${}~]")
+BRACE = re.compile(r"\\.|[{}]", re.S)  # \{ does not count
+SPACE = re.compile(r"\\q?quad|\\text|[\s${}~]")  # between two boxes
 JOINER = re.compile(r"(,|,?and|,?or)(?:[a-zA-Z]=)?")  # \boxed{3} and $x=\boxed{5}$
 HEAD = re.compile(
     r"####|\banswer\s+is\b:?|\bfinal\s+answer\W{0,4}:|<answer>"  # "The answer is 42."
@@ -220,40 +220,43 @@ def quoted(found) -> str:
 
 
 NAME = r"[a-zA-Z]{1,12}\*?"
-WORDS = r"text(?:bf|it|rm|sf|tt|normal|up|sc|md)?|math(?:rm|sf|tt|normal)|mbox|hbox|emph"
-LETTERS = r"math(?:bf|it|ord)|boldsymbol|bm|pmb|ensuremath"
+TEXT_STYLES = r"text(?:bf|it|rm|sf|tt|normal|up|sc|md)?|math(?:rm|sf|tt|normal)|mbox|hbox|emph"
+SQUARE = r"\^ ?(?:2|\{ ?2 ?\})"
+MATH_STYLES = r"math(?:bf|it|ord)|boldsymbol|bm|pmb|ensuremath"
 # Applied in this order to a text whose spaces are single, so that every pattern is linear.
 CLEAN = (
     (r"\\\\ ?\[-?[\d.]{1,9} ?(?:pt|em|ex|mm)\]", r"\\\\"),  # \\[2pt] between rows
     (r"\\(?:textcolor|color) ?\{\w*\}", ""),  # {\color{red}5}
     (r"\\(?:left|right|middle)(?![a-zA-Z]) ?\.?|\\[bB]igg?[lrm]?(?![a-zA-Z])", ""),  # \left(
+    # \displaystyle 5
     (r"\\(?:displaystyle|textstyle|[lL]arge|limits|nolimits|rm|bf|it)(?![a-zA-Z])", ""),
+    # \boxed{\boxed{5}}, \begin{cases}
     (r"\\(?:boxed|fbox) ?(?=\{)|\\(?:begin|end) ?\{(?:cases|align(?:ed|\*)?|gathered)\}", ""),
     (r"& ?(?==)", ""),  # x &= 1
     (rf"\\begin ?\{{{NAME}\}}(?:\{{[lcr|]{{1,20}}\}})?", "⟦"),  # \begin{array}{cc}
-    (rf"(?:\\\\)? ?\\end ?\{{{NAME}\}}", "⟧"),
+    (rf"(?:\\\\)? ?\\end ?\{{{NAME}\}}", "⟧"),  # \\ \end{pmatrix}
     (r"(?<!\\)\\[()\[\]]|(?<!\\)(?<!US)\$|\"", " "),  # \( \) \[ \] $
     (r"(?<=\d) ?(?:\{,\}|,\\!|\\!,|\{,\\!\}|\\,) ?(?=\d{3})", ""),  # 1{,}000, 3,\!250, 1\,000
-    (r"(?<!\\)\\[!,;:> ]|~|\\(?:thin|med|thick)space", " "),
+    (r"(?<!\\)\\[!,;:> ]|~|\\(?:thin|med|thick)space", " "),  # 5\,000, a~b
     (r"(?<![\d.,])(\d{1,3}) (\d{3})(?: (\d{3}))?(?![\d/])", r"\1\2\3"),  # 1 000
-    (r"\\q?quad", " "),
-    (r"\\(?:land|wedge)(?![a-z])|∧", " and "),
-    (r"\\(?:lor|vee)(?![a-z])|∨", " or "),
-    (r"\\(?:[dtcs]frac|nicefrac)(?![a-zA-Z])", r"\\frac "),
-    (r"\\[dt]binom", r"\\binom "),
+    (r"\\q?quad", " "),  # x \quad y
+    (r"\\(?:land|wedge)(?![a-z])|∧", " and "),  # x>0 \land x<5
+    (r"\\(?:lor|vee)(?![a-z])|∨", " or "),  # x<0 \lor x>5
+    (r"\\(?:[dtcs]frac|nicefrac)(?![a-zA-Z])", r"\\frac "),  # \dfrac, \nicefrac
+    (r"\\[dt]binom", r"\\binom "),  # \dbinom
     (r"\\var(?=[a-mo-z])", r"\\"),  # \varphi
-    (r"\\operatorname\*? ?\{([a-zA-Z]+)\}", r"\\\1 "),
+    (r"\\operatorname\*? ?\{([a-zA-Z]+)\}", r"\\\1 "),  # \operatorname{lcm}
     (r"\\(?:mathbb|mathbf|Bbb) ?\{? ?([RZ])(?![a-zA-Z]) ?\}?", r"\\\1 "),  # \mathbf{R}
     (r"\\mathbf ?\{(\w)\} ?(?:\\times)? ?\\mathbf ?\{(\w)\}", r"V_{\1\2}"),  # AB is not BA
-    (rf"\\(?:{LETTERS}) ?\{{([^{{}}]*)\}}", r" \1 "),
-    (rf"\\(?:{WORDS}) ?\{{((?:[^{{}}]|\{{[^{{}}]*\}})*)\}}", quoted),  # \text{ cm}
+    (rf"\\(?:{MATH_STYLES}) ?\{{([^{{}}]*)\}}", r" \1 "),  # \mathbf{x}
+    (rf"\\(?:{TEXT_STYLES}) ?\{{((?:[^{{}}]|\{{[^{{}}]*\}})*)\}}", quoted),  # \text{ cm}
     (rf'" ?(?!min)({"|".join(FUNCTIONS)}) ?"', r"\\\1 "),  # \text{cis}
     (r"([\])}]) ?U ?(?=[\[(\\])", r"\1\\cup "),  # (0,1)U(2,3)
     (r'& ?"? ?(?:if|for|when)\b ?"?', "& "),  # x & \text{if } x > 0
     (r'\( ?(?:\\[bp]?mod\b|"? ?mod\b ?"?)([^()]*)\)', r" mod \1"),  # (mod 4)
     (r'\\[pb]?mod(?![a-z])|" ?mod ?"', " mod "),  # \pmod{4}
-    (r"\^ ?\\circ(?![a-zA-Z])|\^ ?\{ ?\\circ ?\}", "°"),
-    (r"\^ ?\\prime|\^ ?\{ ?\\prime ?\}", "'"),
+    (r"\^ ?\\circ(?![a-zA-Z])|\^ ?\{ ?\\circ ?\}", "°"),  # 60^\circ
+    (r"\^ ?\\prime|\^ ?\{ ?\\prime ?\}", "'"),  # f^{\prime}
     (r'° ?"? ?([CF])\b ?"?', r' "degree\1"'),  # 77° F
     (r'[("]? ?\b(?:in )?base ?(\d{1,2})\b ?[)"]?', r"_{\1}"),  # 204 (base 5)
     (r'" ?([0-9A-F]{2,40}) ?" ?_', r"\1_"),  # \mathrm{FF}_{16}
@@ -262,32 +265,42 @@ CLEAN = (
     (r"(frac|binom|log_) ?(\d)(?= ?[\d{])", r"\1{\2}"),  # \frac12
     (r"((?:frac|binom) ?\{[^{}]*\}) ?(\d)", r"\1{\2}"),  # \frac{1}2
     (r"(?<=\d) (\d{1,9})/(\d{1,9})", r"\\frac{\1}{\2}"),  # 1 3/4
+    # 1\frac{3}{4}
     (r"(?<![\w^_.)}\]/])(\d{1,99}) ?\\frac ?\{ ?(\d{1,99}) ?\} ?\{ ?(\d{1,99}) ?\}", mixed),
-    (r"\{([^{}]*)\\over(?![a-z])([^{}]*)\}", r"\\frac{\1}{\2}"),
-    (r"\{([^{}]*)\\choose(?![a-z])([^{}]*)\}", r"\\binom{\1}{\2}"),
+    (r"\{([^{}]*)\\over(?![a-z])([^{}]*)\}", r"\\frac{\1}{\2}"),  # {1 \over 2}
+    (r"\{([^{}]*)\\choose(?![a-z])([^{}]*)\}", r"\\binom{\1}{\2}"),  # {5 \choose 2}
+    # 0.333\ldots goes on
     (r"(\.\d{0,9}?)(\d{1,9}?)\2{1,99} ?(?:\.{3}|\\[lc]?dots)(?! ?[+,])", r"\1\\overline{\2}"),
-    (r"^(.*?([j-n]).*?)[,;(] ?\(? ?\2 ?\\in ?(?:\\mathbb)? ?\\?\{?[ZN]\}? ?\)?$", r"\1"),  # k in Z
+    # \frac{\pi}{4}+k\pi, k \in \mathbb{Z}
+    (r"^(.*?([j-n]).*?)[,;(] ?\(? ?\2 ?\\in ?(?:\\mathbb)? ?\\?\{?[ZN]\}? ?\)?$", r"\1"),
+    # cx \text{ for some constant } c
     (r'" ?(?:for|where)\b(?=.*(?:\\in\b|integer|all|any|every|some|constant|real))[^,;]*$', ""),
     (r'(?i)^"? ?(?:the )?(?:final )?answer(?: is)?:? ?"? ?(?=[\d$\\(-])', ""),  # "The answer is" 5
-    (r'(?i)"? ?\ball (?:real numbers|reals)\b ?"?', r" \\R "),
+    (r'(?i)"? ?\ball (?:real numbers|reals)\b ?"?', r" \\R "),  # \text{all real numbers}
+    # \mathbb{R} \text{ except } 3
     (r'\\R[ "]*(?:except|without)[ "]*(?:x ?= ?)?([^"\\]+)$', r"\\R \\setminus\\{\1\\}"),
+    # \text{no solution}
     (r'(?i)^"? ?(?:there (?:is|are) )?no (?:real )?(?:solutions?|roots?)\.? ?"?$', r"\\emptyset"),
     (r"(\d+) ?° ?(\d+) ?'", r"(\1+\2/60)°"),  # 30°30'
     (r"^\|([^|]+)\| ?(<|\\leq?|≤) ?([\d./]+)$", r"-\3 \2 \1 \2 \3"),  # |x| < 2
+    (r"^\|([^|]+)\| ?(>|\\geq?|≥) ?([\d./]+)$", r"\1 \2 \3 or -\3 \2 \1"),  # |x| > 2
+    (rf"^(\w) ?{SQUARE} ?(<|\\leq?|≤) ?([\d./]+)$", r"-\\sqrt{\3} \2 \1 \2 \\sqrt{\3}"),  # x^2 < 4
+    # x^2 > 4
+    (rf"^(\w) ?{SQUARE} ?(>|\\geq?|≥) ?([\d./]+)$", r"\1 \2 \\sqrt{\3} or -\\sqrt{\3} \2 \1"),
     (r'"? ?\b(hours?|h|feet|ft)[ ",]*(?:and)? *(?=\d)', r" \1 "),  # 2 hours and 13 minutes
     (r"([\d}]|\\pi) ?(?:≈|\\approx).*$", r"\1"),  # \frac13 \approx 0.33
     (r"(?i)\b([ap])\. ?m\b\.?", r"\1m"),  # 6:30 p.m.
-    (r"\b(?:square|sq\.?) (\w{1,20})", r"\1^2"),
-    (r"\bcubic (\w{1,20})", r"\1^3"),
-    (r"\bper cent\b", "percent"),
-    (r'(?<=\d)( ?"? ?)dozens?\b', r"*12\1"),
-    (r'(?<=\d)( ?"? ?)thousands?\b', r"*10^3\1"),
-    (r'(?i)(?<=\d)( ?"? ?)millions?\b', r"*10^6\1"),
-    (r'(?<=\d)( ?"? ?)billions?\b', r"*10^9\1"),
+    (r"\b(?:square|sq\.?) (\w{1,20})", r"\1^2"),  # 5 square feet
+    (r"\bcubic (\w{1,20})", r"\1^3"),  # 5 cubic feet
+    (r"\bper cent\b", "percent"),  # 5 per cent
+    (r'(?<=\d)( ?"? ?)dozens?\b', r"*12\1"),  # 2 dozen eggs
+    (r'(?<=\d)( ?"? ?)thousands?\b', r"*10^3\1"),  # 5 thousand
+    (r'(?i)(?<=\d)( ?"? ?)millions?\b', r"*10^6\1"),  # 5 million
+    (r'(?<=\d)( ?"? ?)billions?\b', r"*10^9\1"),  # 2 billion
     (r"^(?:=|\\approx|≈) ?", ""),  # = 5
     (r"(?<=\d) ?x ?(?=10\^)", "*"),  # 1.5x10^3
     (r"(?<=\d) to (?=\d{1,9}$)", ":"),  # 3 to 2
-    (r"(?<![a-zA-Z\\])(sqrt|infinity|pi)(?![a-z])", r"\\\1 "),
+    (r"(?<![a-zA-Z\\])(sqrt|infinity|pi)(?![a-z])", r"\\\1 "),  # sqrt(2)
     (r" \([a-z]{3,20}\)$", ""),  # 42 (apples)
 )
 CLEAN = [(re.compile(pattern), new) for pattern, new in CLEAN]
@@ -340,8 +353,8 @@ BUILDER = re.compile(r"\w(?: ?= ?ℝ)? ?[|∣:](?!=)(.*)")  # in {x | x > 3}, wh
 VERBATIM = re.compile(
     r'"?(\d{1,2}:[0-5]\d|\d{1,2}/\d{1,2}/\d{2,4})(?:[ "]{0,3}([ap])m ?"?)?', re.I
 )  # 5:25 am, 2/4/2000
-DECIMAL = re.compile(r"-?\d*\.\d+")
-WORD = re.compile(r"[A-Za-z][A-Za-z .'-]+")
+DECIMAL = re.compile(r"-?\d*\.\d+")  # -1.41
+WORD = re.compile(r"[A-Za-z][A-Za-z .'-]+")  # even, Bob
 NO_WORD = re.compile(rf"[a-z]?(?:{'|'.join(FUNCTIONS)})[a-z]?")  # sinx, xlnx
 
 
@@ -425,20 +438,20 @@ def joined(parts: list[str], signs: list[str]) -> Form:
 def ratio(parts: list[str], signs: list[str]) -> Form:
     """2:4 is 1/2, and 1:2:4 is (1/4, 2/4)."""
     *others, last = (Parser(part).whole() for part in parts)
-    quotients = [value(product([side, power(last, MINUS)])) for side in others]
+    quotients = [value(quotient(side, last)) for side in others]
     return seq(quotients, "::") if len(quotients) > 1 else quotients[0]
 
 
 def related(parts: list[str], signs: list[str]) -> Form:
-    """a = b = c, or a < b ≤ c with the smaller side first."""
+    """a = b = c, or a < b ≤ c with the smaller side first; (x, y) = (1, 2) is x = 1, y = 2."""
     sides, signs = tuple(map(read, parts)), "".join(signs)
     if {*signs} <= {*">≥"}:
         return Form("<", sides[::-1], signs[::-1].translate(MIRRORED))
     if {*signs} != {"="}:
         return Form("<", sides, signs)
     first, said = sides[0], sides[-1]
-    if first.kind == said.kind == "seq" and named(first):  # (x, y) = (1, 2)
-        pairs = zip(first.parts, said.parts, strict=False)
+    pairs = list(zip(first.parts, said.parts, strict=False))
+    if first.kind == said.kind == "seq" and named(first) and len(pairs) == len(first.parts):
         return by_name([Form("=", pair, str(pair[0].parts[0])) for pair in pairs])
     simple = first.kind != "value" or not isinstance(first.parts[0], Add | Mul | Pow)
     name = named(first) and (simple or not letters(said))  # ab = 6, but not ab = cd
@@ -456,9 +469,9 @@ def letters(form) -> frozenset:
 def named(form: Form) -> bool:
     """Whether a form is a name, not a value: x, AB, f(2), |AB|, AB/CD, (x, y), sin A, length."""
     if form.kind != "value":
-        return form.kind == "words" or form.kind == "seq" and all(map(named, form.parts))
+        return form.kind == "words" or (form.kind == "seq" and all(map(named, form.parts)))
     expr = form.parts[0]
-    return expr.is_Symbol or bool(letters(form)) and expr.atoms(sympy.Number) <= {MINUS}
+    return expr.is_Symbol or (bool(letters(form)) and expr.atoms(sympy.Number) <= {MINUS})
 
 
 LEVELS = (
@@ -488,7 +501,7 @@ def bracketed(text: str) -> Form | None:
         rows = [split(part, "&")[0] for part in parts]
         return seq(seq(map(read, row)) if len(row) > 1 else read(row[0]) for row in rows)
     items = [read(part) for part in parts if part]
-    if brackets == "⦃⦄" or brackets == "{}" and len(items) > 1:
+    if brackets == "⦃⦄" or (brackets == "{}" and len(items) > 1):
         return Form("set", flat(items, "±"))
     if len(items) > 1:
         return seq(items, brackets)
@@ -523,7 +536,7 @@ def word(text: str) -> Form | None:
         return None
     if bare.isalpha() and lower != "no" and (is_product(bare) or NO_WORD.fullmatch(bare)):
         return None
-    return Form("words", (re.sub(r"^(?:the|a|an) |s\b|[^a-z]", "", lower),))
+    return Form("words", (re.sub(r"^(?:the|a|an) |(?<=\w{3})s\b|[^a-z]", "", lower),))
 
 
 # One name for each unit; any other word of three letters and more is its own name.
@@ -541,9 +554,10 @@ NO_UNITS = """not no but is are was isn wrong incorrect maybe possibly perhaps r
     factorial cannot never guess otherwise doubled remainder out infinity by root point mille ncr
     npr divided and or either both neither half halve third quarter fourth fifth sixth seventh
     eighth ninth tenth eleventh twelfth twentieth hundredth thousandth millionth score ten trillion
-    quadrillion doz dozen hundred thousand lakh million crore billion""".split()
+    quadrillion doz dozen hundred thousand lakh million crore billion almost nearly likely unknown
+    false double triple twice power raised under percentile""".split()
 NO_UNIT = "|".join(word.removesuffix("s") for word in [*NO_UNITS, *NUMBERS])
-NO_UNIT = re.compile(rf"{NO_UNIT}|[^a-z*/^%$€£¥°].*")
+NO_UNIT = re.compile(rf"{NO_UNIT}|[bdefiopqrtuxyz]|[^a-z*/^%$€£¥°].*")  # 5x
 KNOWN = "|".join(name for name in UNITS if len(name) > 1 and name.isalpha())
 TAIL = re.compile(
     r'(?<=[\d)}\]⟧°!π\w])(?<![a-zA-Z]{2})((?: ?[/*]? ?(?:"[^"]*"'  # " square feet"
@@ -551,9 +565,9 @@ TAIL = re.compile(
     r"|(?<= )(?-i:[a-z]{3,})|[%$€£¥°])(?: ?\^ ?\{? ?-?\d ?\}?)?)+)$",  # eggs, %, cm^2
     re.I,
 )
-NAMES = re.compile(r"[a-z]+|\^ ?\{? ?-?\d|[^\s\"{}.,-]")
-TRIGONOMETRY = re.compile("sin|cos|tan|cot|sec|csc|cis")
-CURRENCY = re.compile(r'(-?) ?"? ?([$€£¥]) ?"?(.+)')
+NAMES = re.compile(r"[a-z]+|\^ ?\{? ?-?\d|[^\s\"{}.,-]")  # m, /, s, ^2 in m/s^2
+TRIGONOMETRY = re.compile("sin|cos|tan|cot|sec|csc|cis")  # \sin 30°
+CURRENCY = re.compile(r'(-?) ?"? ?([$€£¥]) ?"?(.+)')  # -$5
 BASED = re.compile(r"\(?([0-9A-Z]+)\.?(\d*)\)? ?_ ?[{(]{0,2}(\d{1,2})[})]{0,2}")  # (204)_{5}
 
 
@@ -565,10 +579,10 @@ def unit(text: str) -> Form | None:
         bare = read(found[1] + found[3])
         return bare if bare.kind == "unit" else with_unit(bare, found[2])
     found = TAIL.search(text, max(0, len(text) - 80))
-    if not found or "°" in found[1] and TRIGONOMETRY.search(text):
+    if not found or ("°" in found[1] and TRIGONOMETRY.search(text)):
         return None
     names = [UNITS.get(name, name.removesuffix("s")) for name in NAMES.findall(found[1].lower())]
-    if any(len(name) > 2 and is_product(name) or NO_UNIT.fullmatch(name) for name in names):
+    if any((len(name) > 2 and is_product(name)) or NO_UNIT.fullmatch(name) for name in names):
         return None
     return with_unit(read(text[: found.start()]), "".join(names))
 
@@ -577,7 +591,8 @@ def with_unit(bare: Form, name: str) -> Form:
     """The bare value, and the number that it is if the unit is one: 50% is 1/2."""
     scale = {**SCALES, "rad": Integer(1)}.get(name)
     number = value(product([scale, *bare.parts])) if scale and bare.kind == "value" else None
-    bare = bare._replace(sign="") if name in "$€£¥" else bare  # money is not rounded
+    if name in "$€£¥" and bare.kind == "value":
+        bare = bare._replace(sign="")  # money is not rounded
     return Form("unit", (bare, number), name)
 
 
@@ -593,18 +608,19 @@ def based(digits: str, places: str, base: int) -> Form:
 
 # ---- parsing: one expression to sympy -----------------------------------------------------------
 
+SUBSCRIPT = r"(?:_\ ?(?:\w|\{[^{}]*\}))?'*"
 TOKEN = re.compile(
-    r"""(?P<number>(?:\d+\.?\d*|\.\d+|\.(?=\\overline))
-        (?:(?:\\(?:overline|bar|dot)\ ?(?:\{\d+\}|\d))+|(?<=\.)\(\d+\)|[eE][+-]?\d+(?![a-zA-Z\d]))?)
-    |\\?(?P<function>%s)|\\(?P<command>[a-zA-Z]+)|"(?P<word>[^"]*)"
-    |(?P<letter>(?:(?:[PE]|[fghFGH](?:_(?:\w|\{[^{}]*\}))?'*)\ ?\([^()]*\)
-        |[^\W\d_π](?:_\ ?(?:\w|\{[^{}]*\}))?'*))|(?P<sign>!!|\S)|\s+"""
-    % "|".join(FUNCTIONS),
-    re.X,
-)  # 0.\overline{3}, \sin or sin, \frac, "cm", f(x) or x_1', +
+    r"(?P<number>(?:\d+\.?\d*|\.\d+|\.(?=\\overline))"  # 12, .5
+    r"(?:(?:\\(?:overline|bar|dot)\ ?(?:\{\d+\}|\d))+|(?<=\.)\(\d+\)"  # 0.\overline{3}, 0.(3)
+    r"|[eE][+-]?\d+(?![a-zA-Z\d]))?)"  # 3.2e5
+    rf'|\\?(?P<function>{"|".join(FUNCTIONS)})|\\(?P<command>[a-zA-Z]+)|"(?P<word>[^"]*)"'
+    rf"|(?P<letter>(?:[PE]|[fghFGH]{SUBSCRIPT})\ ?\([^()]*\)|[^\W\d_π]{SUBSCRIPT})"  # f(x), x_1'
+    r"|(?P<sign>!!|\S)|\s+"
+)
 MINUS = Integer(-1)
 ATOMS = {"π": pi, "∞": oo, "…": Symbol("…")}
 LETTERS = {"e": E, "i": I}
+FACTORS = ("letter", "word", "function", "command", *"([{⌊⌈√π∞…")
 SYMPY = """tg tan ctg cot arctg atan cosec csc max Max min Min abs Abs ln log lg log arsinh asinh
     arcosh acosh artanh atanh""".split()  # their names in sympy
 SYMPY = dict(zip(SYMPY[::2], SYMPY[1::2], strict=True))
@@ -628,6 +644,10 @@ def product(factors: list):
     if len(factors) < 4 and all(factor.is_Rational for factor in factors):
         return math.prod(factors)
     return Mul(*factors, evaluate=False) if len(factors) > 1 else factors[0]
+
+
+def quotient(above, below):
+    return product([above, power(below, MINUS)])
 
 
 def literal(text: str) -> Rational:
@@ -700,7 +720,7 @@ class Parser:
         """Whether a factor may begin here; two numbers side by side are no product."""
         if self.kind == "number":
             return self.tokens[self.at - 1][0] != "number"
-        return self.kind in ("letter", "function", "command", *"([{⌊⌈√π∞…", *"|" * (not self.bars))
+        return self.kind in FACTORS or (self.kind == "|" and not self.bars)
 
     def power(self):
         """x^2, 5!, 5!!, 60°, 50%"""
@@ -776,18 +796,17 @@ class Parser:
             name, exponent = f"a{name}", Integer(1)  # \sin^{-1}
         value = call(name, *arguments)
         if name == "log":
-            value = product([value, power(call("log", base), MINUS)])
+            value = quotient(value, call("log", base))
         return value if exponent == 1 else power(value, exponent)
 
     def command(self, name: str):
-        if name not in ("frac", "binom", *DECORATIONS):
-            fail(f"unknown command \\{name}")
         value = self.argument()
-        if name == "frac":
-            return product([value, power(self.argument(), MINUS)])
-        if name == "binom":
-            return call("binomial", value, self.argument())
-        return value  # \overline{AB} is AB
+        if name in DECORATIONS:
+            return value  # \overline{AB} is AB
+        if name not in ("frac", "binom"):
+            fail(f"unknown command \\{name}")
+        below = self.argument()
+        return call("binomial", value, below) if name == "binom" else quotient(value, below)
 
 
 def call(name: str, *arguments):
@@ -855,7 +874,7 @@ class Values:
         if expr in self.point:
             return self.value(self.point[expr])
         if expr in CONSTANTS:
-            return +getattr(self.mp, CONSTANTS[expr])
+            return self.noted(+getattr(self.mp, CONSTANTS[expr]))
         if not expr.args:
             undefined(f"{expr} has no value")
         in_time()
@@ -947,9 +966,8 @@ class Numbers(Values):
             self.rule = "exact values"
             return x == y or self.rounds(a, t)
         self.rule = "values at random points" if letters(a) | letters(t) else "values to 60 digits"
-        pairs = list(self.at_points(x, y))
-        same = len(pairs) > 0 and all(pair and self.near(*pair) for pair in pairs)
-        return same or self.rounds(a, t)
+        agree = (pair is not None and self.near(*pair) for pair in self.at_points(x, y))
+        return (next(agree, False) and all(agree)) or self.rounds(a, t)
 
     def rounds(self, a: Form, t: Form) -> bool:
         """Rule 4: within half a unit of the last place of the truth; a decimal is no shorter."""
@@ -990,6 +1008,10 @@ def set_like(form: Form) -> bool:
     if form.kind == "list":
         return any(map(set_like, form.parts))
     return form.kind in ("reals", "<", *OPERATIONS)
+
+
+def is_letter(form: Form) -> bool:
+    return form.kind == "value" and form.parts[0].is_Symbol
 
 
 class Sets(Numbers):
@@ -1034,9 +1056,9 @@ class Sets(Numbers):
         """The numbers x with x < end, end < x, or x ≠ end."""
         if sign == "≠":
             return sympy.Complement(sympy.S.Reals, sympy.FiniteSet(*map(self.end, flat([right]))))
-        if sign in "<≤" and letters(left) == {left.parts[0]}:
+        if sign in "<≤" and is_letter(left):
             return sympy.Interval(-oo, self.end(right), True, sign == "<")
-        if sign in "<≤" and letters(right) == {right.parts[0]}:
+        if sign in "<≤" and is_letter(right):
             return sympy.Interval(self.end(left), oo, sign == "<")
         undefined("no inequality that is solved for its letter")
 

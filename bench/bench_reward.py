@@ -7,6 +7,7 @@ checker/adversarial_dev.jsonl (hostile) below SCALING_DATA, each case once, in o
 first call of each checker is left out (imports). Times are CPU times. Appends to
 results/reward.jsonl.
 """
+
 import json
 import os
 import platform

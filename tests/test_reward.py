@@ -1,4 +1,4 @@
-"""reward.py: each rule of equality with what it accepts and what it refuses, and that no text can harm the checker."""
+"""reward.py: what each rule of equality accepts and refuses; no text can harm the checker."""
 
 # ruff: noqa: E501  (a line of the table of rules is one truth with all its answers)
 import dataclasses
@@ -23,7 +23,7 @@ SCALING_DATA = os.environ.get("SCALING_DATA")
 ROOT = Path(reward.__file__).parent
 VERDICTS = {"right", "wrong", "no_answer", "unparsed", "too_large", "timeout", "crashed"}
 
-# A line is a truth, then answers to it: after "  =  " those that are right, after "  !  " those that are wrong.
+# A line is a truth, then answers to it: right ones after "  =  ", wrong ones after "  !  ".
 # The comment on a rule names a mutation that its lines catch.
 RULES = {
     "spelling": r"""
@@ -69,7 +69,7 @@ RULES = {
         204_5  =  204_{5}  =  204  !  204_6  !  205_5
         \frac13  !  0.33333333333333333333333333333333333333333333333333333333333333333333333333333333
         (10^{70}+1)^2-10^{140}  =  2\cdot 10^{70}+1  !  2\cdot 10^{70}
-        3  =  \lfloor 30\cdot 0.1\rfloor  =  \lceil 2.9999 \rceil  !  \lfloor 2.9999 \rfloor""",   # a tolerance of 1e-6; floats
+        3  =  \lfloor 30\cdot 0.1\rfloor  =  \lceil 2.9999 \rceil  !  \lfloor 2.9999 \rfloor""",  # a tolerance of 1e-6; floats
     "decimals round only to decimal truths": r"""
         12.35  =  12.345  =  \frac{247}{20}  !  12.344  !  12.3
         2.13  =  \frac{17}{8}  =  2.125  !  2.12
@@ -79,7 +79,7 @@ RULES = {
         3.14  =  \pi  =  22/7  =  3.1416  !  3.15  !  3  !  3.1
         0.667  =  2/3  !  0.666  !  0.67
         2.8  =  2.80  !  2.81  !  \sqrt{7.84}\cdot1.001
-        10000  !  10000.0001  !  9999.9999""",                        # rounding that goes by the answer's decimals
+        10000  !  10000.0001  !  9999.9999""",  # rounding that goes by the answer's decimals
     "expressions": r"""
         \lfloor x/2\rfloor+1  =  1+\lfloor x/2\rfloor  !  \lceil x/2\rceil
         k  !  \min(k,40)
@@ -124,7 +124,7 @@ RULES = {
         2k+1  !  2k-1
         x_1  =  x_{1}  !  x_2  !  x
         a  !  \alpha  !  A
-        6W  =  -6[-W]""",                                             # one random point; integers only; positive points only
+        6W  =  -6[-W]""",  # one random point; integers only; positive points only
     "names": r"""
         3  =  f^{-1}(2)=3  !  f^{-1}(2)
         \begin{pmatrix}1&2\\3&4\end{pmatrix}  =  A^{-1} = \begin{pmatrix}1&2\\3&4\end{pmatrix}
@@ -143,7 +143,7 @@ RULES = {
         \{1,2\}  =  x \in \{1,2\}  =  x \in \{2,1\}  !  x \in (1,2)
         a+b=5  =  5  =  a + b = 5  =  b+a = 5  !  a-b=5  !  6
         ab=cd  =  cd=ab  !  cd
-        x^2+y^2=4  !  4""",                                           # a name dropped from both sides
+        x^2+y^2=4  !  4""",  # a name dropped from both sides
     "units": r"""
         8  =  8 \text{ times}  =  8 \text{ ways to choose}  =  8\text{ negative numbers}  =  8 \text{ of them}  !  8 \text{ halves}
         3  !  3 \text{ to } 1  !  3 \text{ squared}  !  3 \text{ thirds}  !  3 \text{ at most}  !  3\text{ with remainder }2  !  3 \text{ for } x>0
@@ -226,7 +226,7 @@ RULES = {
         k\ge2  =  2\le k  =  [2,\infty)  !  a\ge2
         p\equiv1\pmod4  =  p \equiv 1 (\text{mod } 4)  =  1 \pmod 4  !  p\equiv1\pmod3  !  p\equiv3\pmod4
         \frac{\pi}{4}+k\pi  =  x=\frac{\pi}{4}+k\pi, k\in\mathbb{Z}  =  \frac{\pi}{4}+k\pi \; (k \in \mathbb Z)  !  \frac{\pi}{4}
-        \infty  =  +\infty  !  -\infty  !  5""",                      # a factor of any sign for inequalities
+        \infty  =  +\infty  !  -\infty  !  5""",  # a factor of any sign for inequalities
     "choices and words": r"""
         D  =  (D) P(A \cup B)  =  \text{D. Both A and B}  =  (D) \text{ none of A, B, C}
         True  =  TRUE  =  \text{true}  !  False
@@ -245,7 +245,7 @@ RULES = {
         \text{no solution}  =  No solutions  !  0
         11:47 \text{ a.m.}  =  11:47  =  11:47 AM  !  11:47 \text{ p.m.}  !  11:48
         (30,92) \text{ OR } (92,30)  =  (92,30) or (30,92)  !  (30,92)
-        x  !  X  !  y""",                                             # choices compared as products of letters
+        x  !  X  !  y""",  # choices compared as products of letters
     "times and dates": r"""
         10:50  =  10:50  =  10:50 \text{ a.m.}  !  5:25  !  2:10
         9:00  =  09:00  =  9:00 \text{ p.m.}  !  10:00
@@ -265,7 +265,7 @@ RULES = {
         12  =  twelve  =  \text{Twelve}  !  twenty
         \text{no solution}  =  \emptyset  =  No real solutions  !  0
         \mathbf{B}\mathbf{A}  !  \mathbf{A}\mathbf{B}
-        \mathbf{a}\times\mathbf{b}  !  \mathbf{b}\times\mathbf{a}""",      # sorted letters; letters multiplied
+        \mathbf{a}\times\mathbf{b}  !  \mathbf{b}\times\mathbf{a}""",  # sorted letters; letters multiplied
     "names give the order": r"""
         (2,3)  =  x=2,y=3  =  y=3,x=2  =  p=2,q=3  =  m=2,b=3  =  length=2,width=3  !  m=3,b=2  !  y=2,x=3
         AB=4,CD=5  =  4,5  =  CD=5,AB=4  !  5,4  !  AB=5,CD=4
@@ -274,13 +274,13 @@ RULES = {
         (1,2),(3,4),(5,6)  !  2,1;4,3;6,5
         (1,2),(2,1)  =  x=1,y=2\text{ or }x=2,y=1  !  x=1,y=2
         a=1,b=2  !  a=1 or b=2
-        2x  =  \frac{dy}{dx}=2x  !  \frac{dy}{dx}=3x""",                     # names dropped, and with them the order
+        2x  =  \frac{dy}{dx}=2x  !  \frac{dy}{dx}=3x""",  # names dropped, and with them the order
     "number words": r"""
         5  !  5 \text{ millions}  !  5 \text{ thousands}  !  5 \text{ lakh}  !  5 \text{ crore}  !  5 \text{ sevenths}
-        5  !  5 \text{ dozens}  !  5 \text{ tens}  !  5 \text{ divided by two}  !  5 \text{ point five}  !  5 \text{ or six}
+        5  !  5 \text{ dozens}  !  5 \text{ tens}  !  5 \text{ almost}  !  5\mathrm{x}  !  5\text{ pi}  !  5 \text{ divided by two}  !  5 \text{ point five}  !  5 \text{ or six}
         3  !  3 quarters  !  3 \text{ halves}  !  three quarters
         5000  =  5 thousand  =  5 \text{ thousands}  =  5 \text{ thousand people}  !  5
-        24  =  2 dozen  =  2 \text{ dozen eggs}  !  2""",                      # every word is a unit
+        24  =  2 dozen  =  2 \text{ dozen eggs}  !  2""",  # every word is a unit
     "unicode": r"""
         \frac{11}{5}  =  2⅕  =  2 ⅕  !  21/5
         2.5  =  2½  !  21/2
@@ -300,7 +300,7 @@ RULES = {
         28\%  =  28 percentage  =  28 per cent  =  28 pct
         2 \text{ hours and } 13 \text{ minutes}  =  2 hours 13 minutes  !  13, 2  !  2, 13
         30.5^\circ  =  30°30'  !  30°
-        \$5.00  =  5  !  \$5.004  !  5.01""",                              # a unit that is no word of the table
+        \$5.00  =  5  !  \$5.004  !  5.01""",  # a unit that is no word of the table
     "commands": r"""
         5  =  \textnormal{5}  =  \textup{5}  =  {\color{red}5}  =  \textcolor{red}{5}  =  \ensuremath{5}  =  \mathnormal{5}
         \frac12  =  \nicefrac{1}{2}  =  \sfrac{1}{2}  =  \cfrac12
@@ -314,7 +314,8 @@ RULES = {
         255  =  FF_{16}  =  \mathrm{FF}_{16}  !  FE_{16}
         6.25  =  110.01_2  !  110.1_2
         1000,1001  =  1,000, 1,001  =  1,000 and 1,001  !  1,000
-        (-2,2)  =  |x|<2  !  |x|\le2  !  x<2
+        (-2,2)  =  |x|<2  =  x^2<4  =  x^{2} < 4  !  x^2\le4  !  |x|\le2  !  x<2
+        (-\infty,-2]\cup[2,\infty)  =  x^2\ge4  =  |x|\ge2  !  x^2>4  !  |x|\ge3
         \pm\sqrt3\pm1  =  \sqrt3+1,-\sqrt3-1  !  \sqrt3+1
         2,3  =  2,2,3  !  2,4,3
         5  =  \text{The answer is } 5  =  Answer: 5  =  \text{Final answer: }5
@@ -325,14 +326,16 @@ RULES = {
     "values": r"""
         0  =  \sin\pi  =  \sqrt7^2-7  !  \frac{0}{\sin\pi}  !  0\tan 90^\circ  !  10^{-40}
         1  !  \frac{\sin\pi}{\sin\pi}  !  (\sin\pi)^0
-        x+1  =  \frac{x^2-1}{x-1}  !  \frac{(x+1)\sin\pi}{\sin\pi}""",   # an error bound that grows with the noise
+        x+1  =  \frac{x^2-1}{x-1}  !  \frac{(x+1)\sin\pi}{\sin\pi}""",  # an error bound that grows with the noise
 }
 
 
 def cases():
     for rule, block in RULES.items():
         for line in block.strip().splitlines():
-            truth, *rest = [part.strip() for part in reward.re.split(r"\s\s([=!])\s\s", line.strip())]
+            truth, *rest = [
+                part.strip() for part in reward.re.split(r"\s\s([=!])\s\s", line.strip())
+            ]
             for sign, answer in zip(rest[::2], rest[1::2], strict=True):
                 yield rule, answer, truth, sign == "="
 
@@ -347,56 +350,126 @@ def test_rule(rule):
     assert not wrong
 
 
-# ------------------------------------------------------------------------------------------------------------ extraction
+# ---- extraction ---------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("text, answer", [
-    (r"\boxed{1}, no: \boxed{\frac{1}{2}}.", r"\frac{1}{2}"),          # caught: the first box; a pattern that stops at }
-    (r"\fbox{3}", "3"), (r"\boxed 7$", "7"), (r"\boxed {8}", "8"), (r"\\boxed{9}", "9"),
-    (r"\boxed{\{1, 2\}}", r"\{1, 2\}"), (r"\boxed{a\}b}", r"a\}b"),     # caught: escaped braces counted
-    (r"\boxed{1} <think>\boxed{2}</think> so \boxed{3}", "3"),
-    (r"<think>\boxed{2}</think> so I do not know", None),              # caught: a box in the thoughts taken for the answer
-    (r"\boxed{}", None), (r"The answer is 5: \boxed{ }", None),        # caught: an empty box filled from the prose
-    (r"\boxed{1} and \boxed{2", "1"), (r"\boxed{2", None),
-    ("so\n#### 42\n", "42"), ("The answer is 7. Bye.", "7"), ("Final answer: 3/4", "3/4"),
-    ("The answer is 1. Wait, the answer is 2.", "2"), (r"The answer is \boxed{4}", "4"),
-    ("it is 5", None), ("", None),
-    ("Answer: 34", "34"), ("so x is 3.\n\n**Answer:** $34$", "34$"), ("Final Answer:\n5", "5"), ("####\n42", "42"),
-    ("Answer: 34\nNo, I do not know.", None),                         # caught: "Answer:" anywhere
-    ("The answer is 42</s>", "42"), ("The answer is 42<|im_end|>\n<|im_start|>user", "42"),
-    ("The final answer is:\n\\[5\\]", "5\\]"), ("The answer is C because of the integral", "C"),
-    (r"\boxed{-2} \quad \text{and} \quad \boxed{1}", "-2 and 1"), (r"$x=\boxed{3}$ and $x=\boxed{5}$.", "3 and 5"),
-    (r"\boxed{540} or \boxed{542}", "540 or 542"), (r"\boxed{1}, \boxed{2}", "1 , 2"),
-    (r"\boxed{C} and so \boxed{E}", "E"), (r"\boxed{9} \boxed{42}", "42"), (r"\boxed{42} \boxed{}", None),
-    (r"<think>so \boxed{5}", None), (r"<answer>7</answer>", "7"),      # caught: an answer in thoughts that never end
-])
+
+@pytest.mark.parametrize(
+    "text, answer",
+    [
+        (
+            r"\boxed{1}, no: \boxed{\frac{1}{2}}.",
+            r"\frac{1}{2}",
+        ),  # caught: the first box; a pattern that stops at }
+        (r"\fbox{3}", "3"),
+        (r"\boxed 7$", "7"),
+        (r"\boxed {8}", "8"),
+        (r"\\boxed{9}", "9"),
+        (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
+        (r"\boxed{a\}b}", r"a\}b"),  # caught: escaped braces counted
+        (r"\boxed{1} <think>\boxed{2}</think> so \boxed{3}", "3"),
+        (
+            r"<think>\boxed{2}</think> so I do not know",
+            None,
+        ),  # caught: a box in the thoughts taken for the answer
+        (r"\boxed{}", None),
+        (r"The answer is 5: \boxed{ }", None),  # caught: an empty box filled from the prose
+        (r"\boxed{1} and \boxed{2", "1"),
+        (r"\boxed{2", None),
+        ("so\n#### 42\n", "42"),
+        ("The answer is 7. Bye.", "7"),
+        ("Final answer: 3/4", "3/4"),
+        ("The answer is 1. Wait, the answer is 2.", "2"),
+        (r"The answer is \boxed{4}", "4"),
+        ("it is 5", None),
+        ("", None),
+        ("Answer: 34", "34"),
+        ("so x is 3.\n\n**Answer:** $34$", "34$"),
+        ("Final Answer:\n5", "5"),
+        ("####\n42", "42"),
+        ("Answer: 34\nNo, I do not know.", None),  # caught: "Answer:" anywhere
+        ("The answer is 42</s>", "42"),
+        ("The answer is 42<|im_end|>\n<|im_start|>user", "42"),
+        ("The final answer is:\n\\[5\\]", "5\\]"),
+        ("The answer is C because of the integral", "C"),
+        (r"\boxed{-2} \quad \text{and} \quad \boxed{1}", "-2 and 1"),
+        (r"$x=\boxed{3}$ and $x=\boxed{5}$.", "3 and 5"),
+        (r"\boxed{540} or \boxed{542}", "540 or 542"),
+        (r"\boxed{1}, \boxed{2}", "1 , 2"),
+        (r"\boxed{C} and so \boxed{E}", "E"),
+        (r"\boxed{9} \boxed{42}", "42"),
+        (r"\boxed{42} \boxed{}", None),
+        (r"<think>so \boxed{5}", None),
+        (r"<answer>7</answer>", "7"),  # caught: an answer in thoughts that never end
+    ],
+)
 def test_extract(text, answer):
     assert extract(text) == answer
 
 
-@pytest.mark.parametrize("piece", ["\\", "\\boxed{", "{", "}", "\\boxed ", "\\boxed{1}", " ", "answer is ", "answer ", "####",
-                                   "#### \t",
-                                   "</think>", "final answer*", "\\\\boxed", "* ", ". ", "\\{", "answer is\t"])
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "\\",
+        "\\boxed{",
+        "{",
+        "}",
+        "\\boxed ",
+        "\\boxed{1}",
+        " ",
+        "answer is ",
+        "answer ",
+        "####",
+        "#### \t",
+        "</think>",
+        "final answer*",
+        "\\\\boxed",
+        "* ",
+        ". ",
+        "\\{",
+        "answer is\t",
+    ],
+)
 @pytest.mark.parametrize("before", ["", "\\boxed{1} ", "\\boxed", "answer is ", "####"])
 def test_extract_is_linear(before, piece):
-    # Caught: \\+ before "boxed", which reads 10^6 backslashes once from each of them. Quadratic takes hours here.
+    # Caught: \\+ before "boxed", which reads 10^6 backslashes once from each of them, for hours.
     text = before + piece * (10**6 // len(piece))
     began = time.thread_time()
     extract(text)
     assert time.thread_time() - began < 20
 
 
-# ---------------------------------------------------------------------------------------------------- bounds and verdicts
+# ---- bounds and verdicts ------------------------------------------------------------------------
 
-@pytest.mark.parametrize("answer, truth, verdict", [
-    ("5", "5", "right"), ("6", "5", "wrong"), (r"\text{}", "5", "no_answer"), ("?", "5", "no_answer"), ("((5", "5", "unparsed"),
-    (r"\sqrt{", "5", "unparsed"), ("1+" * 2000 + "1", "5", "too_large"), ("(" * 100 + "5" + ")" * 100, "5", "too_large"),
-    ("9" * 1500, "5", "too_large"), ("9e99999", "5", "too_large"), ("x+" * 1400, "y", "too_large"),
-    ("2^{10^{10}}", "5", "wrong"), ("10^{10^{10^{10}}}", "5", "too_large"), ("(10^{10})!", "5", "wrong"),   # never written out
-    ("9!!!!", "5", "wrong"), (r"\binom{10^9}{10^8}", "5", "wrong"), (",".join("12" * 150), "5", "too_large"),
-    (r"\binom{10^{20}}{2}", "5", "too_large"), (r"(x+1)^{10^{9}}", "x", "wrong"),
-    ("1<(" * 30 + "x" + ")<2" * 30, "5", "wrong"), ("(" * 30 + "x" + r")\ne 1" * 30, "5", "wrong"),
-    (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}" * 30, "5", "unparsed"), ("a. " * 900, "5", "too_large"), ("x_", "5", "unparsed"),
-])
+
+@pytest.mark.parametrize(
+    "answer, truth, verdict",
+    [
+        ("5", "5", "right"),
+        ("6", "5", "wrong"),
+        (r"\text{}", "5", "no_answer"),
+        ("?", "5", "no_answer"),
+        ("((5", "5", "unparsed"),
+        (r"\sqrt{", "5", "unparsed"),
+        ("1+" * 2000 + "1", "5", "too_large"),
+        ("(" * 100 + "5" + ")" * 100, "5", "too_large"),
+        ("9" * 1500, "5", "too_large"),
+        ("9e99999", "5", "too_large"),
+        ("x+" * 1400, "y", "too_large"),
+        ("2^{10^{10}}", "5", "wrong"),
+        ("10^{10^{10^{10}}}", "5", "too_large"),
+        ("(10^{10})!", "5", "wrong"),  # never written out
+        ("9!!!!", "5", "wrong"),
+        (r"\binom{10^9}{10^8}", "5", "wrong"),
+        (",".join("12" * 150), "5", "too_large"),
+        (r"\binom{10^{20}}{2}", "5", "too_large"),
+        (r"(x+1)^{10^{9}}", "x", "wrong"),
+        ("1<(" * 30 + "x" + ")<2" * 30, "5", "wrong"),
+        ("(" * 30 + "x" + r")\ne 1" * 30, "5", "wrong"),
+        (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}" * 30, "5", "unparsed"),
+        ("a. " * 900, "5", "too_large"),
+        ("x_", "5", "unparsed"),
+    ],
+)
 def test_verdicts_and_bounds(answer, truth, verdict):
     began = time.thread_time()
     closed = answer.count("{") == answer.count("}")
@@ -405,16 +478,24 @@ def test_verdicts_and_bounds(answer, truth, verdict):
     assert time.thread_time() - began < 2 * reward.SECONDS
 
 
-PATTERNS = r"""{ ( (mod \text{ " 0.3 1,000, \frac1 \frac{1} ^ _{ \mathbf{A} \over {1\over \for "\ for \begin{a} a.m. p. sq \R\ except
-    ° \circ 10^ |x|< \\ \ .333 x_1= ± \pm1 5cm eggs\ 2hours $ 5$ f( \sin √ | ⌊ ! \left( 1/ - A Ab the\ x= < ∪ :1 base3 to\ answer:
+PATTERNS = r"""{ ( (mod \text{ " 0.3 1,000, \frac1 \frac{1} ^ _{ \mathbf{A} \over {1\over
+    \for "\ for \begin{a} a.m. p. sq \R\ except
+    ° \circ 10^ |x|< \\ \ .333 x_1= ± \pm1 5cm eggs\ 2hours $ 5$ f( \sin √ | ⌊ ! \left( 1/ -
+    A Ab the\ x= < ∪ :1 base3 to\ answer:
     ,\  ; and\ or\ (1,2)\cup \boxed{ 1\  . 9""".split()
 
 
 @pytest.mark.parametrize("piece", ["(mod" + " " * 2900, *PATTERNS])
 def test_every_pattern_is_linear(piece):
-    # Caught: a pattern that reads a run once from each of its characters, and a deadline that matching does not see.
+    # Caught: a pattern that reads a run once from each of its characters.
+    # Caught: a deadline that matching does not see.
     run = (piece * 3000)[:2990]
-    for answer, truth in ((run, "5"), ("5", run), (run + "5", "5" + run), (f"5{run[:1400]}", f"{run[:1400]}5")):
+    for answer, truth in (
+        (run, "5"),
+        ("5", run),
+        (run + "5", "5" + run),
+        (f"5{run[:1400]}", f"{run[:1400]}5"),
+    ):
         began = time.thread_time()
         assert reward.judge_answer(answer, truth).verdict != "crashed"
         assert time.thread_time() - began < 3 * reward.SECONDS
@@ -424,68 +505,115 @@ def test_long_lists_are_matched():
     # Caught: unordered matching that compares every item with every other.
     intervals = [f"({2 * i},{2 * i + 1})" for i in range(150)]
     assert equal(r"\cup".join(reversed(intervals)), r"\cup".join(intervals))
-    roots, others = ([form.replace("n", str(n)) for n in range(2, 180)] for form in (r"\sqrt{n}", "n^{.5}"))
+    roots, others = (
+        [form.replace("n", str(n)) for n in range(2, 180)] for form in (r"\sqrt{n}", "n^{.5}")
+    )
     assert equal(",".join(reversed(others)), ",".join(roots))
     assert not equal(",".join([*others[1:], "1"]), ",".join(roots))
 
 
 def test_time_and_faults_have_verdicts(monkeypatch):
-    assert judge("I give up", "5") == reward.Verdict(0.0, "no_answer", None, "no final answer found")
+    assert judge("I give up", "5") == reward.Verdict(
+        0.0, "no_answer", None, "no final answer found"
+    )
     monkeypatch.setattr(reward, "SECONDS", 0.0)
     assert judge(r"\boxed{\sqrt{12}}", r"2\sqrt{3}").verdict == "timeout"
-    monkeypatch.setattr(reward, "algebra", lambda *_: 1 / 0)           # caught: a fault of ours that stops the run
+    monkeypatch.setattr(
+        reward, "algebra", lambda *_: 1 / 0
+    )  # caught: a fault of ours that stops the run
     found = judge(r"\boxed{\sqrt{12}}", r"2\sqrt{3}")
     assert (found.score, found.verdict) == (0.0, "crashed") and "ZeroDivisionError" in found.rule
 
 
-PLANTED = [r"__import__('os').system('touch harmed')", r"open('harmed','w').write('1')", "exec('open(1)')", "eval('1+1')",
-           "().__class__.__bases__[0].__subclasses__()", r"\text{__import__('os').mkdir('harmed')}", "lambda: 0",
-           "x.__init__.__globals__",
-           r"\input{/etc/passwd}", r"\write18{touch harmed}", "$(touch harmed)", "`touch harmed`", "'; touch harmed; '",
-           "S('open(1)')", "Symbol('x').__class__", "[x for x in (1,2)]", "f'{1}'", "print(1)", "sympify('1')"]
+PLANTED = [
+    r"__import__('os').system('touch harmed')",
+    r"open('harmed','w').write('1')",
+    "exec('open(1)')",
+    "eval('1+1')",
+    "().__class__.__bases__[0].__subclasses__()",
+    r"\text{__import__('os').mkdir('harmed')}",
+    "lambda: 0",
+    "x.__init__.__globals__",
+    r"\input{/etc/passwd}",
+    r"\write18{touch harmed}",
+    "$(touch harmed)",
+    "`touch harmed`",
+    "'; touch harmed; '",
+    "S('open(1)')",
+    "Symbol('x').__class__",
+    "[x for x in (1,2)]",
+    "f'{1}'",
+    "print(1)",
+    "sympify('1')",
+]
 
 
 def test_no_answer_is_executed(tmp_path):
-    # Caught: eval, sympify, parse_expr or a shell anywhere: the interpreter's audit names every compile, exec, open and spawn.
+    # Caught: eval, sympify, parse_expr or a shell anywhere: the interpreter's audit names every
+    # compile, exec, open and spawn.
     program = """
 import json, sys
 import reward
-reward.score("\\\\boxed{\\\\sqrt{8}}", "2\\\\sqrt{2}")                     # imports what is imported late
+reward.score("\\\\boxed{\\\\sqrt{8}}", "2\\\\sqrt{2}")  # imports what is imported late
 seen = []
 sys.addaudithook(lambda event, _: seen.append(event) if event.split(".")[0] in
-                 ("compile", "exec", "open", "os", "subprocess", "socket", "import", "code", "shutil", "pty") else None)
+                 ("compile", "exec", "open", "os", "subprocess", "socket", "import", "code",
+                  "shutil", "pty") else None)
 planted = json.loads(sys.argv[1])
-found = [reward.score(f"\\\\boxed{{{text}}}", truth) for text in planted for truth in ("49", "2", "x", text[::-1])]
+found = [reward.score(f"\\\\boxed{{{text}}}", truth)
+         for text in planted for truth in ("49", "2", "x", text[::-1])]
 print(json.dumps([sum(found), sorted(set(seen))]))
 """
-    done = subprocess.run([sys.executable, "-c", program, json.dumps(PLANTED)], cwd=tmp_path, capture_output=True, text=True,
-                          timeout=60, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    done = subprocess.run(
+        [sys.executable, "-c", program, json.dumps(PLANTED)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     assert json.loads(done.stdout) == [0, []], done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
-# ------------------------------------------------------------------------------------------------------ random expressions
-# An expression is a whole number, a letter, ("+", a, b), ("*", a, b), ("/", a, b), ("^", a, n) or ("sqrt", a).
+# ---- random expressions -------------------------------------------------------------------------
+# An expression is a whole number, a letter, ("+", a, b), ("*", a, b), ("/", a, b), ("^", a, n)
+# or ("sqrt", a).
 
 expressions = st.recursive(
     st.integers(-9, 9) | st.sampled_from("xyab"),
-    lambda inner: st.tuples(st.sampled_from("+*/"), inner, inner) | st.tuples(st.just("^"), inner, st.integers(2, 3))
-    | st.tuples(st.just("sqrt"), inner), max_leaves=8)
-PROPERTY = settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    lambda inner: (
+        st.tuples(st.sampled_from("+*/"), inner, inner)
+        | st.tuples(st.just("^"), inner, st.integers(2, 3))
+        | st.tuples(st.just("sqrt"), inner)
+    ),
+    max_leaves=8,
+)
+PROPERTY = settings(
+    max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+)
 
 
 def value(tree, point):
     if not isinstance(tree, tuple):
         return complex(point[tree] if isinstance(tree, str) else tree)
     a, *rest = (value(x, point) for x in tree[1:])
-    return {"+": lambda: a + rest[0], "*": lambda: a * rest[0], "/": lambda: a / rest[0], "^": lambda: a ** tree[2],
-            "sqrt": lambda: a ** 0.5}[tree[0]]()
+    return {
+        "+": lambda: a + rest[0],
+        "*": lambda: a * rest[0],
+        "/": lambda: a / rest[0],
+        "^": lambda: a ** tree[2],
+        "sqrt": lambda: a**0.5,
+    }[tree[0]]()
 
 
 def values(tree):
-    """At a few points, without reward.py's arithmetic; the example is dropped where there are none, or none of use."""
+    """At a few points, without reward.py's arithmetic; an example without values is dropped."""
     found = []
-    for point in ({"x": 1.7, "y": 2.3, "a": 0.6, "b": 3.1}, {"x": 0.4, "y": 5.2, "a": 2.9, "b": 1.3}):
+    for point in (
+        {"x": 1.7, "y": 2.3, "a": 0.6, "b": 3.1},
+        {"x": 0.4, "y": 5.2, "a": 2.9, "b": 1.3},
+    ):
         try:
             found.append(value(tree, point))
         except (ZeroDivisionError, OverflowError):
@@ -496,19 +624,26 @@ def values(tree):
 
 def differ(left, right):
     """So clearly that it is no matter of rounding."""
-    return any(abs(a - b) > 1e-4 * (1 + abs(a)) for a, b in zip(values(left), values(right), strict=True))
+    return any(
+        abs(a - b) > 1e-4 * (1 + abs(a)) for a, b in zip(values(left), values(right), strict=True)
+    )
 
 
 def latex(tree):
     if not isinstance(tree, tuple):
         return f"({tree})" if str(tree).startswith("-") else str(tree)
     a, b = latex(tree[1]), latex(tree[2]) if len(tree) > 2 else ""
-    return {"+": f"({a}+{b})", "*": rf"{a} \cdot {b}", "/": rf"\frac{{{a}}}{{{b}}}", "^": f"({a})^{{{tree[-1]}}}",
-            "sqrt": rf"\sqrt{{{a}}}"}[tree[0]]
+    return {
+        "+": f"({a}+{b})",
+        "*": rf"{a} \cdot {b}",
+        "/": rf"\frac{{{a}}}{{{b}}}",
+        "^": f"({a})^{{{tree[-1]}}}",
+        "sqrt": rf"\sqrt{{{a}}}",
+    }[tree[0]]
 
 
 def rewritten(tree, draw):
-    """The same in another order and spelling, powers and products over sums sometimes written out."""
+    """The same in another order and spelling, some powers and products written out."""
     if not isinstance(tree, tuple):
         return draw.choice([f"({tree})", f"{{{tree}}}", rf"\left( {tree} \right)"])
     kind, left = tree[0], tree[1]
@@ -519,10 +654,13 @@ def rewritten(tree, draw):
     a, b = rewritten(left, draw), rewritten(tree[2], draw) if len(tree) > 2 else ""
     if kind in "+*" and draw.random() < 0.5:
         a, b = b, a
-    return {"+": [f"({a}+{b})", f"( {a} - (-{b}))"], "*": [f"({a})({b})", rf"({a}) \times ({b})", f"({a})*({b})"],
-            "/": [f"(({a})/({b}))", rf"\dfrac{{{a}}}{{{b}}}", rf"({a})({b})^{{-1}}"],
-            "^": [f"({a})^{tree[-1]}", f"({a})^{{{tree[-1]}}}"],
-            "sqrt": [rf"\sqrt{{{a}}}", rf"({a})^{{1/2}}", rf"{{({a})}}^{{\frac12}}"]}[kind][draw.randrange(2)]
+    return {
+        "+": [f"({a}+{b})", f"( {a} - (-{b}))"],
+        "*": [f"({a})({b})", rf"({a}) \times ({b})", f"({a})*({b})"],
+        "/": [f"(({a})/({b}))", rf"\dfrac{{{a}}}{{{b}}}", rf"({a})({b})^{{-1}}"],
+        "^": [f"({a})^{tree[-1]}", f"({a})^{{{tree[-1]}}}"],
+        "sqrt": [rf"\sqrt{{{a}}}", rf"({a})^{{1/2}}", rf"{{({a})}}^{{\frac12}}"],
+    }[kind][draw.randrange(2)]
 
 
 def changed(tree, draw):
@@ -530,14 +668,14 @@ def changed(tree, draw):
     if not isinstance(tree, tuple) or draw.random() < 0.25:
         return draw.choice([("+", tree, 1), ("*", 2, tree), ("*", -1, tree)])
     if tree[0] == "*" and isinstance(tree[2], tuple) and tree[2][0] == "+" and draw.random() < 0.5:
-        return ("+", ("*", tree[1], tree[2][1]), tree[2][2])           # a(b + c) -> ab + c
+        return ("+", ("*", tree[1], tree[2][1]), tree[2][2])  # a(b + c) -> ab + c
     return (tree[0], changed(tree[1], draw), *tree[2:])
 
 
 @PROPERTY
 @given(expressions, st.integers(0, 10**6))
 def test_rewritten_is_equal(tree, seed):
-    # Caught: a precedence, a spelling or a law of arithmetic that the parser or the evaluation has wrong.
+    # Caught: a precedence, a spelling or a law of arithmetic that is wrong.
     values(tree)
     text, other = latex(tree), rewritten(tree, random.Random(seed))
     assert equal(other, text) and equal(text, other), (other, text)
@@ -560,8 +698,12 @@ def test_intervals_are_equal_with_their_brackets_only(low, length, opening, clos
     truth = f"{opening}{low}, {high}{closing}"
     assert equal(rf"{low} {signs[opening]} x {signs[closing]} {high}", truth)
     assert equal(rf"\left{opening}{low},{high}\right{closing}", truth)
-    for wrong in (f"{'[(' [opening == '[']}{low}, {high}{closing}", f"{opening}{low}, {high}{'])'[closing == ']']}",
-                  f"{opening}{low}, {high + 1}{closing}", f"{opening}{-high}, {-low}{closing}" if low != -high else "5"):
+    for wrong in (
+        f"{'[('[opening == '[']}{low}, {high}{closing}",
+        f"{opening}{low}, {high}{'])'[closing == ']']}",
+        f"{opening}{low}, {high + 1}{closing}",
+        f"{opening}{-high}, {-low}{closing}" if low != -high else "5",
+    ):
         assert not equal(wrong, truth), (wrong, truth)
 
 
@@ -572,13 +714,16 @@ ROW = st.sampled_from([truth for _, _, truth, _ in cases()])
 @given(ROW, st.integers(0, 10**6))
 def test_spaces_and_dollar_signs_do_not_matter(truth, seed):
     draw = random.Random(seed)
-    assert equal(truth, truth) and reward.algebra(reward.clean(truth), reward.clean(truth))[0] == "right"
+    assert (
+        equal(truth, truth)
+        and reward.algebra(reward.clean(truth), reward.clean(truth))[0] == "right"
+    )
     spaced = f" $ {truth}$ " if "$" not in truth else f"  {truth} "
     assert equal(spaced, truth) and equal(truth, spaced)
     at = [i for i, c in enumerate(truth) if c in "+=,&" and truth[i - 1 : i] != "\\"]
     if at and not reward.THOUSANDS.search(truth):
         place = draw.choice(at)
-        assert equal(f"{truth[:place]} {truth[place]} {truth[place + 1:]}", truth)
+        assert equal(f"{truth[:place]} {truth[place]} {truth[place + 1 :]}", truth)
 
 
 @PROPERTY
@@ -590,19 +735,30 @@ def test_any_text_has_a_verdict(text, truth):
     assert time.thread_time() - began < 3 * reward.SECONDS
 
 
-PIECES = r"""\frac \sqrt { } ( ) [ ] \{ \} ^ _ | ! % & \\ , ; : . + - * / = < \le \in \cup \pm x y e i 0 1 2 17 99999 \pi \infty
-    \begin{pmatrix} \end{pmatrix} \text{ or and \boxed{ $ \sin \log \binom \lfloor \rfloor \ldots ° ' \overline \pmod cm \mathbb{R} é ∞ \left \right
+PIECES = r"""\frac \sqrt { } ( ) [ ] \{ \} ^ _ | ! % & \\ , ; : . + - * / = < \le \in \cup \pm x y e
+    i 0 1 2 17 99999 \pi \infty
+    \begin{pmatrix} \end{pmatrix} \text{ or and \boxed{ $ \sin \log \binom \lfloor \rfloor \ldots ° '
+    \overline \pmod cm \mathbb{R} é ∞ \left \right
     \cdot""".split()
 
 
+ANSWERS = [answer for _, answer, _, _ in cases()]
+
+
 @settings(PROPERTY, max_examples=300)
-@given(st.lists(st.sampled_from(PIECES), max_size=40).map("".join) | st.text(max_size=60) | st.binary(max_size=80).map(
-    lambda raw: raw.decode("latin-1")), st.sampled_from([truth for _, _, truth, _ in cases()]), st.integers(0, 10**6))
+@given(
+    st.lists(st.sampled_from(PIECES), max_size=40).map("".join)
+    | st.lists(st.sampled_from(PIECES + ANSWERS), max_size=6).map("".join)
+    | st.text(max_size=60)
+    | st.binary(max_size=80).map(lambda raw: raw.decode("latin-1")),
+    st.sampled_from([truth for _, _, truth, _ in cases()]),
+    st.integers(0, 10**6),
+)
 def test_nothing_raises(noise, truth, seed):
     # Caught: any exception that is not ours ("crashed" is a fault of the checker), any slow path.
     draw = random.Random(seed)
     at, drop = draw.randrange(len(truth) + 1), draw.randrange(3)
-    for answer in (noise, truth[:at] + noise[:5] + truth[at + drop:], truth[::-1]):
+    for answer in (noise, truth[:at] + noise[:5] + truth[at + drop :], truth[::-1]):
         for pair in ((answer, truth), (truth, answer)):
             began = time.thread_time()
             found = reward.judge_answer(*pair)
@@ -612,7 +768,8 @@ def test_nothing_raises(noise, truth, seed):
         score(answer, truth)
 
 
-# --------------------------------------------------------------------------------------------------------------- the pool
+# ---- the pool -----------------------------------------------------------------------------------
+
 
 def algebraic(n):
     """An answer and a truth that only a worker decides."""
@@ -623,15 +780,25 @@ def algebraic(n):
 def started(monkeypatch):
     """The worker processes, as they are started."""
     found, start = [], subprocess.Popen
-    monkeypatch.setattr(reward.subprocess, "Popen", lambda *args, **more: found.append(start(*args, **more)) or found[-1])
+    monkeypatch.setattr(
+        reward.subprocess,
+        "Popen",
+        lambda *args, **more: found.append(start(*args, **more)) or found[-1],
+    )
     return found
 
 
 def test_grade_keeps_order_and_threads_may_share(started):
-    texts, truths = zip(*(algebraic(n) if n % 3 else (rf"\boxed{{{n}}}", str(n + n % 2)) for n in range(1, 40)), strict=True)
+    texts, truths = zip(
+        *(algebraic(n) if n % 3 else (rf"\boxed{{{n}}}", str(n + n % 2)) for n in range(1, 40)),
+        strict=True,
+    )
     with Grader(workers=2) as grader:
         found = [[] for _ in range(3)]
-        threads = [threading.Thread(target=lambda i=i: found[i].extend(grader.grade(texts, truths))) for i in range(3)]
+        threads = [
+            threading.Thread(target=lambda i=i: found[i].extend(grader.grade(texts, truths)))
+            for i in range(3)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -641,7 +808,7 @@ def test_grade_keeps_order_and_threads_may_share(started):
             grader.grade(texts, truths[1:])
     expected = [judge(*pair) for pair in zip(texts, truths, strict=True)]
     assert {v.verdict for v in expected} == {"right", "wrong"} and found == [expected] * 3
-    assert all(worker.poll() == 0 for worker in started)               # caught: workers left behind
+    assert all(worker.poll() == 0 for worker in started)  # caught: workers left behind
     with pytest.raises(RuntimeError, match="after shutdown"):
         grader.submit(*algebraic(2))
     with pytest.raises(ValueError, match="positive"):
@@ -651,22 +818,24 @@ def test_grade_keeps_order_and_threads_may_share(started):
 def test_a_worker_that_hangs_or_dies_is_replaced(started):
     with Grader(timeout_s=0.5) as grader:
         assert grader.grade(*zip(algebraic(2), strict=True))[0].verdict == "right"
-        os.kill(started[0].pid, signal.SIGSTOP)                        # caught: no alarm, so that the run waits for ever
+        os.kill(started[0].pid, signal.SIGSTOP)  # caught: no alarm, so that the run waits for ever
         assert grader.submit(*algebraic(3)).result(20).verdict == "timeout"
         assert grader.submit(*algebraic(4)).result(20).verdict == "right"
         os.kill(started[1].pid, signal.SIGSTOP)
         waiting = grader.submit(*algebraic(5))
         time.sleep(0.1)
-        os.kill(started[1].pid, signal.SIGKILL)                        # in the middle of an answer
+        os.kill(started[1].pid, signal.SIGKILL)  # in the middle of an answer
         assert waiting.result(20).verdict == "crashed" and waiting.result().score == 0.0
         assert grader.submit(*algebraic(6)).result(20).verdict == "right"
-        os.kill(started[2].pid, signal.SIGKILL)                        # between two answers: nothing is lost
+        os.kill(started[2].pid, signal.SIGKILL)  # between two answers: nothing is lost
         started[2].wait()
         assert grader.submit(*algebraic(7)).result(20).verdict == "right"
     assert len(started) == 4
     with Grader() as grader:
-        grader.command = ["/no/such/program"]       # caught: a thread that ends with its task unanswered
-        assert [grader.submit(*algebraic(2)).result(20).verdict for _ in range(2)] == ["crashed"] * 2
+        grader.command = ["/no/such/program"]  # caught: a thread that ends with its task unanswered
+        assert [grader.submit(*algebraic(2)).result(20).verdict for _ in range(2)] == [
+            "crashed"
+        ] * 2
 
 
 SLEEPY = """
@@ -691,7 +860,7 @@ def sleepy(tmp_path):
 
 
 def test_lost_workers_leave_nothing(started, sleepy):
-    # Caught: processes that are never waited for and pipes that stay open, 1 and 2 for each time-out.
+    # Caught: one process that is never waited for, and two open pipes, for each time-out.
     with Grader(timeout_s=0.05, reward=f"{sleepy}:slow") as grader:
         assert grader.submit("9", {"answer": 1}).result(60).verdict == "timeout"
         before = len(os.listdir("/proc/self/fd"))
@@ -710,46 +879,58 @@ def test_a_user_reward_is_graded_in_the_workers(sleepy):
     with Grader(reward=f"{sleepy}:slow") as grader:
         found = grader.grade(["0", "0"], [Problem("", "0.25"), {"answer": -1}])
         assert [(v.score, v.verdict) for v in found] == [(0.25, "graded"), (-1.0, "graded")]
-        assert grader.submit("0" * 10**6, {"answer": 1}).result(60).score == 1.0     # more than a pipe holds
-    for name, message in (("fails", "KeyError"), ("infinite", "returned inf"), ("absent", "AttributeError")):
+        assert (
+            grader.submit("0" * 10**6, {"answer": 1}).result(60).score == 1.0
+        )  # more than a pipe holds
+    for name, message in (
+        ("fails", "KeyError"),
+        ("infinite", "returned inf"),
+        ("absent", "AttributeError"),
+    ):
         with Grader(reward=f"{sleepy}:{name}") as grader:
             found = grader.submit("0", {"answer": 1}).result(60)
             assert (found.score, found.verdict) == (0.0, "crashed") and message in found.rule
-    with pytest.raises(ValueError, match="FILE.py:function"):
+    with pytest.raises(ValueError, match="there is no such file"):
         Grader(reward="/no/such/file.py:score")
 
 
 def test_a_request_to_a_worker_that_does_not_read_has_a_limit(started, sleepy):
     with Grader(timeout_s=0.5, reward=f"{sleepy}:slow") as grader:
         assert grader.submit("0", {"answer": 1}).result(60).score == 1.0
-        os.kill(started[0].pid, signal.SIGSTOP)                        # caught: a write that blocks for ever
+        os.kill(started[0].pid, signal.SIGSTOP)  # caught: a write that blocks for ever
         assert grader.submit("0" * 10**6, {"answer": 1}).result(60).verdict == "timeout"
 
 
 def test_starts_and_ends_have_limits(started, monkeypatch):
     monkeypatch.setattr(reward, "START_S", 0.2)
     with Grader() as grader:
-        grader.command = ["sleep", "60"]                               # caught: waiting for ever for a worker's first line
+        grader.command = ["sleep", "60"]  # caught: waiting for ever for a worker's first line
         found = grader.submit(*algebraic(2)).result(20)
         assert found.verdict == "crashed" and "did not start" in found.rule
     monkeypatch.setattr(reward, "START_S", 60.0)
     with Grader() as grader:
         assert grader.submit(*algebraic(2)).result(60).verdict == "right"
-        os.kill(started[-1].pid, signal.SIGSTOP)                       # caught: a close that waits for ever
+        os.kill(started[-1].pid, signal.SIGSTOP)  # caught: a close that waits for ever
     assert all(worker.returncode is not None for worker in started)
 
 
 def test_workers_end_with_their_parent(tmp_path, sleepy):
-    # Caught: a worker in the middle of an answer that outlives the run by as long as the answer takes.
+    # Caught: a worker that outlives the run by as long as its answer takes.
     script = tmp_path / "parent.py"
-    script.write_text("import reward, time\n"
-                      f"grader = reward.Grader(timeout_s=99, reward={sleepy + ':slow'!r})\n"
-                      "grader.submit('99', {'answer': 1})\n"
-                      "while not grader.workers: time.sleep(0.01)\n"
-                      "print(*(w.process.pid for w in grader.workers), flush=True)\n"
-                      "time.sleep(99)\n")
-    parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True,
-                              env={**os.environ, "PYTHONPATH": str(ROOT)})
+    script.write_text(
+        "import reward, time\n"
+        f"grader = reward.Grader(timeout_s=99, reward={sleepy + ':slow'!r})\n"
+        "grader.submit('99', {'answer': 1})\n"
+        "while not grader.workers: time.sleep(0.01)\n"
+        "print(*(w.process.pid for w in grader.workers), flush=True)\n"
+        "time.sleep(99)\n"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, str(script)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     worker = int(parent.stdout.readline())
     parent.kill()
     parent.wait()
@@ -765,59 +946,94 @@ def test_workers_end_with_their_parent(tmp_path, sleepy):
 
 def test_answers_are_compared_in_the_workers(started):
     with Grader(workers=2) as grader:
-        assert grader.equal([(r"\sqrt{8}", r"2\sqrt{2}"), ("3", "4"), ("5", "5"), (r"\sqrt{8}", "3")]) == [True, False, True, False]
-        assert 1 <= len(started) <= 2                                  # caught: maj@k that hangs the main process
+        assert grader.equal(
+            [(r"\sqrt{8}", r"2\sqrt{2}"), ("3", "4"), ("5", "5"), (r"\sqrt{8}", "3")]
+        ) == [True, False, True, False]
+        assert 1 <= len(started) <= 2  # caught: maj@k that hangs the main process
 
 
 def test_memory_of_a_worker_is_limited(tmp_path, started):
-    hungry = tmp_path / "hungry.py"                                    # the worker's own loop around a judge that wants 1 GB
-    hungry.write_text("import sys, reward\nfair = reward.judge_answer\n"
-                      "reward.judge_answer = lambda a, t: fair(a, t) if '2' in a else len(bytearray(2**30))\n"
-                      "reward.serve(float(sys.argv[2]))\n")
+    hungry = tmp_path / "hungry.py"  # the worker's own loop around a judge that wants 1 GB
+    hungry.write_text(
+        "import sys, reward\nfair = reward.judge_answer\n"
+        "reward.judge_answer = lambda a, t: fair(a, t) if '2' in a else len(bytearray(2**30))\n"
+        "reward.serve(float(sys.argv[2]))\n"
+    )
     os.environ["PYTHONPATH"], before = str(ROOT), os.environ.get("PYTHONPATH")
     try:
         with Grader(memory_gb=0.25) as grader:
             grader.command[1] = str(hungry)
-            verdicts = [grader.submit(answer, r"2\sqrt2").result(20).verdict
-                        for answer in (r"\boxed{\sqrt{3}}", r"\boxed{2\sqrt{2}}")]
+            verdicts = [
+                grader.submit(answer, r"2\sqrt2").result(20).verdict
+                for answer in (r"\boxed{\sqrt{3}}", r"\boxed{2\sqrt{2}}")
+            ]
     finally:
         os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
     assert verdicts == ["crashed", "right"]
 
 
 def test_workers_import_no_torch(tmp_path):
-    # Caught: a pool of multiprocessing, which imports the caller's script, without a guard, and with it torch.
+    # Caught: a pool of multiprocessing, which imports the caller's script, and with it torch.
     (tmp_path / "torch.py").write_text("import os\nprint('torch', os.getpid(), flush=True)\n")
-    (tmp_path / "train.py").write_text("import torch, reward\nwith reward.Grader(2) as grader:\n"
-                                       f"    print([v.score for v in grader.grade(*zip({algebraic(2)}, {algebraic(3)}))])\n")
-    done = subprocess.run([sys.executable, "train.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60,
-                          env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"})
-    assert done.stdout.count("torch") == 1 and done.stdout.endswith("[1.0, 1.0]\n"), done.stdout + done.stderr
+    (tmp_path / "train.py").write_text(
+        "import torch, reward\nwith reward.Grader(2) as grader:\n"
+        f"    print([v.score for v in grader.grade(*zip({algebraic(2)}, {algebraic(3)}))])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "train.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+    )
+    assert done.stdout.count("torch") == 1 and done.stdout.endswith("[1.0, 1.0]\n"), (
+        done.stdout + done.stderr
+    )
 
 
-# ------------------------------------------------------------------------------------------------------- the command line
+# ---- the command line ---------------------------------------------------------------------------
+
 
 def test_the_command_explains(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["reward.py", "--answer", "so \\boxed{\\sqrt 8}\x1b[2J", "--truth", r"2\sqrt2"])
+    monkeypatch.setattr(
+        sys, "argv", ["reward.py", "--answer", "so \\boxed{\\sqrt 8}\x1b[2J", "--truth", r"2\sqrt2"]
+    )
     reward.main()
     shown = capsys.readouterr().out
-    assert "read as  sqrt(8)   and   2*sqrt(2)\n" in shown and "right" in shown and "60 digits" in shown
-    monkeypatch.setattr(sys, "argv", ["reward.py", "--answer", "\\boxed{1,000}\x1b[2J", "--truth", "1001"])
+    assert (
+        "read as  sqrt(8)   and   2*sqrt(2)\n" in shown
+        and "right" in shown
+        and "60 digits" in shown
+    )
+    monkeypatch.setattr(
+        sys, "argv", ["reward.py", "--answer", "\\boxed{1,000}\x1b[2J", "--truth", "1001"]
+    )
     reward.main()
     shown = capsys.readouterr().out
-    assert "\x1b" not in shown and "read as  1000   and   1001\n" in shown       # caught: the reading of a list of 1 and 0
+    assert (
+        "\x1b" not in shown and "read as  1000   and   1001\n" in shown
+    )  # caught: the reading of a list of 1 and 0
 
 
-# --------------------------------------------------------------------------------------------------- published collections
+# ---- published collections ----------------------------------------------------------------------
+
 
 def lines(name):
-    return [json.loads(line) for line in (Path(SCALING_DATA) / "checker" / f"{name}.jsonl").read_text("utf-8").splitlines()]
+    return [
+        json.loads(line)
+        for line in (Path(SCALING_DATA) / "checker" / f"{name}.jsonl")
+        .read_text("utf-8")
+        .splitlines()
+    ]
 
 
 @pytest.mark.skipif(not SCALING_DATA, reason="SCALING_DATA names no folder with checker/")
 def test_labelled_cases():
     labelled = [case for case in lines("cases_dev") if not case["kind"].startswith("x:")]
-    wrong = [case for case in labelled if score(case["completion"], case["gold"]) != case["expected"]]
+    wrong = [
+        case for case in labelled if score(case["completion"], case["gold"]) != case["expected"]
+    ]
     assert len(labelled) > 250 and len(wrong) <= 0.01 * len(labelled), wrong
     assert not [case for case in wrong if case["expected"] == 0], wrong
 
@@ -835,20 +1051,29 @@ def test_hostile_cases():
     for case in lines("adversarial_dev"):
         began = time.thread_time()
         found = judge(case["completion"], case["gold"])
-        assert time.thread_time() - began < 2 and found.verdict != "crashed" and case["expected"] in (None, found.score), case
+        assert (
+            time.thread_time() - began < 2
+            and found.verdict != "crashed"
+            and case["expected"] in (None, found.score)
+        ), case
 
 
 @pytest.mark.skipif(not SCALING_DATA, reason="SCALING_DATA names no folder of problem sets")
 def test_every_truth_of_the_study_equals_itself():
     import data
-    files = [path for path in Path(SCALING_DATA, "data").glob("*/*math*.parquet") if "deepscaler" not in path.name]
+
+    files = [
+        path
+        for path in Path(SCALING_DATA, "data").glob("*/*math*.parquet")
+        if "deepscaler" not in path.name
+    ]
     truths = sorted({p.answer for path in files for p in data.load(str(path)) if p.kind == "math"})
     assert len(truths) > 3000
     assert not [truth for truth in truths if not equal(truth, truth)]
     unread = []
     for truth in truths:
         text = reward.clean(truth)
-        verdict, rule, _ = reward.algebra(text, text)                   # not by the string
+        verdict, rule, _ = reward.algebra(text, text)  # not by the string
         if "cannot be read" in rule:
             unread.append(truth)
         else:
