@@ -419,6 +419,10 @@ def listed(parts: list[str], signs: list[str]) -> Form:
     names = {ROOT.sub("", item.sign) if item.kind == "=" else "" for item in items}
     if "" not in names and len(names) == len(items) and signs[0] != "or":
         return by_name(items)
+    first, *others = items
+    if first.kind == "=" and first.sign and {item.kind for item in others} == {"value"}:
+        said = Form("list", flat([first.parts[-1], *others]), ",")
+        return Form("=", (first.parts[0], said), first.sign)  # x = 1, 2
     return Form("list", items, signs[0] if signs[0] in ("and", "or") else ",")
 
 
@@ -453,9 +457,9 @@ def related(parts: list[str], signs: list[str]) -> Form:
     pairs = list(zip(first.parts, said.parts, strict=False))
     if first.kind == said.kind == "seq" and named(first) and len(pairs) == len(first.parts):
         return by_name([Form("=", pair, str(pair[0].parts[0])) for pair in pairs])
-    simple = first.kind != "value" or not isinstance(first.parts[0], Add | Mul | Pow)
-    name = named(first) and (simple or not letters(said))  # ab = 6, but not ab = cd
-    return Form("=", sides, str(first.parts[0]) if name else "")
+    if not named(first) or (letters(said) and isinstance(first.parts[0], Add | Mul | Pow)):
+        return Form("=", sides)  # x + 1 = 2x; ab = cd
+    return Form("=", sides, str(first.parts[0]))
 
 
 @lru_cache(2048)
@@ -929,7 +933,7 @@ class Values:
 
 NATURAL = "jklmn"  # letters that stand for whole numbers
 WHOLE = 100, 7, 61, 12, 37, 72, 22, 9  # where floors and signs of whole numbers show
-SIGNS = 1, 1, -1, -1, 0, 0, 0, 0  # of all letters; 0 for any
+LETTER_SIGNS = 1, 1, -1, -1, 0, 0, 0, 0  # of all letters; 0 for any
 
 
 class Numbers(Values):
@@ -943,13 +947,13 @@ class Numbers(Values):
         sign, since |xy| is xy wherever xy > 0; j, k, l, m, n are whole numbers."""
         names, rng = sorted(letters(a) | letters(t), key=str), random.Random(20)
         real = bool(names) and not (a.has(I) or t.has(I))
-        for trial in range(len(SIGNS) if names else 1):
+        for trial in range(len(LETTER_SIGNS) if names else 1):
             point = {}
             for name in names:
                 size = Rational(2 * rng.randint(10, 400) + 1, rng.choice((20, 147)))
                 if trial % 2 or str(name)[0] in NATURAL:
                     size = Integer(WHOLE[(trial + len(point)) % len(WHOLE)])
-                point[name] = size * (SIGNS[trial] or rng.choice((1, -1)))
+                point[name] = size * (LETTER_SIGNS[trial] or rng.choice((1, -1)))
             try:
                 yield self.at(a, t, point=point, real=real)
             except NotReal:
@@ -1185,7 +1189,7 @@ CHOICE = re.compile(
 )  # (C), C., C: the cat; not (a)(b), (a)^2, A:B
 THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?!\d|,\d)")  # 1,000
 LOG = re.compile(r"(?<![a-zA-Z]{2})log(?![a-z]{2}| ?_)")  # log x, but not log_2 x
-SHORT = re.compile(r"-?\d{1,30}")
+SHORT = re.compile(r"-?\d{1,30}")  # -17
 PERIOD = re.compile(r"(?<!\.)\. ?$")  # but 0.3... is not 0.3
 
 
