@@ -216,9 +216,10 @@ def summarise(
     if n > 1 and set(score_PG.flat) <= {0.0, 1.0}:  # a user's reward may have other values
         ks = ks or sorted({*(2**i for i in range(n.bit_length())), n})
         right_P = score_PG.sum(1)
-        result["pass_at_k"] = {
-            str(k): mean_se([pass_at_k(n, int(c), k) for c in right_P]) for k in ks
-        }
+        result["pass_at_k"] = {}
+        for k in ks:
+            share_P = [pass_at_k(n, int(c), k) for c in right_P]
+            result["pass_at_k"][str(k)] = mean_se(share_P)
         # Tables and programs do not vote, nor do completions that a user's function grades.
         if kinds <= {"math", "choice"} and not grader.reward:
             same = agreement(grader)
@@ -431,7 +432,11 @@ def evaluate(
     rows: those of an earlier start, by (problem index, sample); only what is missing is drawn.
     on_graded is called with every completion that this rank grades, as soon as it is graded."""
     rows = dict(rows or {})
-    missing = [p for p in test.problems if any((p.index, g) not in rows for g in range(test.n))]
+
+    def is_missing(problem: data.Problem) -> bool:
+        return any((problem.index, g) not in rows for g in range(test.n))
+
+    missing = [problem for problem in test.problems if is_missing(problem)]
 
     def graded(completion: Completion) -> None:
         if on_graded:
@@ -540,9 +545,8 @@ def compare(path_a: str, path_b: str, shown: int = 20) -> str:
         won = [key[1] for key, d in zip(keys, B - A, strict=True) if d > 0]
         lost = [key[1] for key, d in zip(keys, B - A, strict=True) if d < 0]
         p = binomtest(len(won), len(won) + len(lost)).pvalue if won or lost else 1.0
-        alone_a, alone_b = (
-            sum(key[0] == source for key in side) - len(keys) for side in (share_a, share_b)
-        )
+        alone_a = sum(key[0] == source for key in share_a) - len(keys)
+        alone_b = sum(key[0] == source for key in share_b) - len(keys)
         lines += [
             f"{source}: {len(keys)} problems in both, {alone_a} in A alone, {alone_b} in B alone",
             f"  pass@1 {A.mean():.4f} (A), {B.mean():.4f} (B)",

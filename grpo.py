@@ -386,11 +386,7 @@ def train_step(
     reward_PG = reward_B.view(f.prompts, f.group)
     adv_B = advantages(reward_PG, f.advantage).flatten()  # A_i
     equal_B = all_equal(reward_PG).repeat_interleave(f.group)
-    in_loss_B = torch.ones_like(equal_B)
-    if f.equal_groups != "keep":
-        in_loss_B &= ~equal_B
-    if f.overlong == "mask":
-        in_loss_B &= torch.tensor([c.finished for c in completions], device=device)
+    in_loss_B = in_loss(completions, equal_B, f)
     new_B = torch.tensor([len(c.ids) for c in completions], device=device)
     weights = [
         token_weights(new_B[part], in_loss_B[part], f.aggregate, f.max_new) for part in parts
@@ -434,6 +430,16 @@ def train_step(
         "micro_batches": len(batches),
         "imbalance": max(share.imbalance for share in shares),
     }
+
+
+def in_loss(completions: list[Completion], equal_B: Tensor, f: Flags) -> Tensor:
+    """in_loss_B, bool: which sequences count. equal_B, bool: those of groups of equal rewards."""
+    in_loss_B = torch.ones_like(equal_B)
+    if f.equal_groups != "keep":
+        in_loss_B &= ~equal_B
+    if f.overlong == "mask":
+        in_loss_B &= torch.tensor([c.finished for c in completions], device=equal_B.device)
+    return in_loss_B
 
 
 def add_log_probs(

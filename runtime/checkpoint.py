@@ -3,7 +3,7 @@ or to Hugging Face files.
 
     RUN/flags.json, metrics.jsonl, samples.jsonl, lock
     RUN/checkpoints/step-000010/    torch.distributed.checkpoint files of every rank; state.json:
-                                    progress, flags, digests of the data, lengths of the .jsonl files
+                                    progress, flags, digests of the data, lengths of the .jsonl
     RUN/final/                      the trained model in Hugging Face layout, when the run has ended
 
 torch's async_save writes a checkpoint: the run waits while the shards are copied to CPU memory, and

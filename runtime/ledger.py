@@ -26,6 +26,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections import Counter, defaultdict
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -38,6 +39,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from model import Config
 from rollout import Completion, Interrupted
 from runtime.display import printable
+from runtime.flags import ROOT
 from runtime.plan import peak_flops, rollout_flops, sequence_flops
 
 # seconds that torchrun waits for its workers after a signal, unless --shutdown-timeout says
@@ -381,10 +383,20 @@ def tell_torchrun(message: str) -> None:
         Path(path).write_text(json.dumps({"message": found}))
 
 
+def show_warning(message, category, filename, lineno, file=None, line=None) -> None:
+    """Python's warnings.showwarning, but what this repository warns of is one line for people."""
+    if Path(filename).is_relative_to(ROOT):
+        print(f"warning: {message}", file=file or sys.stderr, flush=True)
+    else:
+        text = warnings.formatwarning(message, category, filename, lineno, line)
+        print(text, end="", file=file or sys.stderr, flush=True)
+
+
 @record
 def explain(run) -> None:
     """Call run(). Errors that a user can mend end in one line and exit code 2; torchrun shows the
     traceback of any other."""
+    warnings.showwarning = show_warning
     try:
         run()
     except SystemExit as ended:  # tyro has printed what is wrong with the flags

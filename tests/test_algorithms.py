@@ -17,7 +17,7 @@ from reward import Verdict
 from rollout import Completion
 from runtime.batch import Batch
 
-RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.args"))
+RECIPES = [p for p in sorted((Path(__file__).parent.parent / "recipes").glob("*.args")) if p.stem != "benchmarks"]
 
 
 # ---- The loss -----------------------------------------------------------------------------------------------------

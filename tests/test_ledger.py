@@ -1,10 +1,12 @@
 """ledger.py: what goes to a logger, and what a user is told of an error."""
 
 import json
+import warnings
 
 import pytest
 
-from runtime.ledger import explain, numbers, open_log
+from runtime.flags import ROOT
+from runtime.ledger import explain, numbers, open_log, show_warning
 
 ROW = {"kind": "train", "step": 3, "reward": 0.5, "grad_norm": None, "source": "toy",
        "verdicts": {"right": 2, "wrong": 6}}  # fmt: skip
@@ -27,6 +29,14 @@ def test_tensorboard_gets_every_number(tmp_path):
     events.Reload()
     found = [(event.step, event.value) for event in events.Scalars("train/reward")]
     assert found == [(3, 0.5), (4, 0.75)] and "train/verdicts/wrong" in events.Tags()["scalars"]
+
+
+@pytest.fixture(autouse=True)
+def own_warnings():
+    """explain() chooses how warnings are shown, which must not outlive a test."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Unable to enable fault handler")
+        yield
 
 
 def failing(error):
@@ -53,6 +63,15 @@ def test_a_wrong_flag_is_the_last_word_of_torchrun_too(tmp_path, monkeypatch):
     with pytest.raises(SystemExit):
         explain(failing(SystemExit(2)))
     assert "wrong flags, as said above" in (tmp_path / "error.json").read_text()
+
+
+def test_our_warnings_are_one_line(capsys):
+    # Caught: the place in the code and the code itself around the name of an ignored file.
+    show_warning("b.safetensors ignored", UserWarning, str(ROOT / "runtime" / "parallel.py"), 7)
+    show_warning("theirs", UserWarning, "/usr/lib/python3/theirs.py", 9)
+    first, second = capsys.readouterr().err.splitlines()[:2]
+    assert first == "warning: b.safetensors ignored"
+    assert second == "/usr/lib/python3/theirs.py:9: UserWarning: theirs"
 
 
 def test_a_bug_shows_its_traceback(tmp_path, monkeypatch):
