@@ -1,4 +1,5 @@
-"""checkpoint.py: what is written is what was there, on any number of ranks, or is not taken for a checkpoint at all."""
+"""checkpoint.py: what is written is what was there, on any number of ranks, or is not taken for a
+checkpoint at all."""
 
 import json
 import os
@@ -34,17 +35,27 @@ class FakeLedger:
         return torch.no_grad()  # any context that does nothing here
 
     def state(self):
-        return {"progress": asdict(self.progress), "bytes": dict.fromkeys(checkpoint.LINES, 0),
-                "flags": {"model": self.source}, "dtype": "float32"}
+        return {
+            "progress": asdict(self.progress),
+            "bytes": dict.fromkeys(checkpoint.LINES, 0),
+            "flags": {"model": self.source},
+            "dtype": "float32",
+        }
 
 
 def trained(source, replicas=1, offload=False, steps=2):
-    """A sharded model after some updates with made-up gradients that are the same for any number of ranks."""
+    """A sharded model after some updates with made-up gradients that are the same for any number of
+    ranks."""
     with torch.device("meta"):
         model = Model(Config.read(source))
-    model = load(shard(model, make_mesh("cpu", replicas), torch.float32, offload).to_empty(device="cpu"), source)
+    model = load(
+        shard(model, make_mesh("cpu", replicas), torch.float32, offload).to_empty(device="cpu"),
+        source,
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, fused=True)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda update: min(1.0, (update + 1) / 5))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda update: min(1.0, (update + 1) / 5)
+    )
     for _ in range(steps):
         update(model, optimizer, scheduler)
     return model, optimizer, scheduler
@@ -63,7 +74,9 @@ def tensors(model, optimizer):
     found = {}
     for name, p in model.named_parameters():
         state = optimizer.state[p]
-        found[name] = torch.stack([full(p), full(state["exp_avg"]), full(state["exp_avg_sq"])]).clone()
+        found[name] = torch.stack(
+            [full(p), full(state["exp_avg"]), full(state["exp_avg_sq"])]
+        ).clone()
     return found
 
 
@@ -97,18 +110,24 @@ def read(run, source, replicas, offload):
     return first, tensors(model, optimizer), ledger.progress.step, scheduler.get_last_lr(), steps
 
 
-@pytest.mark.parametrize("tied,writers,readers", [(True, (4, 2, False), [(1, 1, False), (2, 1, True)]),
-                                                  (False, (1, 1, False), [(2, 2, False)])])
-def test_what_is_read_is_what_was_there_on_any_number_of_ranks(checkpoint, tmp_path, tied, writers, readers):
-    # Caught: a save in the thread without async_save's copy (weights of the next step), optimiser state left out, one that
-    # is not resharded, a learning rate that starts its warm-up again.
+@pytest.mark.parametrize(
+    "tied,writers,readers",
+    [(True, (4, 2, False), [(1, 1, False), (2, 1, True)]), (False, (1, 1, False), [(2, 2, False)])],
+)
+def test_what_is_read_is_what_was_there_on_any_number_of_ranks(
+    checkpoint, tmp_path, tied, writers, readers
+):
+    # Caught: a save in the thread without async_save's copy (weights of the next step), optimiser
+    # state left out, one that is not resharded, a learning rate that starts its warm-up again.
     source = checkpoint("qwen2", tied)[0]
     n, *how = writers
     before = ranks.run(n, write, tmp_path, source, *how)[0]
     updated = []
     for n, *how in readers:
         for first, second, step, lr, steps in ranks.run(n, read, tmp_path, source, *how):
-            assert set(first) == set(before) and all(torch.equal(first[name], before[name]) for name in before)
+            assert set(first) == set(before) and all(
+                torch.equal(first[name], before[name]) for name in before
+            )
             assert (step, lr, steps) == (2, [pytest.approx(0.01 * 4 / 5)], {3.0})
             updated.append(second)
     assert all(torch.equal(updated[0][name], other[name]) for other in updated for name in before)
@@ -140,24 +159,33 @@ def keep_some(run, source):
 
 
 def test_the_last_and_the_best_are_kept_and_a_full_disk_costs_none_of_them(checkpoint, tmp_path):
-    # Caught: the best of a step that was not evaluated (3 has its 0.9 from step 2), pruning before the rename, an error
-    # that nobody hears of, a partial checkpoint taken for a whole one.
+    # Caught: the best of a step that was not evaluated (3 has its 0.9 from step 2), pruning before
+    # the rename, an error that nobody hears of, a partial checkpoint taken for a whole one.
     (kept, error, after, step), other = ranks.run(2, keep_some, tmp_path, checkpoint()[0])
     assert kept == ["step-000002", "step-000006", "step-000007"] == after and step == 7
-    assert "step-000008 could not be written (" in error and "the disk or a quota is full" in error and other[1] == error
+    assert (
+        "step-000008 could not be written (" in error
+        and "the disk or a quota is full" in error
+        and other[1] == error
+    )
 
 
 def test_export_is_read_by_transformers(checkpoint, tmp_path):
-    # The exported logits against those of the weights in the checkpoint. Caught: the starting model's weights exported.
+    # The exported logits against those of the weights in the checkpoint. Caught: the starting
+    # model's weights exported.
     from transformers import AutoModelForCausalLM
 
     source = checkpoint("qwen2", False)[0]
     before = ranks.run(1, write, tmp_path, source, 1, False)[0]
     assert export(tmp_path, tmp_path / "hf") == tmp_path / "checkpoints" / "step-000002"
-    ranks.run(2, export, tmp_path / "checkpoints" / "step-000002", tmp_path / "sharded", torch.float32)
+    ranks.run(
+        2, export, tmp_path / "checkpoints" / "step-000002", tmp_path / "sharded", torch.float32
+    )
     for name in ("hf", "sharded"):
         theirs = dict(AutoModelForCausalLM.from_pretrained(tmp_path / name).named_parameters())
-        assert all(torch.equal(theirs[n].detach(), t[0]) for n, t in before.items()) and set(theirs) == set(before)
+        assert all(torch.equal(theirs[n].detach(), t[0]) for n, t in before.items()) and set(
+            theirs
+        ) == set(before)
     with pytest.raises(FileExistsError, match="hf exists already"):
         export(tmp_path, tmp_path / "hf")
     with pytest.raises(FileNotFoundError, match="neither a checkpoint nor a run"):
@@ -170,11 +198,15 @@ def write_metadata(checkpoint: Path):
 
 
 def make_run(run: Path, **changes):
-    """A run's directory with a checkpoint after 10 bytes of metrics, one that was not finished, and newer lines."""
+    """A run's directory with a checkpoint after 10 bytes of metrics, one that was not finished, and
+    newer lines."""
     (run / "checkpoints" / "step-000002").mkdir(parents=True)
     (run / "checkpoints" / "step-000004.partial").mkdir()
-    state = {"progress": {"step": 2}, "bytes": {"metrics.jsonl": 10, "samples.jsonl": 0},
-             "data": DATA}
+    state = {
+        "progress": {"step": 2},
+        "bytes": {"metrics.jsonl": 10, "samples.jsonl": 0},
+        "data": DATA,
+    }
     (run / "checkpoints" / "step-000002" / "state.json").write_text(json.dumps(state))
     write_metadata(run / "checkpoints" / "step-000002")
     (run / "flags.json").write_text(json.dumps(FLAGS | changes | {"world": 4}))
@@ -196,15 +228,23 @@ def opened(flags, fresh="fresh", times=1):
 
 
 def test_a_run_is_cut_back_to_its_checkpoint_and_locked(tmp_path):
-    # Caught: lines of lost steps left in, the unfinished checkpoint taken, a lock that a second process gets too.
+    # Caught: lines of lost steps left in, the unfinished checkpoint taken, a lock that a second
+    # process gets too.
     run = make_run(tmp_path / "runs" / "a")
-    ((first, second),) = ranks.run(1, opened, {"out": str(run), "resume": "auto", "slots": 9}, "", 2)
+    ((first, second),) = ranks.run(
+        1, opened, {"out": str(run), "resume": "auto", "slots": 9}, "", 2
+    )
     assert first == (run, run / "checkpoints" / "step-000002", [])
     assert second.startswith(f"BlockingIOError: {run} is in use by process ")
-    assert (run / "metrics.jsonl").read_text() == "123456789\n" and not list(run.glob("checkpoints/*.partial"))
+    assert (run / "metrics.jsonl").read_text() == "123456789\n" and not list(
+        run.glob("checkpoints/*.partial")
+    )
     assert json.loads((run / "flags.json").read_text())["slots"] == 9
     (run / "metrics.jsonl").write_text("1234")
-    assert "holds 4 bytes, but held 10" in ranks.run(1, opened, {"out": str(run), "resume": "auto"})[0][0]
+    assert (
+        "holds 4 bytes, but held 10"
+        in ranks.run(1, opened, {"out": str(run), "resume": "auto"})[0][0]
+    )
 
 
 def test_runs_are_found_refused_or_begun(tmp_path):
@@ -221,8 +261,12 @@ def test_runs_are_found_refused_or_begun(tmp_path):
 
     assert answer(resume="auto")[0] == run
     assert "FileExistsError" in answer(out=str(run)) and f"--resume {run}" in answer(out=str(run))
-    assert "notes exists already and is not overwritten; give another" in answer(out=str(tmp_path / "notes"), resume="auto")
-    assert "made with other flags: --lr 0.2 (there 0.1)" in answer(out=str(run), resume="auto", lr=0.2)
+    assert "notes exists already and is not overwritten; give another" in answer(
+        out=str(tmp_path / "notes"), resume="auto"
+    )
+    assert "made with other flags: --lr 0.2 (there 0.1)" in answer(
+        out=str(run), resume="auto", lr=0.2
+    )
     assert answer(resume="auto", lr=0.3) == (Path(fresh), None, [])
     assert answer(out=str(tmp_path / "later"), resume="auto") == (tmp_path / "later", None, [])
 
@@ -234,10 +278,13 @@ def test_a_worker_started_again_by_torchrun_resumes(tmp_path, monkeypatch):
     monkeypatch.setattr(dist, "get_world_size", lambda: 1)
     monkeypatch.setattr(dist, "broadcast_object_list", lambda found: None)
     run = make_run(tmp_path / "a")
-    assert open_run(FLAGS | {"out": str(run)}, {"out"}, Path("new"), DATA).checkpoint == run / "checkpoints" / "step-000002"
+    assert (
+        open_run(FLAGS | {"out": str(run)}, {"out"}, Path("new"), DATA).checkpoint
+        == run / "checkpoints" / "step-000002"
+    )
 
 
-# ---- What a resumed run says, and what it refuses ---------------------------------------------------------------------
+# ---- What a resumed run says, and what it refuses ------------------------------------------------
 
 
 def resumed(run, **flags):
@@ -322,18 +369,31 @@ def test_a_refused_start_leaves_no_directory_of_its_own(tmp_path):
 def test_data_that_changed_is_refused(tmp_path):
     run = make_run(tmp_path / "a")
     state = json.loads((run / "checkpoints" / "step-000002" / "state.json").read_text())
-    (run / "checkpoints" / "step-000002" / "state.json").write_text(json.dumps(state | {"data": {"a": "1"}}))
+    (run / "checkpoints" / "step-000002" / "state.json").write_text(
+        json.dumps(state | {"data": {"a": "1"}})
+    )
     assert resumed(run).startswith("ValueError: b.jsonl: the problems are others than when")
 
 
 def test_links_among_the_files_of_a_run_are_refused(tmp_path):
-    # Caught: a run from somebody else whose metrics.jsonl points at a file of the user's, which resuming truncates.
+    # Caught: a run from somebody else whose metrics.jsonl points at a file of the user's, which
+    # resuming truncates.
     mine = tmp_path / "mine"
     mine.write_text("precious")
     mine_too = tmp_path / "directory"
     mine_too.mkdir()
-    names = ("metrics.jsonl", "samples.jsonl", "lock", "flags.new", "final.partial", "tensorboard",
-             "curve.png", "checkpoints/step-000009", "checkpoints/step-000009.partial", "checkpoints")
+    names = (
+        "metrics.jsonl",
+        "samples.jsonl",
+        "lock",
+        "flags.new",
+        "final.partial",
+        "tensorboard",
+        "curve.png",
+        "checkpoints/step-000009",
+        "checkpoints/step-000009.partial",
+        "checkpoints",
+    )
     for name in names:  # fmt: skip
         run = make_run(tmp_path / f"run-{name.replace('/', '-')}")
         if "/" in name or name in ("final.partial", "tensorboard"):
@@ -349,7 +409,9 @@ def test_links_among_the_files_of_a_run_are_refused(tmp_path):
     run = make_run(tmp_path / "run-pipe")
     (tmp_path / "pipe").rename(run / "lock")
     assert "lock is neither a file nor a directory" in resumed(run)
-    assert mine.read_text() == "precious" and (tmp_path / "elsewhere" / "step-000004.partial").is_dir()
+    assert (
+        mine.read_text() == "precious" and (tmp_path / "elsewhere" / "step-000004.partial").is_dir()
+    )
 
 
 class Evil:
@@ -358,7 +420,8 @@ class Evil:
 
 
 def test_a_checkpoint_from_somebody_else_runs_no_code(checkpoint, tmp_path):
-    # Caught: .metadata or an entry of the optimiser unpickled, which is as good as running a program.
+    # Caught: .metadata or an entry of the optimiser unpickled, which is as good as running a
+    # program.
     source = checkpoint("qwen2", True)[0]
     ranks.run(1, write, tmp_path, source, 1, False)
     step = tmp_path / "checkpoints" / "step-000002"
@@ -368,8 +431,11 @@ def test_a_checkpoint_from_somebody_else_runs_no_code(checkpoint, tmp_path):
         export(tmp_path, tmp_path / "hf")
     (step / ".metadata").write_bytes(good)
     metadata = pickle.loads(good)
-    entry = next(index for index, kind in metadata.state_dict_metadata.items()
-                 if isinstance(kind, dcp.metadata.BytesStorageMetadata))
+    entry = next(
+        index
+        for index, kind in metadata.state_dict_metadata.items()
+        if isinstance(kind, dcp.metadata.BytesStorageMetadata)
+    )
     info = next(info for index, info in metadata.storage_data.items() if index.fqn == entry)
     data = bytearray((step / info.relative_path).read_bytes())
     poison = pickle.dumps(Evil())
@@ -378,7 +444,9 @@ def test_a_checkpoint_from_somebody_else_runs_no_code(checkpoint, tmp_path):
     (step / info.relative_path).write_bytes(data)
     with pytest.raises(AssertionError, match=r"could not be read: .*[Ww]eights"):
         ranks.run(1, read, tmp_path, source, 1, False)
-    assert not Path("executed").exists() and not (Path(__file__).parent.parent / "executed").exists()
+    assert (
+        not Path("executed").exists() and not (Path(__file__).parent.parent / "executed").exists()
+    )
 
 
 def test_a_path_in_the_metadata_stays_inside_the_checkpoint(checkpoint, tmp_path):

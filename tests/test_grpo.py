@@ -1,4 +1,5 @@
-"""grpo.py: packing, flags, and runs of the loop; each test names its mutation. The mathematics: test_algorithms.py."""
+"""grpo.py: packing, flags, and runs of the loop; each test names its mutation. The mathematics:
+test_algorithms.py."""
 
 import dataclasses
 import json
@@ -31,54 +32,98 @@ from runtime.parallel import full
 from runtime.plan import rollout_flops, sequence_flops
 
 ROOT = Path(__file__).resolve().parent.parent
-TINY = ["--prompts", "8", "--group", "4", "--eval-problems", "20", "--max-prompt", "32", "--max-new", "32"]
+TINY = [
+    "--prompts",
+    "8",
+    "--group",
+    "4",
+    "--eval-problems",
+    "20",
+    "--max-prompt",
+    "32",
+    "--max-new",
+    "32",
+]
 
 
 def test_advantages_by_hand():
-    # Caught: the biased std (divides by G), epsilon inside the root, statistics over the batch instead of the group.
+    # Caught: the biased std (divides by G), epsilon inside the root, statistics over the batch
+    # instead of the group.
     adv_PG = advantages(torch.tensor([[1.0, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0]]))
-    expected = [[1.5, -0.5, -0.5, -0.5], [0.8660254, 0.8660254, -0.8660254, -0.8660254], [0.0] * 4, [0.0] * 4]
+    expected = [
+        [1.5, -0.5, -0.5, -0.5],
+        [0.8660254, 0.8660254, -0.8660254, -0.8660254],
+        [0.0] * 4,
+        [0.0] * 4,
+    ]
     torch.testing.assert_close(adv_PG, torch.tensor(expected), atol=1e-5, rtol=0)
 
 
 def test_learning_rates_and_evaluations_by_hand():
-    # Caught: updates counted from 0, a decay that starts during the warm-up, log-spaced steps without 1 or the last.
-    rates = {decay: [lr_factor(u - 1, Flags(warmup=2, decay=decay)) for u in (1, 2, 3, 4, 100)] for decay in ("none", "inverse")}
+    # Caught: updates counted from 0, a decay that starts during the warm-up, log-spaced steps
+    # without 1 or the last.
+    rates = {
+        decay: [lr_factor(u - 1, Flags(warmup=2, decay=decay)) for u in (1, 2, 3, 4, 100)]
+        for decay in ("none", "inverse")
+    }
     assert rates == {"none": [0.5, 1, 1, 1, 1], "inverse": [0.5, 1, 1 / 3, 1 / 4, 1 / 100]}
     assert [lr_factor(u - 1, Flags(warmup=0, decay="inverse")) for u in (1, 2)] == [1, 1 / 2]
     spaced, even = Flags(steps=100, eval_every=0), Flags(steps=25, eval_every=10)
-    assert [s for s in range(101) if is_due(s, spaced)] == [0, 1, 2, 3, 4, 6, 8, 11, 16, 23, 32, 45, 64, 91, 100]
+    assert [s for s in range(101) if is_due(s, spaced)] == [
+        0,
+        1,
+        2,
+        3,
+        4,
+        6,
+        8,
+        11,
+        16,
+        23,
+        32,
+        45,
+        64,
+        91,
+        100,
+    ]
     assert [s for s in range(26) if is_due(s, even)] == [0, 10, 20, 25]
 
 
 def test_packing_deals_every_sequence_once_and_evenly():
     # Caught: shortest first, an empty micro-batch, ranks with different numbers of micro-batches.
     rng = random.Random(0)
-    for ranks in (1, 2, 3, 8):
+    for world in (1, 2, 3, 8):
         for budget in (100, 333, 5000):
             lengths = [rng.randint(1, 100) for _ in range(64)]
-            dealt = pack(lengths, ranks, budget)
+            dealt = pack(lengths, world, budget)
             assert sorted(i for rank in dealt for micro in rank for i in micro) == list(range(64))
             assert len({len(rank) for rank in dealt}) == 1
             loads = [sum(lengths[i] for i in micro) for rank in dealt for micro in rank]
             assert 0 < min(loads) and max(loads) <= budget and max(loads) - min(loads) <= 100
     with pytest.raises(ValueError, match="3 sequences of up to 9 tokens do not fit 4 ranks"):
         pack([9, 1, 1], 4, 10)
-    with pytest.raises(ValueError, match="up to 11 tokens do not fit 1 ranks with micro-batches of 10"):
+    with pytest.raises(
+        ValueError, match="up to 11 tokens do not fit 1 ranks with micro-batches of 10"
+    ):
         pack([11], 1, 10)
 
 
 def test_flops_are_counted_as_the_work_is_done(ours):
-    # One prompt of 5, two samples of 3 and 2 tokens, counted by hand: the prompt is prefilled once, last tokens never fed.
+    # One prompt of 5, two samples of 3 and 2 tokens, counted by hand: the prompt is prefilled once,
+    # last tokens never fed.
     config = ours().config
-    done = [Completion(0, g, [1] * 5, [2] * n, [0.0] * n, True, "", None) for g, n in enumerate((3, 2))]
+    done = [
+        Completion(0, g, [1] * 5, [2] * n, [0.0] * n, True, "", None) for g, n in enumerate((3, 2))
+    ]
     pairs = 15 + (6 + 7) + 6
     assert rollout_flops(config, done) == config.flops(5 + 2 + 1, pairs, 5)
     assert sequence_flops(config, done) == config.flops(8 + 7, 36 + 28, 5)
 
 
 def test_flags_come_from_files_and_are_checked(tmp_path, capsys):
-    (tmp_path / "a.args").write_text("# a comment\n--steps 7 --lr 1e-3  # two on a line\n--recompute\n")
+    (tmp_path / "a.args").write_text(
+        "# a comment\n--steps 7 --lr 1e-3  # two on a line\n--recompute\n"
+    )
     f = parse_flags([f"@{tmp_path / 'a.args'}", "--steps", "9"])
     assert (f.steps, f.lr, f.recompute) == (9, 1e-3, True)  # the command line comes later and wins
     with pytest.raises(SystemExit):
@@ -98,14 +143,26 @@ def test_flags_come_from_files_and_are_checked(tmp_path, capsys):
             check(Flags(**changes), world=2)
 
 
-@pytest.mark.parametrize("recipe", sorted((Path(__file__).parent.parent / "recipes").glob("*.args")), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "recipe",
+    sorted((Path(__file__).parent.parent / "recipes").glob("*.args")),
+    ids=lambda p: p.stem,
+)
 def test_recipes_are_read_and_valid(recipe):
     check(parse_flags([f"@{recipe}"]), world=4)
 
 
 def test_paper_recipe_holds_the_papers_numbers():
     f = parse_flags(["@" + str(Path(__file__).parent.parent / "recipes" / "paper.args")])
-    assert (f.prompts, f.group, f.updates, f.lr, f.kl, f.weight_decay, f.warmup) == (512, 8, 4, 1e-6, 0.001, 0.1, 0)
+    assert (f.prompts, f.group, f.updates, f.lr, f.kl, f.weight_decay, f.warmup) == (
+        512,
+        8,
+        4,
+        1e-6,
+        0.001,
+        0.1,
+        0,
+    )
     assert (f.max_prompt, f.max_new, f.eval_every, f.steps) == (2048, 4096, 1, 105)
     assert f.eval == ["Artemis0430/GURU-MATH-CL:test:1:0.7"]
 
@@ -117,7 +174,9 @@ def write_problems(path, prompt=None, count=40):
     """A file of sums; prompt: how each row asks, None for bare questions that --prompt wraps."""
     lines = []
     for i in range(count):
-        asked = {"question": f"{i} + {i}?"} if prompt is None else {"prompt": f"{i} + {i}? {prompt}"}
+        asked = (
+            {"question": f"{i} + {i}?"} if prompt is None else {"prompt": f"{i} + {i}? {prompt}"}
+        )
         lines.append(json.dumps(asked | {"answer": str(2 * i)}) + "\n")
     path.write_text("".join(lines))
     return str(path)
@@ -127,7 +186,8 @@ CONFIG = SimpleNamespace(max_position=2048)
 
 
 @pytest.mark.parametrize("prompt, warned", [
-    (None, False), ("Put the answer within \\boxed{}.", False), ("End with 'Answer: $Answer'.", False),
+    (None, False), ("Put the answer within \\boxed{}.", False),
+    ("End with 'Answer: $Answer'.", False),
     ("Write the result into a table.", True), ("", True),
 ])  # fmt: skip
 def test_a_format_that_the_grader_does_not_read_is_warned_of(tmp_path, prompt, warned):
@@ -143,7 +203,8 @@ def test_a_format_that_the_grader_does_not_read_is_warned_of(tmp_path, prompt, w
 @pytest.mark.parametrize("changes, words", [
     ({}, None), ({"updates": 4, "ratio": "sequence", "clip_high": 0.3}, None),
     ({"ratio": "sequence"}, "--ratio: without effect with --updates 1"),
-    ({"clip_high": 0.28, "surrogate": "cispo", "dual_clip": 0.0}, "--surrogate, --clip-high: without"),
+    ({"clip_high": 0.28, "surrogate": "cispo", "dual_clip": 0.0}, "--surrogate, --clip-high: "
+        "without"),
     ({"kl_estimator": "k2"}, "--kl-estimator k2: without effect with --kl 0"),
     ({"kl_estimator": "k2", "kl": 0.1}, None),
     ({"max_prompt": 2000}, "--max-prompt 2000 + --max-new 64 exceed the 2048 positions"),
@@ -161,7 +222,9 @@ def test_recipes_for_several_updates_have_them():
     # Caught: one update per rollout, where the ratio is 1 and clipping cannot act.
     for name in ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "paper"):
         f = parse_flags([f"@{ROOT}/recipes/{name}.args"])
-        assert f.updates == 4 and not [w for w in warnings_for(f, arithmetic(), CONFIG) if "effect" in w]
+        assert f.updates == 4 and not [
+            w for w in warnings_for(f, arithmetic(), CONFIG) if "effect" in w
+        ]
 
 
 @pytest.mark.parametrize("stats, words", [
@@ -189,7 +252,7 @@ def test_a_stored_reward_function_is_not_run_unless_the_user_names_it(tmp_path):
     flags = dataclasses.asdict(Flags(reward="theirs.py:reward", lr=0.5))
     (tmp_path / "flags.json").write_text(json.dumps(flags))
     for more in ([], ["--reward", "other.py:reward"]):
-        with pytest.raises(ValueError, match="was made with --reward theirs.py:reward, whose code"):
+        with pytest.raises(ValueError, match=r"was made with --reward theirs\.py:reward, whose"):
             parse_flags(["--resume", str(tmp_path), *more])
     f = parse_flags(["--resume", str(tmp_path), "--reward", "theirs.py:reward"])
     assert (f.reward, f.lr) == ("theirs.py:reward", 0.5)
@@ -225,8 +288,8 @@ def test_the_countdown_of_the_readme_works(tmp_path):
     reward, row = readme_reward(tmp_path)
     problem = Problem(0, row["question"], row["answer"])
     check_reward(reward, problem)
-    texts = ["\\boxed{(8 - 4) * 6}", "\\boxed{4 * 6}", "\\boxed{4 * 6 * (8 - 8 + 1)}", "\\boxed{24}",
-             "24", "\\boxed{__import__('os')}", "\\boxed{6 / 0}", "\\boxed{)}"]  # fmt: skip
+    texts = ["\\boxed{(8 - 4) * 6}", "\\boxed{4 * 6}", "\\boxed{4 * 6 * (8 - 8 + 1)}"]
+    texts += ["\\boxed{24}", "24", "\\boxed{__import__('os')}", "\\boxed{6 / 0}", "\\boxed{)}"]
     with Grader(1, 20.0, reward=reward) as grader:
         verdicts = grader.grade(texts, [problem] * len(texts))
     assert [v.score for v in verdicts] == [1, 0, 0, 0, 0, 0, 0, 0]
@@ -248,10 +311,11 @@ def test_a_reward_function_that_fails_is_refused_at_the_start(tmp_path, body):
 
 def a_step(source, cases):
     """The statistics of one step for each case, and how far the weights moved."""
+    from test_scale import StandIn
+
     import grpo
     from model import Config, Model
     from runtime.parallel import load, make_mesh, shard
-    from test_scale import StandIn
 
     found = []
     for changes, completions in cases:
@@ -283,8 +347,12 @@ def test_a_step_logs_what_it_trained_on(checkpoint):
     # surrogate, a clip at 0 that lets nothing move, fractional groups of equal rewards that train.
     soft = graded([1, 0, 1, 0], [10, 4, 9, 4])  # the penalty: 1 and 0.5
     equal = graded([0.1] * 4, [3, 4, 5, 6])
-    cases = [({"overlong": "soft", "updates": 2}, soft), ({"clip_grad": 0.0}, graded([1, 0, 1, 0], [3] * 4)),
-             ({"clip_grad": 1.0}, graded([1, 0, 1, 0], [3] * 4)), ({"weight_decay": 0.0}, equal)]  # fmt: skip
+    cases = [
+        ({"overlong": "soft", "updates": 2}, soft),
+        ({"clip_grad": 0.0}, graded([1, 0, 1, 0], [3] * 4)),
+        ({"clip_grad": 1.0}, graded([1, 0, 1, 0], [3] * 4)),
+        ({"weight_decay": 0.0}, equal),
+    ]
     (found,) = ranks.run(1, a_step, checkpoint("qwen2", True)[0], cases)
     (first, _), (off, moved), (_, clipped), (idle, still) = found
     assert first["reward"] == pytest.approx((2 - 1 - 0.5) / 4) and first["accuracy"] == 0.5
@@ -301,42 +369,117 @@ def rows(directory, kind):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """One short run of the default model with several updates and a KL term, by the command a user types."""
+    """One short run of the default model with several updates and a KL term, by the command a user
+    types."""
     import subprocess
     import sys
 
     out = tmp_path_factory.mktemp("run") / "one"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "grpo.py", "--steps", "5", "--updates", "2",
-               "--kl", "0.01", "--eval-every", "5", "--micro-tokens", "300", "--out", str(out), *TINY]
-    done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, timeout=600)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "grpo.py",
+        "--steps",
+        "5",
+        "--updates",
+        "2",
+        "--kl",
+        "0.01",
+        "--eval-every",
+        "5",
+        "--micro-tokens",
+        "300",
+        "--out",
+        str(out),
+        *TINY,
+    ]
+    done = subprocess.run(
+        command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, timeout=600
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return out, done.stdout
 
 
 def test_two_processes_give_the_run_of_one(run, torchrun, tmp_path):
-    # Caught: noise keyed by the place on a rank, a local denominator, gradients averaged instead of summed.
-    done = torchrun(2, "grpo.py", "--steps", 5, "--updates", 2, "--kl", 0.01, "--eval-every", 5, "--micro-tokens", 300, "--out",
-                    tmp_path / "two", *TINY)
+    # Caught: noise keyed by the place on a rank, a local denominator, gradients averaged instead of
+    # summed.
+    done = torchrun(
+        2,
+        "grpo.py",
+        "--steps",
+        5,
+        "--updates",
+        2,
+        "--kl",
+        0.01,
+        "--eval-every",
+        5,
+        "--micro-tokens",
+        300,
+        "--out",
+        tmp_path / "two",
+        *TINY,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     one, two = rows(run[0], "train"), rows(tmp_path / "two", "train")
     assert [r["reward"] for r in one] == [r["reward"] for r in two] and len(one) == 5
     for name in ("loss", "kl", "entropy", "grad_norm", "sampler_gap", "clip_fraction"):
         assert [r[name] for r in one] == pytest.approx([r[name] for r in two], abs=1e-5), name
-    assert [r["pass1"] for r in rows(run[0], "eval")] == [r["pass1"] for r in rows(tmp_path / "two", "eval")]
+    assert [r["pass1"] for r in rows(run[0], "eval")] == [
+        r["pass1"] for r in rows(tmp_path / "two", "eval")
+    ]
 
 
 def test_metrics_hold_the_schema_and_add_up(run):
     out, printed = run
     flags = json.loads((out / "flags.json").read_text())
     train, evaluations = rows(out, "train"), rows(out, "eval")
-    assert [r["step"] for r in train] == [1, 2, 3, 4, 5] and [r["step"] for r in evaluations] == [0, 5]
-    assert {"step", "D", "C", "N", "N_total", "reward", "loss", "kl", "entropy", "clip_fraction", "grad_norm", "length",
-            "truncated", "equal_groups", "accuracy", "sampler_gap", "flops", "seconds", "tokens"} <= set(train[0])
-    assert {"step", "D", "C", "source", "pass1", "pass1_se", "pass1_ci", "test_loss", "problems", "samples", "length",
-            "truncated"} <= set(evaluations[0])
+    assert [r["step"] for r in train] == [1, 2, 3, 4, 5] and [r["step"] for r in evaluations] == [
+        0,
+        5,
+    ]
+    assert {
+        "step",
+        "D",
+        "C",
+        "N",
+        "N_total",
+        "reward",
+        "loss",
+        "kl",
+        "entropy",
+        "clip_fraction",
+        "grad_norm",
+        "length",
+        "truncated",
+        "equal_groups",
+        "accuracy",
+        "sampler_gap",
+        "flops",
+        "seconds",
+        "tokens",
+    } <= set(train[0])
+    assert {
+        "step",
+        "D",
+        "C",
+        "source",
+        "pass1",
+        "pass1_se",
+        "pass1_ci",
+        "test_loss",
+        "problems",
+        "samples",
+        "length",
+        "truncated",
+    } <= set(evaluations[0])
     assert [r["D"] for r in train] == [flags["prompts"] * s for s in range(1, 6)]
     assert train[-1]["C"] == 6 * train[0]["N"] * sum(r["tokens"] for r in train)
-    assert all(r["sampler_gap"] < 1e-5 and r["kl"] > -1e-9 and r["skipped_updates"] == 0 for r in train)
+    assert all(
+        r["sampler_gap"] < 1e-5 and r["kl"] > -1e-9 and r["skipped_updates"] == 0 for r in train
+    )
     assert train[0]["kl"] < train[-1]["kl"] and train[0]["micro_batches"] > 2
     assert all(e["test_loss"] == 1 - e["pass1"] for e in evaluations)
     assert (out / "curve.png").stat().st_size > 10_000 and (out / "samples.jsonl").is_file()
@@ -352,8 +495,12 @@ def test_the_command_it_prints_loads_the_model(run):
     import subprocess
     import sys
 
-    command = shlex.split(next(line for line in printed.splitlines() if line.startswith("model: "))[len("model: ") :])
-    loaded = subprocess.run([sys.executable, *command[1:]], capture_output=True, text=True, timeout=600)
+    command = shlex.split(
+        next(line for line in printed.splitlines() if line.startswith("model: "))[len("model: ") :]
+    )
+    loaded = subprocess.run(
+        [sys.executable, *command[1:]], capture_output=True, text=True, timeout=600
+    )
     assert loaded.returncode == 0 and "Qwen2ForCausalLM" in loaded.stdout, loaded.stderr[-2000:]
     tokenizer = AutoTokenizer.from_pretrained(out / "final")
     assert tokenizer.decode(tokenizer.encode("a6b-4c+1?\\boxed{3}")) == "a6b-4c+1?\\boxed{3}"
@@ -377,7 +524,21 @@ def test_steps_without_a_finite_gradient_are_skipped_and_the_third_stops_the_run
     import subprocess
     import sys
 
-    command = [sys.executable, "grpo.py", "--lr", "1e30", "--warmup", "0", "--out", str(tmp_path / "nan"), *TINY]
-    done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 2 and "no finite gradient in three steps in a row" in done.stderr, done.stderr[-2000:]
+    command = [
+        sys.executable,
+        "grpo.py",
+        "--lr",
+        "1e30",
+        "--warmup",
+        "0",
+        "--out",
+        str(tmp_path / "nan"),
+        *TINY,
+    ]
+    done = subprocess.run(
+        command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 2 and "no finite gradient in three steps in a row" in done.stderr, (
+        done.stderr[-2000:]
+    )
     assert [r["skipped_updates"] for r in rows(tmp_path / "nan", "train")][-3:] == [1, 1, 1]

@@ -18,7 +18,8 @@ FLOORS = [
     {"grpo"},
     {"study", "course"},
 ]
-ALONE = {"reward", "fit_scaling"}  # files that import nothing of ours, so that each can be handed out
+# files that import nothing of ours, so that each can be handed out
+ALONE = {"reward", "fit_scaling"}
 OURS = set.union(*FLOORS) | ALONE
 
 
