@@ -143,7 +143,7 @@ def boxes(text: str) -> list[tuple[int, int, str]]:
             depth += {"{": 1, "}": -1}.get(brace[0], 0)
             if depth == 0:
                 content = text[box.end() : brace.start()].strip()
-                found.append((box.start(), brace.start(), content))
+                found.append((box.start(), brace.end(), content))
                 break
     return found
     # </solution>
