@@ -446,3 +446,49 @@ def test_recipes_hold_an_algorithm_and_nothing_else():
     for flags in found:
         assert {k for k, v in flags.items() if v != dataclasses.asdict(Flags())[k]} <= algorithm
     assert len({str(flags) for flags in found}) == len(found) == 7
+
+
+def last_update(source, first, updates):
+    """The gradient of the last update of a step on the prompts from the first one on, for every
+    aggregate."""
+    import grpo
+    from model import Config, Model
+    from runtime.parallel import load, make_mesh, shard
+
+    done = []
+    for i, n in enumerate([9, 8, 2, 3]):
+        verdict = Verdict(float(i % 2), "", "", "")
+        done.append(Completion(i // 2, i % 2, [1, 2], [3 + i] * n, [-1.0] * n, True, "", verdict))
+    done = done[2 * first :]
+    sizes = dict(prompts=len(done) // 2, group=2, updates=updates, max_prompt=8, max_new=10)
+    with torch.device("meta"):
+        model = Model(Config.read(source))
+    model = shard(model, make_mesh("cpu"), torch.float32).to_empty(device="cpu")
+    load(model, source)
+    found = []
+    for aggregate in ("tokens", "sequences", "constant"):
+        f = grpo.Flags(aggregate=aggregate, clip_grad=1e9, **sizes)
+        keep = Keep(model)
+        grpo.train_step(model, None, keep, keep, done, f, StandIn())
+        found.append(torch.cat([g.flatten() for g in keep.gradients.values()]))
+    return found
+
+
+def test_an_update_weighs_what_it_trains_on(checkpoint):
+    # With weights that do not move, the second of two updates is that of a step on its prompts
+    # alone. Caught: the sum of w_i over the whole rollout, or over the other update's part.
+    source = checkpoint("qwen2", True)[0]
+    (both,) = ranks.run(1, last_update, source, 0, 2)
+    (alone,) = ranks.run(1, last_update, source, 1, 1)
+    for a, b in zip(both, alone, strict=True):
+        assert a.norm() > 1e-3
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_the_reward_loses_the_kl_to_the_reference(checkpoint):
+    # Caught: the policy in the reference's place, beta times KL added to the reward.
+    (found,) = ranks.run(1, gradients, checkpoint("qwen2", True)[0], (2000,))
+    for changes, (_, stats) in zip(PARTS, found, strict=True):
+        assert (abs(stats["kl"]) > 1e-2) == ("kl" in changes)
+        lost = changes.get("kl", 0) * stats["kl"] * stats["length"]  # of a sequence, on average
+        assert stats["reward"] == pytest.approx(stats["accuracy"] - lost, abs=1e-4)

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import resource
+import threading
 from dataclasses import asdict
 from pathlib import Path
 
@@ -456,3 +457,24 @@ def test_a_path_in_the_metadata_stays_inside_the_checkpoint(checkpoint, tmp_path
     path.write_bytes(path.read_bytes().replace(b"__0_0.distcp", b"../../secret"))
     with pytest.raises(ValueError, match="lies outside the checkpoint"):
         export(tmp_path, tmp_path / "hf")
+
+
+def state_readers(run, source):
+    """The threads that ask the ledger for what a checkpoint holds beside tensors."""
+    for name in checkpoint.LINES:
+        (run / name).touch()
+    ledger = FakeLedger(source)
+    state, asked = ledger.state(), []
+    ledger.state = lambda: asked.append(threading.current_thread().name) or state
+    saver = checkpoint.Checkpoints(run, 1, ledger, DATA)
+    ledger.progress.step = 2
+    saver.save(*trained(source))
+    saver.wait()
+    return asked, ledger.error
+
+
+def test_a_checkpoint_holds_the_counters_of_its_own_step(checkpoint, tmp_path):
+    # Caught: a state read while the checkpoint is written, so that lines of later steps stay in
+    # a resumed run.
+    found = ranks.run(1, state_readers, tmp_path, checkpoint()[0])
+    assert found == [(["MainThread"], "")]

@@ -1,6 +1,7 @@
 """grpo.py: packing, flags, and runs of the loop; each test names its mutation. The mathematics:
 test_algorithms.py."""
 
+import contextlib
 import dataclasses
 import json
 import random
@@ -13,7 +14,7 @@ import ranks
 import torch
 
 from data import PROMPT, Problem
-from evaluate import check_reward, load_problems
+from evaluate import EvaluationSet, check_reward, load_problems
 from grpo import (
     Flags,
     advantages,
@@ -21,6 +22,7 @@ from grpo import (
     check,
     is_due,
     lr_factor,
+    measure,
     parse_flags,
     warnings_for,
 )
@@ -542,3 +544,40 @@ def test_steps_without_a_finite_gradient_are_skipped_and_the_third_stops_the_run
         done.stderr[-2000:]
     )
     assert [r["skipped_updates"] for r in rows(tmp_path / "nan", "train")][-3:] == [1, 1, 1]
+
+
+def test_the_trainers_log_probs_are_at_the_temperature(checkpoint):
+    # Caught: temperature 1 in the forward of pi (one update), or in that of pi_old (two).
+    source, oracle = checkpoint("qwen2", True)
+    done = []
+    for i, ids in enumerate([[9, 8, 7], [6, 5], [4, 3, 2, 1], [11]]):
+        logits_TV = oracle(torch.tensor([[1, 2, *ids]])).logits[0, 1:-1].detach()
+        logp_TV = (logits_TV / 0.5).log_softmax(-1)
+        logp = [row[token].item() for row, token in zip(logp_TV, ids, strict=True)]
+        verdict = Verdict(float(i % 2), "", "1", "")
+        done.append(Completion(i // 2, i % 2, [1, 2], ids, logp, True, "", verdict))
+    cases = [({"temperature": 0.5, "updates": updates}, done) for updates in (1, 2)]
+    (found,) = ranks.run(1, a_step, source, cases)
+    assert all(stats["sampler_gap"] < 1e-5 for stats, _ in found)
+
+
+def test_every_evaluation_of_a_run_draws_with_the_same_noise():
+    # Caught: noise keyed by the training step, which blurs the difference of two evaluations.
+    asked = []
+
+    def draw(problems, n, temperature, step, on_graded):
+        asked.append(step)
+        return []
+
+    sampler = SimpleNamespace(preempted=0)
+    rollout = SimpleNamespace(draw=draw, sampler=sampler, grader=None)
+    test = EvaluationSet("", 1, 1.0, [SimpleNamespace(index=0)])
+    for step in (0, 10):
+        ledger = SimpleNamespace(
+            progress=SimpleNamespace(step=step),
+            announce=lambda text: None,
+            phase=lambda name: contextlib.nullcontext(),
+        )
+        with pytest.raises(KeyError):  # the stand-in drew nothing, so there is nothing to count
+            measure(rollout, [test], ledger)
+    assert asked == [-1, -1]
