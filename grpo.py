@@ -256,8 +256,9 @@ def token_kl(logp_R: Tensor, ref_R: Tensor, estimator: str) -> Tensor:
     k2  d^2 / 2
     k3  exp(d) - d - 1
 
-    d is bounded to +-20 before exp, as in verl, so that one unlikely token cannot make the update
-    infinite: bounded_exp."""
+    In exp, d is bounded to +-20 by bounded_exp, as in verl, so that one unlikely token cannot make
+    the update infinite.
+    """
     # <solution id="kl" points="4">
     d_R = ref_R - logp_R
     if estimator == "k1":
@@ -283,7 +284,8 @@ def grpo_loss(logp_R: Tensor, b: Batch, f: Flags) -> tuple[Tensor, dict[str, Ten
     CISPO arXiv 2506.13585, eq. 4; the ratio of a sequence GSPO (arXiv 2507.18071, eq. 7); the
     importance weight where sampler and trainer compute differently TIS (Yao et al. 2025).
 
-    With rho = ratio_R, its clipped value and A = b.adv_R:
+    With rho = ratio_R = bounded_exp(log_ratio_R), its clipped value and A = b.adv_R (the dual clip
+    does not make a token count as clipped):
               gain of a token                                      a token counts as clipped if
     clip      min(rho A, clipped A); for A < 0 at least            clipped A < rho A
               dual_clip A, unless dual_clip is 0

@@ -125,12 +125,13 @@ STOP = re.compile(r"\.(?:\s|$)|\n|<\||</|<eos>|<end_of_turn>|\s(?:because|since)
 
 
 def boxes(text: str) -> list[tuple[int, int, str]]:
-    r"""(start, end, content) of the last five boxes, without those that are never closed.
+    r"""(start, end, content) of the boxes among the last five matches of BOX, by their starts.
 
     A box is \boxed or \fbox with braces behind it, or with blanks and a word (see BOX). Braces
-    inside are balanced; \{ and \} are no braces. `start` is the place of the backslash, `end` that
-    of the closing brace or behind the word. The content has no blanks at its ends. A box may lie
-    in another one. What has not closed after MAX_BRACES braces is not closed.
+    inside are balanced; \{ and \} are no braces. text[start:end] is the whole box: `end` is the
+    place behind its closing brace or its word. The content has no blanks at its ends, and may be
+    empty. A box may lie in another one. A match whose brace is not closed by one of the MAX_BRACES
+    braces behind it is no box and is left out: of five matches fewer boxes may remain.
     """
     # <solution id="checker" points="5">
     found = []
@@ -986,11 +987,13 @@ class Numbers(Values):
     def rounds(self, a: Form, t: Form) -> bool:
         """Rule 4: within half a unit of the last place of the truth; a decimal is no shorter.
 
-        The text of a decimal is the `sign` of its Form, its expression parts[0]. The truth must be
-        a decimal of three digits or more, without zeros in front. The answer may be neither a whole
-        number (is_Integer) nor a decimal with fewer places. Then self.rule is "rounds to the
-        truth's decimals", and the values (self.at) differ by at most half a unit, give or take
-        self.noise.
+        The `sign` of a Form is its text if it is a decimal, with a minus if it has one, and empty
+        otherwise; its expression is parts[0]. The truth must be a decimal of three digits or more;
+        leading zeros do not count, so 0.0012 has two. The answer may be neither a whole number
+        (is_Integer) nor a decimal with fewer places. If so, self.rule becomes "rounds to the
+        truth's decimals" and the values are compared: the two numbers of self.at(answer, truth,
+        real=True) differ by at most half a unit, give or take self.noise. Errors of self.at are the
+        caller's.
         """
         # <solution id="checker" points="3">
         given, places = (len(form.sign.partition(".")[2]) for form in (a, t))

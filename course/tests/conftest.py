@@ -16,7 +16,11 @@ def check(request):
     """check(answer) calls answer with the inputs of the case, and fails with what is wrong."""
 
     def run(answer):
-        text = complaint(request.param, answer(**request.param["inputs"]))
+        try:
+            came = answer(**request.param["inputs"])
+        except NotImplementedError as missing:
+            pytest.fail(str(missing), pytrace=False)
+        text = complaint(request.param, came)
         if text:
             pytest.fail(f"{request.param['name']}\n{text}", pytrace=False)
 
