@@ -568,7 +568,7 @@ def compare(path_a: str, path_b: str, shown: int = 20) -> str:
 @dataclass
 class Flags:
     model: str = "models/tiny"  # hub name, or a directory in Hugging Face layout
-    # NAME[:n[:temperature]], may be repeated; arithmetic:test if not given; temperature 0 is greedy
+    # NAME[:n[:temperature]] (1, 0.7; 0 is greedy), may be repeated; arithmetic:test if not given
     eval: list[str] = field(default_factory=list)
     problems: int = 0  # only the first so many of each set; 0: all
     k: tuple[int, ...] = ()  # the k of pass@k and maj@k; powers of 2 if not given

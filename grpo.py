@@ -152,7 +152,7 @@ class Flags:
     warmup: int = 5  # updates over which the learning rate rises linearly
     # after the warm-up: none: constant, as in the paper; inverse: lr / update
     decay: Literal["none", "inverse"] = "none"
-    weight_decay: float = 0.1
+    weight_decay: float = 0.1  # of AdamW
     clip_grad: float = 1.0  # the norm of the gradient is clipped to this; 0: off
 
     # ---- Evaluation
@@ -623,9 +623,6 @@ def main(f: Flags) -> None:
 
                 # Counts the step (p.step, p.D) and writes its line.
                 line = ledger.trained(completions, drawn, stats, sampler.preempted)
-                display.row(line, p.pass1)
-                if warning := cannot_learn(p, stats, f):
-                    say(warning)
                 if p.failed_steps == 3:
                     raise Stopped(
                         f"no finite gradient in three steps in a row, at step {step}: try a lower "
@@ -633,6 +630,9 @@ def main(f: Flags) -> None:
                     )
                 if is_due(step, f) and not ledger.stop:
                     shown[step] = measure(rollout, sets.tests, ledger)
+                display.row(line, p.pass1)
+                if warning := cannot_learn(p, stats, f):
+                    say(warning)
                 if step % f.save_every == 0 or step == f.steps:
                     checkpoints.save(policy, optimizer, scheduler)
         except Interrupted:

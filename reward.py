@@ -1508,7 +1508,7 @@ def main():
     """Explain one comparison."""
     parser = argparse.ArgumentParser(description="Does this answer equal this truth, and why?")
     parser.add_argument("--answer", help="a completion, or a bare answer without a box")
-    parser.add_argument("--truth")
+    parser.add_argument("--truth", help="the reference answer")
     parser.add_argument("--worker", type=float, help=argparse.SUPPRESS)
     parser.add_argument("--reward", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -1518,7 +1518,7 @@ def main():
         parser.error("give --answer and --truth")
     answer = extract(args.answer) or args.answer
     verdict = judge_answer(answer, args.truth)
-    forms = "   and   ".join(map(shown, decide(answer, args.truth)[2]))
+    forms = "   and   ".join(map(shown, decide(answer, args.truth)[2])) or "the same text"
     rows = (
         ("answer", answer), ("truth", args.truth), ("read as", forms),
         ("verdict", verdict.verdict), ("rule", verdict.rule),

@@ -116,10 +116,7 @@ class Signals:
             self.first = now
             if int(os.environ.get("LOCAL_RANK", 0)) == 0:
                 name = signal.Signals(number[0]).name
-                message = (
-                    f"{name}: {self.work}, then a checkpoint is written. A second signal ends the "
-                    "run at once."
-                )
+                message = f"{name}: {self.work}. A second signal ends the run at once."
                 if "TORCHELASTIC_RUN_ID" in os.environ:
                     message += (
                         f" torchrun kills its workers after {KILLED_AFTER} s, or after the time "
@@ -202,8 +199,9 @@ class Ledger:
             raise Interrupted
 
     def announce(self, work: str) -> None:
-        """Say what a signal would do from here on, as the beginning of a sentence."""
-        self.signals.work = work
+        """Say what a signal would do from here on, as a sentence."""
+        saved = self.progress.step > 0 or "finished" in work
+        self.signals.work = f"{work}, then a checkpoint is written" if saved else work
 
     def _late(self, name: str, minutes: float) -> None:
         message = (
