@@ -20,11 +20,11 @@ problem.
 
 maj@k takes the n // k disjoint blocks of k completions in their order: an unbiased mean in which no
 completion is used twice. Two answers agree when each equals the other as a truth; an answer joins
-the first group whose first answer it agrees with. Of groups of one size the one that began first
+the first group whose first answer it agrees with. Among equally large groups the first begun
 wins. A completion without an answer does not vote; a block without a vote is wrong.
 
 --out holds the settings in its first line, then one line for each completion as soon as it is
-graded. The same command draws only the missing completions. All ranks append to the file, so
+graded. The same command draws only problems that miss some. All ranks append to the file, so
 several machines need a file system with atomic appends."""
 
 import json
@@ -93,11 +93,10 @@ def wilson(share: float, count: int) -> tuple[float, float]:
 
 
 def interval(mean: float, se: float | None, count: int) -> tuple[float, float]:
-    """The 95% interval of a mean over problems; Wilson's where all outcomes are the same and se is
-    0 or unknown."""
+    """The 95% interval of a mean over problems; Wilson's where se is 0 or unknown."""
     if se:
         return mean - 1.96 * se, mean + 1.96 * se
-    if not 0 <= mean <= 1:  # of a user's reward: equal everywhere, and no share
+    if not 0 <= mean <= 1:  # a user's reward, the same everywhere, is no share
         return mean, mean
     return wilson(mean, count)
 
@@ -429,7 +428,7 @@ def evaluate(
     """-> (the fields of an evaluation, the rows of all completions in order, the completions drawn
     now) (a collective).
 
-    rows: those of an earlier start, by (problem index, sample); only what is missing is drawn.
+    rows: those of an earlier start, by (problem index, sample); problems that miss one are drawn.
     on_graded is called with every completion that this rank grades, as soon as it is graded."""
     rows = dict(rows or {})
 
@@ -571,7 +570,7 @@ class Flags:
     # NAME[:n[:temperature]] (1, 0.7; 0 is greedy), may be repeated; arithmetic:test if not given
     eval: list[str] = field(default_factory=list)
     problems: int = 0  # only the first so many of each set; 0: all
-    k: tuple[int, ...] = ()  # the k of pass@k and maj@k; powers of 2 if not given
+    k: tuple[int, ...] = ()  # the k of pass@k and maj@k; powers of 2, and n, if not given
     prompt: str = PROMPT  # how a problem is asked, with {problem} in it
     # chat template or plain text; auto: chat if the tokenizer has a chat template
     template: Literal["auto", "chat", "plain"] = "auto"
@@ -584,7 +583,7 @@ class Flags:
     kv_gb: float = 4.0  # memory of the KV cache on one rank, 1e9 bytes
     sampler_tp: int = 1  # ranks of a node that share one copy of the model
     seed: int = 0  # keys the noise
-    out: str = ""  # file for the completions, .jsonl; only what is missing there is drawn
+    out: str = ""  # file for the completions, .jsonl; only problems that miss some are drawn
     show: int = 3  # completions of each set to print
     compare: tuple[str, str] | None = None  # two files of --out: compare them, and do nothing else
 

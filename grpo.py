@@ -6,7 +6,7 @@
 
 GRPO (Shao et al. 2024, arXiv 2402.03300), as in "Scaling Behaviors of LLM Reinforcement Learning
 Post-Training" (arXiv 2509.25300). For each of P prompts draw G completions o_i with rewards r_i,
-then ascend, over all i of these P x G and all tokens t of o_i,
+then ascend, over the i of an update (all P x G if there is one) and the tokens t of o_i,
 
     J = sum_i w_i sum_t [ min(rho_it A_i, clip(rho_it, 1 - eps_low, 1 + eps_high) A_i)
                           - beta KL_it ]
@@ -14,7 +14,7 @@ then ascend, over all i of these P x G and all tokens t of o_i,
     A_i    = (r_i - mean r) / (std r + 1e-6)            advantage, against the G of the same prompt
     rho_it = pi(o_it | ..) / pi_old(o_it | ..)          ratio; pi_old drew the completions
     KL_it  = exp(d) - d - 1,  d = log pi_ref - log pi   k3 estimator, against the starting model
-    w_i    = 1 / sum_j |o_j|                            weight: one over all completion tokens
+    w_i    = 1 / sum_j |o_j|                            weight: 1 / completion tokens
 
 with the dual clip: for a negative advantage the min is at least dual_clip x A_i. The sum in w_i
 runs over all micro-batches and ranks, so the gradient does not depend on how the sequences are
@@ -157,8 +157,8 @@ class Flags:
 
     # ---- Evaluation
 
-    # NAME[:n[:temperature]] (1, 0.7), may be repeated; if not given, a held-out part of --data,
-    # one completion each at temperature 1
+    # NAME[:n[:temperature]], n 1 and temperature 0.7 if left out; may be repeated. Without --eval:
+    # a held-out part of --data, n 1, temperature 1
     eval: list[str] = field(default_factory=list)
     # steps between evaluations; 0: after steps 1, 2, 3, 4, 6, 8, 11, .. 2^(i/2)
     eval_every: int = 10
@@ -282,10 +282,10 @@ def grpo_loss(logp_R: Tensor, b: Batch, f: Flags) -> tuple[Tensor, dict[str, Ten
     logp_R, float32, carries gradients; everything in b is constant. counts carry none. Sources:
     the clipped surrogate is PPO's (arXiv 1707.06347, eq. 7), the dual clip arXiv 1912.09729, eq. 5;
     CISPO arXiv 2506.13585, eq. 4; the ratio of a sequence GSPO (arXiv 2507.18071, eq. 7); the
-    importance weight where sampler and trainer compute differently TIS (Yao et al. 2025).
+    importance weight for the gap of sampler and trainer: TIS (Yao et al. 2025).
 
-    With rho = ratio_R = bounded_exp(log_ratio_R), its clipped value and A = b.adv_R (the dual clip
-    does not make a token count as clipped):
+    rho = ratio_R = bounded_exp(log_ratio_R), clipped = rho within its bounds, A = b.adv_R; the dual
+    clip does not make a token count as clipped:
               gain of a token                                      a token counts as clipped if
     clip      min(rho A, clipped A); for A < 0 at least            clipped A < rho A
               dual_clip A, unless dual_clip is 0
@@ -333,10 +333,10 @@ def draw_groups(
 ):
     """-> (the P x G completions of a step, all completions that were drawn for it).
 
-    start: place of the step's first prompt in the problems, which are in order of difficulty: the
-    prompts drawn so far. With --equal-groups resample, groups of equal rewards are replaced by
-    groups of further prompts, in up to three rounds of as many prompts as are missing (DAPO,
-    eq. 11). What is missing then is filled with groups of equal rewards, whose advantage is 0.
+    start: how many prompts earlier steps drew, which is the place of this step's first one. With
+    --equal-groups resample, groups of equal rewards are replaced by groups of further prompts, in
+    up to three rounds of as many prompts as are missing (DAPO, eq. 11). What is missing then is
+    filled with groups of equal rewards, whose advantage is 0.
     """
     rounds = 3 if f.equal_groups == "resample" else 1
     good, equal, drawn = [], [], []
@@ -409,7 +409,7 @@ def train_step(
             ).item()
             if first:
                 ledger.give_up_if_asked()
-                ledger.announce("the step has changed the weights, so it is finished")
+                ledger.announce("the step changes the weights now, so it will be finished")
             lr = optimizer.param_groups[0]["lr"]
             if math.isfinite(norm):
                 optimizer.step()
@@ -695,7 +695,7 @@ def make_sampler(f: Flags, config: Config, device, stop_ids: list[int]) -> Sampl
     with torch.device("meta"):
         model = Model(config)
     if f.sampler_tp > 1:
-        # Later than the limit of a phase, whose message says more.
+        # The limit of a phase, whose message says more, comes first.
         timeout = timedelta(minutes=f.timeout + 5)
         team, _ = dist.new_subgroups(f.sampler_tp, timeout=timeout)
         tensor_parallel(model, team)
@@ -796,6 +796,9 @@ def check(f: Flags, world: int) -> None:
         (f.prompts % teams,
          f"--prompts {f.prompts} is not a multiple of the {teams} ranks or teams of --sampler-tp "
          "ranks that draw; change it or --nproc_per_node"),
+        (f.prompts // f.updates * f.group % world,
+         f"an update has --prompts / --updates x --group = {f.prompts // f.updates * f.group} "
+         f"sequences, not a multiple of the {world} ranks; change one of them"),
         (longest > f.micro_tokens,
          f"--micro-tokens {f.micro_tokens} is less than the longest sequence, --max-prompt "
          f"{f.max_prompt} + --max-new {f.max_new}; raise it"),

@@ -6,7 +6,7 @@ position of each token in its own sequence. The caller passes attention as a fun
     attend(layer, q_THK, k_TJK, v_TJK) -> o_THK
 
 so that one forward serves packed training (packed_attention below), prefill and paged decode
-(rollout.py). Nothing here knows of several devices: runtime/parallel.py shards the model.
+(rollout.py). runtime/parallel.py makes it run on several devices, from outside.
 
     x = embed(token)
     for each layer:
@@ -342,7 +342,7 @@ def packed_attention(length_B: list[int], device: torch.device | str) -> Callabl
     B = len(length_B)
     L = max(length_B)
     lengths = torch.tensor(length_B)
-    start_B1 = F.pad(lengths.cumsum(0), (1, 0)).to(device, torch.int32)
+    start_E = F.pad(lengths.cumsum(0), (1, 0)).to(device, torch.int32)
     inside_BL = torch.arange(L) < lengths[:, None]
     place_T = inside_BL.flatten().nonzero()[:, 0].to(device)  # of each token in the flat batch
 
@@ -354,7 +354,7 @@ def packed_attention(length_B: list[int], device: torch.device | str) -> Callabl
 
     def attend(layer: int, q_THK, k_TJK, v_TJK) -> Tensor:
         if q_THK.is_cuda and q_THK.dtype in (torch.bfloat16, torch.float16):
-            return varlen_attention(q_THK, k_TJK, v_TJK, start_B1, L)
+            return varlen_attention(q_THK, k_TJK, v_TJK, start_E, L)
         q_BHLK, k_BJLK, v_BJLK = (spread(x) for x in (q_THK, k_TJK, v_TJK))
         grouped = q_THK.shape[1] != k_TJK.shape[1]
         o_BHLK = F.scaled_dot_product_attention(
@@ -365,8 +365,8 @@ def packed_attention(length_B: list[int], device: torch.device | str) -> Callabl
     return attend
 
 
-def varlen_attention(q_THK, k_TJK, v_TJK, start_B1, L: int) -> Tensor:
-    """Flash attention on packed rows; start_B1: int32, where sequences start, and T at its end."""
+def varlen_attention(q_THK, k_TJK, v_TJK, start_E, L: int) -> Tensor:
+    """Flash attention on packed rows; start_E: int32, E = B + 1: where sequences start, then T."""
     from torch.nn.attention.varlen import varlen_attn  # some builds without CUDA lack it
 
     options = {"window_size": (-1, 0)}  # causal
@@ -376,4 +376,4 @@ def varlen_attention(q_THK, k_TJK, v_TJK, start_B1, L: int) -> Tensor:
     elif groups > 1:  # torch 2.11: every query head needs a key head of its own
         k_TJK = k_TJK.repeat_interleave(groups, dim=1)
         v_TJK = v_TJK.repeat_interleave(groups, dim=1)
-    return varlen_attn(q_THK, k_TJK, v_TJK, start_B1, start_B1, L, L, **options)
+    return varlen_attn(q_THK, k_TJK, v_TJK, start_E, start_E, L, L, **options)

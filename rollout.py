@@ -79,7 +79,7 @@ def naive_generate(
 ) -> list[Sample]:
     """G completions of every prompt, without batches and without a cache: the oracle of the tests.
 
-    Arguments and result are those of `Sampler.generate`.
+    Otherwise like `Sampler.generate`.
     """
     device = model.head.weight.device
     samples = [Sample(p, g) for p in range(len(prompts)) for g in range(G)]
@@ -162,12 +162,12 @@ class Scheduler:
     def admit(self) -> tuple[list[Group], list[tuple[Group, Request]]]:
         """Give slots and pages to waiting requests: (groups to prefill, requests to start).
 
-        The groups start in their order, up to the first one that cannot: no slot is free; or fewer
-        pages are free than its prefix needs (none, if it has them) and two more; or it is not the
-        first group to prefill, and the prefixes would exceed prefill_tokens together.
-        A group without pages takes those of its prefix and is to be prefilled. Then as many of its
-        requests start as there are, but no more than slots and free pages less one. At the end,
-        groups at the front with no request left release their pages and leave the queue.
+        Nothing starts while few slots are free. Groups start in their order, up to the first one
+        that lacks a slot, or need + 2 free pages (need: pages of its prefix, 0 if it has them), or
+        that is not the first to prefill and would bring the prefixes over prefill_tokens. A group
+        without pages takes them and is to be prefilled. Then min(its requests, free slots, free
+        pages - 1) of its requests start. At the end, groups at the front with no request left
+        release their pages and leave the queue.
         """
         # A prefill costs a forward pass, so several slots are filled at a time.
         enough = max(1, min(self.slots // 8, len(self.waiting)))
@@ -196,8 +196,8 @@ class Scheduler:
                 fresh.append(group)
             count = min(room, len(group.requests), len(self.pages.free) - 1)  # one stays free
             started += [(group, self._start(group)) for _ in range(count)]
-        # These pages are still to be prefilled and copied from. The caller does both now, before
-        # anything takes pages again.
+        # Pages released here are still to be filled and copied from. The caller does both before
+        # any page is taken again.
         while self.waiting and not self.waiting[0].requests:
             self.pages.release(self.waiting.popleft().pages)
         return fresh, started
@@ -417,7 +417,7 @@ class Runner:
         state = self.state.part(slice(0, B))
         page_BM = state.page_BM[:, :M]
         column_B1 = (state.length_B // self.S)[:, None]
-        page_B = state.page_BM.gather(1, column_B1)[:, 0]
+        page_B = state.page_BM.gather(1, column_B1)[:, 0]  # all M: empty slots keep old lengths
         entry_B = page_B * self.S + state.length_B % self.S
         entry_B = entry_B.masked_fill(state.done_B, -1)  # an empty slot writes nothing
         seen_B = (state.length_B + 1).masked_fill(state.done_B, 0).int()  # and reads nothing
@@ -437,8 +437,8 @@ class Runner:
         """Draw and record a token for every slot, and mark the sequences that end with it."""
         key_B = position_key(state.key_B, state.drawn_B)
         token_B, logp_B = sample(logits_BV, self.temperature, key_B)
-        # A sequence that has ended goes on drawing, into the column behind its own tokens. A row
-        # has that column: its length is the longest prompt + completion, and it holds completions.
+        # A sequence that has ended goes on drawing, into the column behind its own tokens. There is
+        # one: a row has max_len columns, and the prompt, of at least one token, is not in it.
         column_B1 = state.drawn_B[:, None]
         state.id_BL.scatter_(1, column_B1, token_B[:, None])
         state.logp_BL.scatter_(1, column_B1, logp_B[:, None])
@@ -626,7 +626,7 @@ class Sampler:
             if scheduler.running:
                 self._synchronise(on_finish)
             if self._admit():
-                continue  # new sequences need pages to grow into
+                continue  # synchronise first: that allocates their pages
             assert scheduler.running or not scheduler.waiting, "nothing can start: pages were lost"
             if scheduler.running:
                 B = len(scheduler.running)

@@ -24,7 +24,7 @@ from rollout import Completion
 class Batch:
     """A micro-batch of B sequences. R indexes completion tokens, one sequence after the other.
 
-    The fields without a value here are filled in by grpo.train_step as they become known.
+    The fields that are None at first are filled in by grpo.train_step as they become known.
     """
 
     places: list[int]  # of the sequences, among all completions of the step
@@ -72,17 +72,17 @@ def pack(length_B: list[int], ranks: int, budget: int) -> list[list[list[int]]]:
     """Deal sequences to ranks and micro-batches of at most `budget` tokens: indices as
     [rank][micro-batch][...].
 
-    Every rank gets the same number of micro-batches, as few as the budget allows and none of them
-    empty, since each is a collective forward. The longest sequence goes first into the emptiest
-    bin, so the bins end within one sequence of each other. Of equally long sequences the first in
-    length_B comes first, of equally empty bins the first one is taken; rank r gets the bins r,
-    r + ranks, r + 2 ranks, .. ValueError if a sequence exceeds the budget or there are fewer
-    sequences than ranks."""
+    Every rank gets the same number of micro-batches, none of them empty, since each is a collective
+    forward. Starting from the fewest that could hold all tokens, their number grows until this
+    greedy way fits: the longest sequence goes first, each into the emptiest bin. Of equally long
+    sequences the first in length_B comes first, of equally empty bins the first one is taken; rank
+    r gets the bins r, r + ranks, r + 2 ranks, .. ValueError if a sequence exceeds the budget, there
+    are fewer sequences than ranks, or a bin would stay empty.
+    """
     if max(length_B) > budget or len(length_B) < ranks:
         raise ValueError(
             f"{len(length_B)} sequences of up to {max(length_B)} tokens do not fit {ranks} ranks "
-            "with micro-batches of "
-            f"{budget} tokens"
+            f"with micro-batches of {budget} tokens"
         )
     # <solution id="packing" points="4">
     longest_first = sorted(range(len(length_B)), key=lambda i: -length_B[i])
@@ -97,6 +97,11 @@ def pack(length_B: list[int], ranks: int, budget: int) -> list[list[list[int]]]:
         if max(load) <= budget:
             return [bins[rank::ranks] for rank in range(ranks)]
         per_rank += 1
+        if ranks * per_rank > len(length_B):
+            raise ValueError(
+                f"{len(length_B)} sequences cannot fill {per_rank} micro-batches on each of "
+                f"{ranks} ranks; raise --micro-tokens, {budget}"
+            )
     # </solution>
 
 

@@ -108,6 +108,11 @@ def test_packing_deals_every_sequence_once_and_evenly():
         ValueError, match="up to 11 tokens do not fit 1 ranks with micro-batches of 10"
     ):
         pack([11], 1, 10)
+    # Three sequences that each fill a micro-batch leave the second of two ranks one without any.
+    with pytest.raises(ValueError, match="3 sequences cannot fill 2 micro-batches on each of 2 ranks"):
+        pack([10, 9, 9], 2, 10)
+    with pytest.raises(ValueError, match="9 sequences, not a multiple of the 2 ranks"):
+        check(Flags(prompts=6, updates=2, group=3), world=2)
 
 
 def test_flops_are_counted_as_the_work_is_done(ours):
