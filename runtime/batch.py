@@ -88,6 +88,11 @@ def pack(length_B: list[int], ranks: int, budget: int) -> list[list[list[int]]]:
     longest_first = sorted(range(len(length_B)), key=lambda i: -length_B[i])
     per_rank = ceil_div(sum(length_B), ranks * budget)
     while True:
+        if ranks * per_rank > len(length_B):
+            raise ValueError(
+                f"{len(length_B)} sequences cannot fill {per_rank} micro-batches on each of "
+                f"{ranks} ranks; raise --micro-tokens, {budget}"
+            )
         bins = [[] for _ in range(ranks * per_rank)]
         load = [0] * len(bins)
         for i in longest_first:
@@ -97,11 +102,6 @@ def pack(length_B: list[int], ranks: int, budget: int) -> list[list[list[int]]]:
         if max(load) <= budget:
             return [bins[rank::ranks] for rank in range(ranks)]
         per_rank += 1
-        if ranks * per_rank > len(length_B):
-            raise ValueError(
-                f"{len(length_B)} sequences cannot fill {per_rank} micro-batches on each of "
-                f"{ranks} ranks; raise --micro-tokens, {budget}"
-            )
     # </solution>
 
 

@@ -396,7 +396,7 @@ def test_a_signal_gives_a_long_step_up_and_loses_nothing(tmp_path, n, place):
     said = output.read_text()
     assert f"ended after step {whole} of 9, as asked" in said, said
     if place == "second update":
-        assert "has changed the weights, so it will be finished" in said
+        assert "changes the weights now, so it will be finished" in said
     else:
         assert "given up, then a checkpoint is written" in said
     assert [p.name for p in (run / "checkpoints").iterdir()] == [f"step-00000{whole}"]
