@@ -146,8 +146,8 @@ def check_models(f: Flags) -> None:
     for kind, sizes in by_kind.items():
         if sizes and (len(set(sizes)) < 3 or sizes != sorted(sizes)):
             raise ValueError(
-                f"--models: {len(set(sizes))} sizes of {kind} models, {sizes}; the law, and a "
-                "forecast of the largest size, need at least three, the smallest first")
+                f"--models: {len(set(sizes))} sizes of {kind} models, {sizes}; "
+                "the law and a forecast of the largest size need at least three, smallest first")
 
 
 # ---------------------------------------------------------------- Running them
@@ -274,15 +274,15 @@ def main(argv: list[str] | None = None) -> None:
     threads = None if f.models else max(1, cores // jobs)
     out = Path(f.out or ("runs/study-quick" if f.quick else "runs/study"))
     grid = Grid(out, jobs, f.torchrun, threads)
-    commands = [shlex.join(["torchrun", *grid.arguments(run)]) for run in runs]
     if f.list:
-        print("\n".join(commands))
+        for run in runs:
+            print(shlex.join(["torchrun", *grid.arguments(run)]))
         return
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job queue's Ctrl-C
     execute_all(grid, runs)
     if grid.stopping:
         sys.exit(130)
-    report.gather(out, runs, commands)
+    report.gather(out, runs)
     report.write(out)
 
 
