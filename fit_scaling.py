@@ -941,9 +941,8 @@ def k_panel(axis, own, laws):
         axis.fill_between(N, low, high, color=colour, alpha=0.15, lw=0)
 
 
-def draw_laws(out, studies):
+def draw_laws(out, model_type, studies):
     """Write the figures k, loss_C and loss_D of one model type into `out`."""
-    model_type = studies[0].own.model_type
     suffix = "" if model_type == "base" else f"_{model_type}"
     figure, axes = panels(len(studies), ylabel="k(N), decades of L per decade of X")
     for s, axis in zip(studies, axes, strict=True):
@@ -1118,20 +1117,21 @@ def main(argv=None):
     check(flags)
     rows = read_csv(flags.points) if flags.points else read_runs(flags.runs, flags.source)
     sets = curves_from(one_setting(rows), flags.clip_steps)
-    studies = [study(curves, flags) for curves in sets.values()]
     inputs = flags.runs or [flags.points]
     result = {"inputs": list(map(str, inputs)), "bootstrap": flags.bootstrap}
     result |= {name: [] for name in TABLES}
-    for s in studies:
-        kind = {"x": s.own.x, "model_type": s.own.model_type}
+    studies = defaultdict(list)  # by model type
+    for (model_type, x), curves in sets.items():
+        s = study(curves, flags)
+        studies[model_type].append(s)
         for name, rows in tables_of(s, flags).items():
-            result[name] += [kind | row for row in rows]
+            result[name] += [{"x": x, "model_type": model_type} | row for row in rows]
 
     flags.out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(result, indent=1, default=lambda array: array.tolist())
     (flags.out / "fit.json").write_text(text + "\n")
-    for model_type in {s.own.model_type for s in studies}:
-        draw_laws(flags.out, [s for s in studies if s.own.model_type == model_type])
+    for model_type, found in studies.items():
+        draw_laws(flags.out, model_type, found)
     for name, (title, columns) in TABLES.items():
         if result[name]:
             print(table(title, columns.split(), result[name]))
