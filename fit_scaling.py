@@ -7,22 +7,22 @@ tokens). N is the model size; k, the learning efficiency, says how many decades 
 decade of X; E is the intercept of a size. N and N0 are in BILLIONS of parameters in this file, in
 CSV files and in fit.json (7e-6 is 7,000 parameters); the terminal prints 7B, 84k, 7k.
 
-How a fit works, from the inside out:
+A fit takes four steps, from the inside out:
 
 1. Lines. In log L every size has a straight line. Weighted least squares gives its slope k and
-   how much weight that slope carries; the intercept E drops out (variable projection).
+   the weight of that slope; the intercept E drops out (variable projection).
 2. Grid search. k(N) = K f(N, theta) is fitted to these slopes. For each theta the best K is a
    ratio of sums, so only theta is searched: on a grid, then on a finer one around its best value.
 3. Iteratively reweighted least squares. The paper minimises the error of L, not of log L. Near
    the present fit an error of log L counts L^2 times in L: fit the lines, renew the weights, until
-   nothing moves. Steps 1 and 2 are exact, so everybody gets the same digits.
-4. Bootstrap. The whole fit is repeated on data sets that might have been measured instead; their
-   2.5% and 97.5% percentiles are the intervals (see `redraw`).
+   nothing moves. No step is random, so a fit always gives the same digits.
+4. Bootstrap. Steps 1 to 3 are repeated on data sets that might have been measured instead. The
+   2.5% and 97.5% percentiles of the results are the intervals (see `redraw`).
 
-Where this deviates from the paper: it searches with an unseeded evolution strategy, and N0 in
-0.1B..100B, which means nothing for models of 10k parameters; here N0 lies between a hundredth of
-the smallest size and a hundred times the largest. The paper gives no intervals. It refits E on
-the model that it forecasts; here a blind forecast stands beside that.
+Deviations from the paper. It searches with an unseeded evolution strategy, and N0 in 0.1B..100B,
+which means nothing for models of 10k parameters; here N0 lies between a hundredth of the smallest
+size and a hundred times the largest. The paper gives no intervals. It refits E on the model that
+it forecasts; here a blind forecast stands beside that.
 """
 import csv
 import json
@@ -33,7 +33,6 @@ import zlib
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import product
 from operator import itemgetter
 from pathlib import Path
 
@@ -69,8 +68,9 @@ class Curve:
         return len(self.X_T)
 
     def keep(self, mask_T):
-        step_T, X_T, L_ST = self.step_T[mask_T], self.X_T[mask_T], self.L_ST[:, mask_T]
-        return replace(self, step_T=step_T, X_T=X_T, L_ST=L_ST)
+        """The points of a mask or of indices."""
+        return replace(self, step_T=self.step_T[mask_T], X_T=self.X_T[mask_T],
+                       L_ST=self.L_ST[:, mask_T])
 
     def line(self, k):
         """L_T of the line of slope k with the best E for this curve, so not a blind forecast."""
@@ -112,14 +112,14 @@ def read_runs(paths, source=None):
 def read_run(path, source):
     flags = json.loads(path.with_name("flags.json").read_text())
     records = read_lines(path)
-    sizes = [r["N"] for r in records if r["kind"] == "train"]
+    trains = [r for r in records if r["kind"] == "train"]
     evals = [r for r in records if r["kind"] == "eval"]
-    if not sizes or not evals:
+    if not trains or not evals:
         raise ValueError(f"{path}: no training line gives N, or no evaluation L; leave it out")
     instruct = "instruct" in str(flags["model"]).lower()
     run = {
         "run": str(path.parent),
-        "N": sizes[0] / 1e9,
+        "N": trains[0]["N"] / 1e9,
         "model_type": "instruct" if instruct else "base",
         "reuse": flags["reuse"],
         "group": flags["group"],
@@ -128,11 +128,8 @@ def read_run(path, source):
     rows = {}  # by step: a resumed run may repeat one, and went on from the last line
     for r in evals:
         if r["source"] == run["source"]:
-            L = r["test_loss"] if "test_loss" in r else r["loss"]  # older runs
-            row = {"at": f"{path}, step {r['step']}", "L": L}
-            for name in ("step", "D", "C"):
-                row[name] = r[name]
-            rows[r["step"]] = run | row
+            point = {"step": r["step"], "D": r["D"], "C": r["C"], "L": r["test_loss"]}
+            rows[r["step"]] = run | point
     if not rows:
         names = sorted({r["source"] for r in evals})
         raise ValueError(f"{path}: no evaluation on {source}, but on {names} (--source)")
@@ -153,6 +150,9 @@ def read_lines(path):
     return records
 
 
+NUMBERS = {"N", "X", "C", "D", "L", "step", "reuse", "group"}
+
+
 def read_csv(path):
     """Rows (dicts) of a CSV: N (billions), L, and D, C, or X with x_kind; optional step, run,
     seed, model_type, reuse, group. ValueError names the missing column, or the line."""
@@ -165,7 +165,7 @@ def read_csv(path):
                          f"{sorted(columns)}")
     for i, row in enumerate(rows, 2):
         row["at"] = f"{path}:{i}"
-        for name in columns & {"N", "X", "C", "D", "L", "step", "reuse", "group"}:
+        for name in columns & NUMBERS:
             row[name] = number(row, name)
         if "x_kind" in row:
             row[row["x_kind"]] = row["X"]
@@ -204,10 +204,9 @@ def curves_from(rows, steps=(1, math.inf)):
     for row in rows:
         at = row.get("at", row)
         check_row(row, at)
-        model_type = row.get("model_type") or "base"
         run = row.get("run", row.get("seed"))
         for x in AXIS.keys() & row.keys():
-            measured = sizes[model_type, x, row["N"]][run]
+            measured = sizes[row.get("model_type") or "base", x, row["N"]][run]
             step = row.get("step", row[x])
             if step in measured:
                 raise ValueError(f"{at}: this size had step {step:g} before; tell runs apart by a "
@@ -227,14 +226,12 @@ def curves_from(rows, steps=(1, math.inf)):
 
 
 def curve_of(model_type, x, N, seeds, steps):
-    """One Curve from the seeds of a size, each {step: (X, L)}, at the steps that all of them have.
-    """
+    """One Curve from the seeds of a size, each {step: (X, L)}, at the steps that all share."""
     size = f"size {label(N)}"
-    shared = set.intersection(*map(set, seeds))
-    lost = set.union(*map(set, seeds)) - shared
+    shared = sorted(set.intersection(*map(set, seeds)))
+    lost = set.union(*map(set, seeds)).difference(shared)
     if lost:
         warn(f"{size}: {len(lost)} steps are not in all of its {len(seeds)} seeds; dropped")
-    shared = sorted(shared)
     X_ST, L_ST = [], []
     for seed in seeds:
         X_ST.append([seed[step][0] for step in shared])
@@ -249,7 +246,7 @@ def curve_of(model_type, x, N, seeds, steps):
     points = len(set(curve.X_T))
     if points < 3:
         raise ValueError(f"{size}: {points} points with {x} > 0; three are needed")
-    solved = int((curve.L_T == 0).sum())
+    solved = np.sum(curve.L_T == 0)
     if solved:
         warn(f"{size}: L = 0 (every problem solved) at {solved} points, and log 0 is "
              "infinite: fits of L use these points, fits of log L and R2 leave them out")
@@ -257,6 +254,46 @@ def curve_of(model_type, x, N, seeds, steps):
 
 
 # ---------------------------------------------------------------- 2. The law
+@dataclass(frozen=True)
+class Problem:
+    """What a fit minimises: sum over sizes n and points T of w_nT (Y_nT - law)^2."""
+    shape: str        # of k(N): saturating, power, constant; free: a k of its own for each size
+    loss: str         # "linear": Y = L; "log": Y = log10 L
+    N_n: np.ndarray
+    x_nT: np.ndarray  # log10 X
+    L_nT: np.ndarray
+    w_nT: np.ndarray  # every size weighs 1 in all; 0 pads the shorter curves
+
+    def Y(self, L):
+        return L if self.loss == "linear" else np.log10(L)
+
+
+def usable(curves, loss):
+    """Curves of the points that a fit can use: log 0 is infinite."""
+    if loss == "linear":
+        return curves
+    return [c.keep(c.L_T > 0) for c in curves]
+
+
+def problem_of(curves, loss, shape):
+    """The Problem of fitting a shape to Curves. ValueError if the points are too few."""
+    if len(curves) < 2 and shape != "free":
+        raise ValueError(f"{len(curves)} sizes; a {shape} fit needs at least two")
+    x_nT = np.zeros((len(curves), max(map(len, curves))))
+    L_nT = np.ones_like(x_nT)
+    w_nT = np.zeros_like(x_nT)
+    for n, curve in enumerate(curves):
+        T = len(curve)
+        if T < 2:
+            size = label(curve.N)
+            raise ValueError(f"size {size}: {T} points with L > 0; leave this size out")
+        x_nT[n, :T] = np.log10(curve.X_T)
+        L_nT[n, :T] = curve.L_T
+        w_nT[n, :T] = 1 / T
+    N_n = np.array([c.N for c in curves])
+    return Problem(shape, loss, N_n, x_nT, L_nT, w_nT)
+
+
 def shape_function(shape, N, theta):
     """f of k(N) = K f(N, theta): each shape has one factor K and at most one number to search."""
     if shape == "saturating":
@@ -264,51 +301,21 @@ def shape_function(shape, N, theta):
     return N**theta  # power; the constant has theta = 0
 
 
+def theta_range(shape, N_n):
+    """Where theta is searched."""
+    if shape == "saturating":
+        return np.log(N0_range(N_n))
+    return (-1.0, 4.0) if shape == "power" else (0.0, 0.0)
+
+
 def N0_range(N_n):
     """Where N0 is searched, billions."""
     return min(N_n) / 100, max(N_n) * 100
 
 
-THETA_RANGES = {"power": (-1, 4), "constant": (0, 0)}
-
-
-def fit_slopes(shape, N_n, k_Bn, weight_Bn=1.0):
-    """Weighted least squares of k(N) = K f(N, theta) on slopes; B problems at once.
-
-    Grid search: 25 thetas over the range, then 25 between the neighbours of the best, 12 times, to
-    1e-12 of the range. 0 <= K, and K <= 2 for the saturating shape (paper). Returns K_B, theta_B.
-    With f of shape_function at a theta, the best K is sum(w k f) / sum(w f^2), bounded to its
-    range, at a cost of sum(w (K f - k)^2): K_BG and cost_BG, for G thetas of each problem.
-    """
-    low, high = THETA_RANGES.get(shape) or np.log(N0_range(N_n))
-    largest_K = 2 if shape == "saturating" else np.inf
-    k_B1n = k_Bn[:, None]
-    weight_B1n = np.broadcast_to(weight_Bn, k_Bn.shape)[:, None]
-    row_B = np.arange(len(k_Bn))
-    low_B = np.full(len(k_Bn), float(low))
-    high_B = np.full(len(k_Bn), float(high))
-    for _ in range(12):
-        theta_BG = np.linspace(low_B, high_B, 25, axis=-1)
-        # <solution id="law" points="4">
-        f_BGn = shape_function(shape, N_n, theta_BG[..., None])
-        weighted_BGn = weight_B1n * f_BGn
-        kf_BG = (weighted_BGn * k_B1n).sum(-1)
-        ff_BG = (weighted_BGn * f_BGn).sum(-1)
-        K_BG = np.clip(kf_BG / ff_BG, 0, largest_K)
-        error_BGn = K_BG[..., None] * f_BGn - k_B1n
-        cost_BG = (weight_B1n * error_BGn**2).sum(-1)
-        # </solution>
-        best_B = cost_BG.argmin(-1)
-        K_B = K_BG[row_B, best_B]
-        theta_B = theta_BG[row_B, best_B]
-        low_B = theta_BG[row_B, np.maximum(best_B - 1, 0)]
-        high_B = theta_BG[row_B, np.minimum(best_B + 1, 24)]
-    return K_B, theta_B
-
-
 @dataclass(frozen=True)
 class Parameters:
-    """The numbers of a law: of one fit, or of B redraws of the data along a first axis."""
+    """The numbers of a law: of one fit, or of fits to B data sets along a first axis."""
     shape: str
     K: np.ndarray      # () or (B,); K_max of the saturating shape
     theta: np.ndarray  # () or (B,)
@@ -328,47 +335,10 @@ class Parameters:
     def losses(self, x_nT):
         """L at x = log10 X of every size: (n, T) or (B, n, T)."""
         log_L_nT = self.E[..., None] - self.k[..., None] * x_nT
-        return 10**log_L_nT
+        return 10 ** np.clip(log_L_nT, -6, 6)  # a wild redraw can leave what a float can hold
 
 
-@dataclass(frozen=True)
-class Problem:
-    """What a fit minimises: sum over sizes n and points T of w_nT (Y_nT - law)^2."""
-    shape: str
-    loss: str         # "linear": Y = L; "log": Y = log10 L
-    N_n: np.ndarray
-    x_nT: np.ndarray  # log10 X
-    L_nT: np.ndarray
-    w_nT: np.ndarray  # every size weighs 1 in all; 0 pads the shorter curves
-
-    def Y(self, L):
-        return L if self.loss == "linear" else np.log10(L)
-
-
-def usable(curve, loss):
-    """Which points (T,) a fit can use: log 0 is infinite."""
-    return (curve.L_T > 0) | (loss == "linear")
-
-
-def problem_of(curves, loss, shape):
-    """The Problem of fitting a shape to Curves. ValueError if the points are too few."""
-    if len(curves) < 2 and shape != "free":
-        raise ValueError(f"{len(curves)} sizes; a {shape} fit needs at least two")
-    N_n = np.array([c.N for c in curves])
-    x_nT = np.zeros((len(curves), max(map(len, curves))))
-    L_nT = np.ones_like(x_nT)
-    w_nT = np.zeros_like(x_nT)
-    for n, curve in enumerate(curves):
-        on = np.flatnonzero(usable(curve, loss))
-        if len(on) < 2:
-            size = label(curve.N)
-            raise ValueError(f"size {size}: {len(on)} points with L > 0; leave this size out")
-        x_nT[n, on] = np.log10(curve.X_T[on])
-        L_nT[n, on] = curve.L_T[on]
-        w_nT[n, on] = 1 / len(on)
-    return Problem(shape, loss, N_n, x_nT, L_nT, w_nT)
-
-
+# Step 1: lines
 def fit_lines(problem, y_BnT, w_BnT):
     """Exact weighted least squares of the law on y = log10 L, for B data sets. Parameters.
 
@@ -395,35 +365,79 @@ def fit_lines(problem, y_BnT, w_BnT):
     # </solution>
 
 
-def solve(problem, Y_BnT, L_hat_BnT, rounds=300):
+# Step 2: grid search
+def fit_slopes(shape, N_n, k_Bn, weight_Bn=1.0):
+    """Weighted least squares of k(N) = K f(N, theta) on slopes; B problems at once.
+
+    A grid search, zoomed in: 25 thetas over the range, then 25 between the neighbours of the best,
+    12 times in all, to 1e-12 of the range. 0 <= K, and K <= 2 for the saturating shape (paper).
+    Returns K_B, theta_B.
+
+    With f of shape_function at a theta, the best K is sum(w k f) / sum(w f^2), bounded to its
+    range, at a cost of sum(w (K f - k)^2): K_BG and cost_BG, for G thetas of each problem.
+    """
+    ends = theta_range(shape, N_n)
+    largest_K = 2 if shape == "saturating" else np.inf
+    k_B1n = k_Bn[:, None]
+    weight_B1n = np.broadcast_to(weight_Bn, k_Bn.shape)[:, None]
+    row_B = np.arange(len(k_Bn))
+    low_B, high_B = np.tile(ends, (len(k_Bn), 1)).T
+    for _ in range(12):
+        theta_BG = np.linspace(low_B, high_B, 25, axis=-1)
+        # <solution id="law" points="4">
+        f_BGn = shape_function(shape, N_n, theta_BG[..., None])
+        weighted_BGn = weight_B1n * f_BGn
+        kf_BG = (weighted_BGn * k_B1n).sum(-1)
+        ff_BG = (weighted_BGn * f_BGn).sum(-1)
+        K_BG = np.clip(kf_BG / ff_BG, 0, largest_K)
+        error_BGn = K_BG[..., None] * f_BGn - k_B1n
+        cost_BG = (weight_B1n * error_BGn**2).sum(-1)
+        # </solution>
+        best_B = cost_BG.argmin(-1)
+        K_B = K_BG[row_B, best_B]
+        theta_B = theta_BG[row_B, best_B]
+        low_B = theta_BG[row_B, np.maximum(best_B - 1, 0)]
+        high_B = theta_BG[row_B, np.minimum(best_B + 1, 24)]
+    return K_B, theta_B
+
+
+# Step 3: iteratively reweighted least squares
+ROUNDS = 300  # most data sets settle within ten
+
+
+def solve(problem, Y_BnT, L_hat_BnT):
     """Parameters that minimise the problem's error on B data sets Y, starting from L_hat.
 
-    For L: iteratively reweighted least squares. Near L_hat, log10 L is log10 L_hat +
-    (L - L_hat) / (L_hat ln 10), and an error of log L counts L_hat^2 times in L.
+    The error of log L takes one fit of lines. The error of L takes a fit near L_hat, then one near
+    the losses of that fit, and so on until no loss moves.
     """
     if problem.loss == "log":
-        return fit_lines(problem, Y_BnT, np.broadcast_to(problem.w_nT, Y_BnT.shape))
-    found = None
+        return fit_lines(problem, Y_BnT, problem.w_nT)
+    L_hat_BnT = np.array(L_hat_BnT)
     moving = np.arange(len(Y_BnT))  # data sets that have not settled
-    for _ in range(rounds):
-        L_hat_bnT = np.maximum(L_hat_BnT[moving], 1e-6)  # its logarithm is taken
-        apart_bnT = Y_BnT[moving] / L_hat_bnT - 1
-        y_bnT = np.log10(L_hat_bnT) + apart_bnT / np.log(10)
-        now = fit_lines(problem, y_bnT, problem.w_nT * L_hat_bnT**2)
-        if found is None:
-            found = now
-            L_hat_BnT = now.losses(problem.x_nT)
-            continue
-        moved_b = np.abs([now.k - found.k[moving], now.E - found.E[moving]]).max((0, 2))
-        for name in ("K", "theta", "k", "E"):
-            getattr(found, name)[moving] = getattr(now, name)
-        L_hat_BnT[moving] = now.losses(problem.x_nT)
+    for _ in range(ROUNDS):
+        near_bnT = L_hat_BnT[moving]
+        L_bnT = fit_near(problem, Y_BnT[moving], near_bnT).losses(problem.x_nT)
+        L_hat_BnT[moving] = L_bnT
+        moved_b = np.abs(L_bnT / near_bnT - 1).max((1, 2))
         moving = moving[moved_b >= 1e-7]
         if not len(moving):
-            return found
-    warn(f"{len(moving)} of {len(Y_BnT)} {problem.shape} fits still move after {rounds} rounds: "
-         "such points are far from a power law")
-    return found
+            break
+    if len(moving):
+        warn(f"{len(moving)} of {len(Y_BnT)} {problem.shape} fits still move after {ROUNDS} "
+             "rounds: such points are far from a power law")
+    return fit_near(problem, Y_BnT, L_hat_BnT)
+
+
+def fit_near(problem, L_BnT, L_hat_BnT):
+    """The law that minimises the error of L, as far as its losses are near L_hat. Parameters.
+
+    There log10 L is log10 L_hat + (L - L_hat) / (L_hat ln 10). An error of log10 L is L_hat ln 10
+    times as large in L, so its square gets the weight L_hat^2.
+    """
+    apart_BnT = L_BnT / L_hat_BnT - 1
+    y_BnT = np.log10(L_hat_BnT) + apart_BnT / np.log(10)
+    return fit_lines(problem, y_BnT, problem.w_nT * L_hat_BnT**2)
 
 
 @dataclass(frozen=True)
@@ -432,7 +446,7 @@ class Fit(Parameters):
     curves: list
     loss: str
     protocol: str
-    redraws: Parameters | None  # of the bootstrap
+    redraws: Parameters  # of the bootstrap; without one, the fit itself with B = 1
 
     @property
     def N(self):
@@ -454,32 +468,27 @@ class Fit(Parameters):
     def extend(self, curve):
         """k and L_T on a Curve; a size that was not fitted gets the law's k and an E of its own."""
         if curve.N in self.N:
-            k = self.k[list(self.N).index(curve.N)]
+            (k,) = self.k[self.N == curve.N]
             return k, self.predict(curve.N, curve.X_T)
-        k = self.slope([curve.N])[0]
+        (k,) = self.slope([curve.N])
         return k, curve.line(k)
 
     def interval(self, name):
-        """95% interval (low, high) of "K", "N0", "k" or "E"; None without bootstrap."""
-        return self.redraws and interval(getattr(self.redraws, name))
-
-    @property
-    def N0_ends(self):
-        """The interval of N0; without bootstrap the estimate alone."""
-        return self.interval("N0") if self.redraws else (self.N0, self.N0)
+        """95% interval (low, high) of "K", "N0", "k" or "E"."""
+        return interval(getattr(self.redraws, name))
 
     @property
     def pinned(self):
         """Whether the data choose an N0, and a K_max below the limit of its range."""
-        return is_pinned(self.N0_ends, N0_range(self.N)) and self.K < 1.99
+        return is_pinned(self.interval("N0"), N0_range(self.N)) and self.K < 1.99
 
     def verdict(self):
         """What may be said about saturation, in words."""
-        low, high = self.N0_ends
+        low, high = self.interval("N0")
         least, most = N0_range(self.N)
         if self.pinned:
             K_max = bracketed(self.K, self.interval("K"))
-            N0 = bracketed(self.N0, self.interval("N0"), label)
+            N0 = bracketed(self.N0, (low, high), label)
             return f"K_max {K_max}, N0 {N0}"
         reach = f"N0 is not pinned ({label(low)} to {label(high)})"
         if low < least * 1.01:
@@ -492,19 +501,15 @@ class Fit(Parameters):
     def to_json(self):
         pairs = [(c.L_T, self.predict(c.N, c.X_T)) for c in self.curves]
         return {
-            "x": self.x,
-            "model_type": self.model_type,
             "protocol": self.protocol,
             "loss": self.loss,
             "N0": self.N0,
             "N0_ci": self.interval("N0"),
-            "N0_range": N0_range(self.N),
-            "N0_pinned": self.pinned,
             "K_max": self.K,
             "K_max_ci": self.interval("K"),
             "verdict": self.verdict(),
             "r2_log": log_r_squared(pairs),
-            "points": sum(usable(c, self.loss).sum() for c in self.curves),
+            "points": sum(map(len, usable(self.curves, self.loss))),
             "N": self.N,
             "k": self.k,
             "k_ci": self.interval("k"),
@@ -516,30 +521,31 @@ def fit(curves, loss="linear", shape="saturating", *, protocol="all", bootstrap=
     """Fit log10 L = -k(N) log10 X + E(N) to Curves of one model type and X. Returns a Fit.
 
     loss: "linear" (error of L, the paper's) or "log". shape: "saturating", "power", "constant",
-    "free" (a slope for each size). bootstrap: number of redraws. Every size weighs the same.
-    ValueError for fewer than two sizes, or a size without two usable points.
+    "free" (a slope for each size). Every size weighs the same. bootstrap: number of redraws; with
+    0 every interval is the estimate alone. ValueError for fewer than two sizes, or a size without
+    two usable points.
     """
-    problem = problem_of(curves, loss, shape)
+    used = usable(curves, loss)
+    problem = problem_of(used, loss, shape)
     Y_nT = problem.Y(problem.L_nT)
     start_nT = np.maximum(problem.L_nT, 1e-3)
-    found = solve(problem, Y_nT[None], start_nT[None])
+    redraws = found = solve(problem, Y_nT[None], start_nT[None])
     best = Parameters(shape, found.K[0], found.theta[0], found.k[0], found.E[0])
-    redraws = None
     if bootstrap:
-        c = curves[0]
-        key = f"{c.model_type} {c.x} {protocol} {loss}"  # other fits draw other noise
+        key = f"{curves[0].model_type} {curves[0].x} {protocol} {loss}"  # own noise for each fit
         rng = np.random.default_rng([seed, zlib.crc32(key.encode())])
         L_hat_nT = best.losses(problem.x_nT)
-        Y_BnT = redraw(problem, curves, problem.Y(L_hat_nT), bootstrap, rng)
+        Y_BnT = redraw(problem, used, problem.Y(L_hat_nT), bootstrap, rng)
         redraws = solve(problem, Y_BnT, np.broadcast_to(L_hat_nT, Y_BnT.shape))
     return Fit(**vars(best), curves=curves, loss=loss, protocol=protocol, redraws=redraws)
 
 
+# Step 4: bootstrap
 def redraw(problem, curves, Y_hat_nT, B, rng):
-    """Bootstrap: B data sets (B, n, T) that might have been measured, if the fitted law is true.
+    """B data sets (B, n, T) that might have been measured, if the fitted law is true.
 
-    Noise is put on the fitted values Y_hat in two parts; both multiply what was seen by a standard
-    normal number (a "wild" bootstrap, which invents no noise where none was seen).
+    A wild block bootstrap. Noise is put on the fitted values Y_hat in two parts; each multiplies
+    what was seen by standard normal numbers, so that no noise appears where none was seen.
 
     Seeds. Each seed's distance from the mean of its size is one draw of the noise of a whole run;
     a random combination of them has the variance of the mean over S seeds. Few seeds know that
@@ -548,32 +554,38 @@ def redraw(problem, curves, Y_hat_nT, B, rng):
 
     Blocks. What the seeds leave unexplained of the residuals (all of it with one seed) is cut into
     blocks of a tenth of a curve, and each block is multiplied by one number, so that neighbouring
-    steps stay correlated. A line passes too near to the points that it leans on most, here the
-    first steps (half of log X); the residuals there are too small. `unshrink` undoes that; without
-    it 95% intervals held the truth in 87% of synthetic data sets.
+    steps stay correlated. A line passes too near to the points of most leverage, here the first
+    steps (half of log X), so the residuals there are too small. `unshrink` undoes that; without it
+    95% intervals held the truth in 87% of synthetic data sets.
     """
     freedom = sum(len(c.L_ST) - 1 for c in curves)
-    stretch = student_factor(freedom) / student_factor(np.inf) if freedom else 1.0
+    stretch = student_factor(freedom) / student_factor(np.inf)
     Y_BnT = np.repeat(Y_hat_nT[None], B, axis=0)
     residual_nT = problem.Y(problem.L_nT) - Y_hat_nT
     for n, curve in enumerate(curves):
-        on = np.flatnonzero(problem.w_nT[n])
-        residual_T = residual_nT[n, on]
-        S = len(curve.L_ST)
+        S, T = curve.L_ST.shape
+        residual_T = residual_nT[n, :T]
         if S > 1:
-            apart_ST = (curve.L_ST - curve.L_T)[:, on]
-            if problem.loss == "log":
-                apart_ST = apart_ST / (np.log(10) * curve.L_T[on])
-            apart_ST = apart_ST / np.sqrt(S * (S - 1))  # squares sum to the variance of the mean
+            apart_ST = seeds_apart(curve, problem.loss)
             normal_BS = rng.standard_normal((B, S))
-            Y_BnT[:, n, on] += stretch * normal_BS @ apart_ST
+            Y_BnT[:, n, :T] += stretch * normal_BS @ apart_ST
             explained = (apart_ST**2).sum() / max((residual_T**2).sum(), TINY)
             residual_T = residual_T * np.sqrt(max(0.0, 1 - explained))
-        design_T2 = np.vander(problem.x_nT[n, on], 2)  # columns x and 1
+        design_T2 = np.vander(problem.x_nT[n, :T], 2)  # columns x and 1
         if problem.loss == "linear":
-            design_T2 = design_T2 * Y_hat_nT[n, on, None]  # dL is L times d log L
-        Y_BnT[:, n, on] += wild_blocks(residual_T, design_T2, B, rng)
+            design_T2 = design_T2 * Y_hat_nT[n, :T, None]  # dL is L times d log L
+        Y_BnT[:, n, :T] += wild_blocks(residual_T, design_T2, B, rng)
     return Y_BnT
+
+
+def seeds_apart(curve, loss):
+    """Distances (S, T) of the seeds from their mean, in L or log10 L, scaled so that their squares
+    sum to the variance of the mean."""
+    apart_ST = curve.L_ST - curve.L_T
+    if loss == "log":
+        apart_ST = apart_ST / (np.log(10) * curve.L_T)
+    S = len(apart_ST)
+    return apart_ST / np.sqrt(S * (S - 1))
 
 
 def wild_blocks(residual_T, design_T2, B, rng):
@@ -613,8 +625,7 @@ def student_factor(freedom):
 
 
 def is_pinned(N0_ends, N0_range):
-    """Whether N0 is known: its interval ends within its range and spans less than a factor of 10.
-    """
+    """Whether N0 is known: its interval ends within its range and spans less than a factor 10."""
     low, high = N0_ends
     least, most = N0_range
     inside = least * 1.01 < low and high < most / 1.01
@@ -700,24 +711,20 @@ def sigmoid(p, x_T, start):
 
 
 def predict_sigmoid(train, target):
-    """L_T of the Curve `target` by the sigmoid fitted to the Curve `train`, best of four starts.
+    """L_T of the Curve `target` by the sigmoid fitted to the Curve `train`.
 
-    A lies between the loss before training (or the first one, if that is missing) and 1.
+    A lies between the pass rate before training (or the first one, if that is missing) and 1.
     """
     x_T, L_T = np.log10(train.X_T), train.L_T
     start = L_T[0] if train.start is None else train.start
     low = [1 - start, 0.05, x_T[0] - 2]
     high = [1 + 1e-9, 10, x_T[-1] + 6]
-    A = 1 - L_T[-1] / 2
+    guess = np.clip([1 - L_T[-1] / 2, 1.5, x_T.mean()], low, high)
 
     def errors(p):
         return sigmoid(p, x_T, start) - L_T
 
-    tries = []
-    for B, x_mid in product((0.5, 1.5), (x_T.mean(), x_T[-1])):
-        guess = np.clip([A, B, x_mid], low, high)
-        tries.append(least_squares(errors, guess, bounds=(low, high), x_scale=(0.1, 1, 1)))
-    best = min(tries, key=lambda found: found.cost)
+    best = least_squares(errors, guess, bounds=(low, high), x_scale=(0.1, 1, 1))
     return sigmoid(best.x, np.log10(target.X_T), start)
 
 
@@ -739,27 +746,28 @@ def alternatives(curves):
         n_eff = n_eff or effective_points(residuals)  # of the free slopes, which come first
         mean_square = np.mean([(e**2).mean() for e in residuals])
         parameters = each * len(curves) + shared
-        row = {"name": name, "parameters": parameters, "n_eff": n_eff}
-        row["aicc"] = aicc(n_eff, mean_square, parameters)
-        row["r2_log"] = log_r_squared(pairs)
-        rows.append(row)
+        rows.append({
+            "name": name,
+            "parameters": parameters,
+            "n_eff": n_eff,
+            "aicc": aicc(n_eff, mean_square, parameters),
+            "r2_log": log_r_squared(pairs),
+        })
     return rows
 
 
 def score(pairs):
     """R2 within sizes and mean absolute error of forecasts [(L, L_hat), ...]."""
     missed = np.concatenate([L - L_hat for L, L_hat in pairs])
-    mae = float(np.abs(missed).mean())
-    return {"points": len(missed), "r2": r_squared(pairs), "mae": mae}
+    return {"r2": r_squared(pairs), "mae": float(np.abs(missed).mean())}
 
 
 def extrapolate(law, N, X_T):
-    """L_T of an unseen size (and L_BT of the redraws, or None). Blind: reads no loss of that size;
-    the X of a run are known before it is made."""
+    """L_T of an unseen size, and L_BT of the redraws. Blind: reads no loss of that size; the X of
+    a run are known before it is made."""
     first_x_n = np.log10([c.X_T[0] for c in law.curves])
     x_T = np.log10(X_T)
-    redraws = law.redraws and extrapolate_one(law.redraws, first_x_n, N, x_T)
-    return extrapolate_one(law, first_x_n, N, x_T), redraws
+    return tuple(extrapolate_one(p, first_x_n, N, x_T) for p in (law, law.redraws))
 
 
 def extrapolate_one(p, first_x_n, N, x_T):
@@ -786,23 +794,20 @@ def forecast_size(law, target):
     power = fit(law.curves, shape="power")
     N, X_T = target.N, target.X_T
     blind_T, blind_BT = extrapolate(law, N, X_T)
-    name, refitted = label(big.N), "(E refitted on the target)"
+    name = label(big.N)
     variants = {
         "law, everything extrapolated": blind_T,
         f"naive: line of {name}": own.predict(big.N, X_T),
-        f"law, slope only {refitted}": target.line(law.slope([N])),
-        f"k = a N^b, slope only {refitted}": target.line(power.slope([N])),
-        f"naive: slope of {name} {refitted}": target.line(own.k),
+        "law, slope only (E refitted on the target)": target.line(law.slope([N])),
+        "k = a N^b, slope only (E refitted on the target)": target.line(power.slope([N])),
+        f"naive: slope of {name} (E refitted on the target)": target.line(own.k),
     }
     rows = []
     for variant, L_hat_T in variants.items():
         row = {"protocol": "inter", "N": N, "variant": variant}
         row |= score([(target.L_T, L_hat_T)])
-        row["last_L"] = target.L_T[-1]
-        row["forecast"] = L_hat_T[-1]
-        rows.append(row)
-    if law.redraws:
-        rows[0]["forecast_ci"] = interval(blind_BT[:, -1])
+        rows.append(row | {"last_L": target.L_T[-1], "forecast": L_hat_T[-1]})
+    rows[0]["forecast_ci"] = interval(blind_BT[:, -1])
     return rows
 
 
@@ -810,9 +815,8 @@ def forecast_steps(early, later):
     """Intra-model: the later steps of all sizes from their first ones, by the law and its rivals.
     Rows (dicts)."""
     variants = {name: predict_rival(name, early, later) for name in RIVALS}
-    carried = variants["naive: last value carried forward"] = []
-    for e, c in zip(early, later, strict=True):
-        carried.append((c.L_T, np.full_like(c.L_T, e.L_T[-1])))
+    last = [(c.L_T, np.full(len(c), e.L_T[-1])) for e, c in zip(early, later, strict=True)]
+    variants["naive: last value carried forward"] = last
     rows = []
     for variant, pairs in variants.items():
         rows.append({"protocol": "intra", "variant": variant} | score(pairs))
@@ -856,11 +860,10 @@ def panels(count, size=(4.6, 3.8), ylabel=""):
     return figure, axes[0]
 
 
-def save(figure, path, kinds=("png", "pdf")):
-    """Write PATH.png and PATH.pdf (the same points give the same bytes) and close the figure."""
+def save(figure, path, kinds=("png",)):
+    """Write PATH.png, or other kinds, and close the figure. The same points give the same bytes."""
     for kind in kinds:
-        metadata = {"CreationDate": None} if kind == "pdf" else None
-        figure.savefig(f"{path}.{kind}", metadata=metadata)
+        figure.savefig(f"{path}.{kind}")
     pyplot().close(figure)
 
 
@@ -904,17 +907,14 @@ def loss_panel(axis, curves, law, title=""):
 
 
 def write_beside(axis, labels):
-    """Labels [(L, text, colour), ...] right of all curves and apart from each other."""
-    end = axis.dataLim.xmax
-    left, right = axis.get_xlim()
-    axis.set_xlim(left, right * (right / left) ** 0.25)
+    """Labels [(L, text, colour), ...] right of the panel and apart from each other."""
     low, high = axis.get_ylim()
     gap = (high / low) ** 0.05
     lowest = 0.0
     for L, text, colour in sorted(labels, key=itemgetter(0)):
         lowest = max(L, lowest * gap)
-        axis.annotate(text, (end, lowest), (8, 0), textcoords="offset points", va="center",
-                      fontsize=9, fontweight="bold", color=colour)
+        axis.text(1.01, lowest, text, transform=axis.get_yaxis_transform(), va="center",
+                  fontsize=9, fontweight="bold", color=colour)
 
 
 def k_panel(axis, own, laws):
@@ -922,30 +922,27 @@ def k_panel(axis, own, laws):
 
     own: a Fit of shape "free"; laws: Fits of the saturating shape.
     """
-    bars = np.abs(own.interval("k") - own.k) if own.redraws else None
-    axis.errorbar(own.N, own.k, bars, fmt="ko", ms=5, lw=1.1, label="slope of each size alone")
+    bars = np.abs(own.interval("k") - own.k)
+    axis.errorbar(own.N, own.k, bars if bars.any() else None, fmt="ko", ms=5, lw=1.1,
+                  label="slope of each size alone")
     N = np.geomspace(own.N[0] / 1.6, own.N[-1] * 6, 200)
     for law, colour, dashes in zip(laws, SERIES, ("-", "--"), strict=False):
         K_max = f"{law.K:.3f}" if law.pinned else "not pinned"
-        first, *_, last = map(label, law.N)
-        text = f"law of {first} to {last}, $K_{{max}}$ {K_max}"
+        text = f"law of {label(law.N[0])} to {label(law.N[-1])}, $K_{{max}}$ {K_max}"
         axis.plot(N, law.slope(N), dashes, color=colour, label=text)
         if law.pinned:
             axis.axhline(law.K, color=colour, lw=0.9, ls=":")
     size_axis(axis, own.N)
     axis.set_title(f"slope against {AXIS[own.x]}, {own.model_type}")
-    top = 1.5 * axis.dataLim.ymax  # room for the legend
-    axis.set_ylim(0, max(top, axis.get_ylim()[1]))
+    axis.set_ylim(0, 1.5 * axis.dataLim.ymax)  # room for the legend
     axis.legend(loc="upper left")
     for law, colour in zip(laws, SERIES, strict=False):
-        if law.redraws:
-            low, high = interval(law.redraws.slope(N))
-            axis.fill_between(N, low, high, color=colour, alpha=0.15, lw=0)
+        low, high = interval(law.redraws.slope(N))
+        axis.fill_between(N, low, high, color=colour, alpha=0.15, lw=0)
 
 
-def draw_laws(out, studies):
+def draw_laws(out, model_type, studies):
     """Write the figures k, loss_C and loss_D of one model type into `out`."""
-    model_type = studies[0].own.model_type
     suffix = "" if model_type == "base" else f"_{model_type}"
     figure, axes = panels(len(studies), ylabel="k(N), decades of L per decade of X")
     for s, axis in zip(studies, axes, strict=True):
@@ -957,7 +954,7 @@ def draw_laws(out, studies):
         figure, axes = panels(len(laws), (4.8, 4.2), LOSS_LABEL)
         for law, axis in zip(laws, axes, strict=True):
             loss_panel(axis, s.curves, law, TITLES[law.protocol])
-        save(figure, out / f"loss_{law.x}{suffix}")
+        save(figure, out / f"loss_{s.own.x}{suffix}")
 
 
 TITLES = {
@@ -1022,23 +1019,21 @@ class Flags:
     """Fit the scaling law of RL post-training to finished runs, or to a table of points."""
     runs: tuple[Path, ...]  # metrics.jsonl files of finished runs
     points: Path | None = None
-    """instead of runs, a CSV: N (billions; 7e-6 is 7,000 parameters), L, and C or D (or X
-    and x_kind); optional step, run, seed, model_type"""
+    """instead of runs, a CSV: N (billions; 7e-6 is 7,000 parameters), L, and C or D (or X and
+    x_kind); optional step, run, seed, model_type, reuse, group"""
     out: Path = Path("fit")  # directory for fit.json and the figures
     source: str | None = None  # evaluation set of the runs; None is the first one met
     first: float = 0.24  # steps that intra fits; below 1 a share (the paper: 25 of 105)
     upto: float | None = None  # largest size that inter fits, billions; None is all but one
     clip_steps: tuple[float, float] = (1, math.inf)  # first and last step used
-    bootstrap: int = 1000  # redraws behind the 95% intervals, 0 for none
-    seed: int = 0  # of the redraws
+    bootstrap: int = 1000  # redraws behind the 95% intervals
 
 
 PROTOCOLS = ("all", "inter", "intra")
 RANGES = {
     "first": (1e-3, 1e9),
     "upto": (1e-9, 1e5),
-    "bootstrap": (0, 20000),  # a gigabyte
-    "seed": (0, 2**63),
+    "bootstrap": (2, 20000),  # a gigabyte
 }
 
 
@@ -1055,10 +1050,10 @@ def check(flags):
 def one_setting(rows):
     """The rows with the commonest reuse factor and group size: other runs are no seeds of these."""
     settings = [(row.get("reuse"), row.get("group")) for row in rows]
-    counts = Counter(settings)
-    if len(counts) < 2:
+    common = Counter(settings).most_common()
+    if len(common) < 2:
         return rows
-    (chosen, count), *_ = counts.most_common()
+    chosen, count = common[0]
     reuse, group = chosen
     warn(f"the law is fitted to the runs with reuse {reuse} and group {group}; "
          f"{len(rows) - count} evaluations with other settings are left out")
@@ -1079,7 +1074,6 @@ class Study:
 
 def study(curves, flags):
     """Every fit of one model type and X."""
-    options = {"bootstrap": flags.bootstrap, "seed": flags.seed}
     fits = []
     for protocol in PROTOCOLS:
         part = select(curves, protocol, flags.first, flags.upto)
@@ -1088,12 +1082,19 @@ def study(curves, flags):
                  "(--first, --upto)")
             continue
         for loss in ("linear", "log"):
-            fits.append(fit(part, loss, protocol=protocol, **options))
-    return Study(curves, fit(curves, shape="free", **options), fits)
+            fits.append(fit(part, loss, protocol=protocol, bootstrap=flags.bootstrap))
+    own = fit(curves, shape="free", bootstrap=flags.bootstrap)
+    return Study(curves, own, fits)
 
 
 def tables_of(s, flags):
     """The rows of one Study for each list of fit.json."""
+    (law,) = s.laws("all")
+    free_ci, law_ci = s.own.interval("k").T, law.interval("k").T
+    slopes = []
+    for n, N in enumerate(law.N):
+        row = {"N": N, "free": s.own.k[n], "law": law.k[n]}
+        slopes.append(row | {"free_ci": free_ci[n], "law_ci": law_ci[n]})
     forecasts = []
     for inter in s.laws("inter"):
         if len(inter.curves) < len(s.curves):
@@ -1102,22 +1103,11 @@ def tables_of(s, flags):
     if s.laws("intra") and min(map(len, later)) > 1:
         forecasts += forecast_steps(early, later)
     return {
-        "slopes": slope_rows(s.laws("all")[0], s.own),
+        "slopes": slopes,
         "fits": [fitted.to_json() for fitted in s.fits],
         "alternatives": alternatives(s.curves),
         "forecasts": forecasts,
     }
-
-
-def slope_rows(law, own):
-    rows = []
-    for n, N in enumerate(law.N):
-        row = {"N": N, "free": own.k[n], "law": law.k[n]}
-        if law.redraws:
-            row["free_ci"] = own.interval("k")[:, n]
-            row["law_ci"] = law.interval("k")[:, n]
-        rows.append(row)
-    return rows
 
 
 def main(argv=None):
@@ -1127,21 +1117,21 @@ def main(argv=None):
     check(flags)
     rows = read_csv(flags.points) if flags.points else read_runs(flags.runs, flags.source)
     sets = curves_from(one_setting(rows), flags.clip_steps)
-    studies = [study(curves, flags) for curves in sets.values()]
-    result = {name: [] for name in TABLES}
-    for s in studies:
-        kind = {"x": s.own.x, "model_type": s.own.model_type}
+    inputs = flags.runs or [flags.points]
+    result = {"inputs": list(map(str, inputs)), "bootstrap": flags.bootstrap}
+    result |= {name: [] for name in TABLES}
+    studies = defaultdict(list)  # by model type
+    for (model_type, x), curves in sets.items():
+        s = study(curves, flags)
+        studies[model_type].append(s)
         for name, rows in tables_of(s, flags).items():
-            result[name] += [kind | row for row in rows]
+            result[name] += [{"x": x, "model_type": model_type} | row for row in rows]
 
     flags.out.mkdir(parents=True, exist_ok=True)
-    inputs = flags.runs or [flags.points]
-    head = {"version": 2, "seed": flags.seed, "bootstrap": flags.bootstrap}
-    head["inputs"] = list(map(str, inputs))
-    text = json.dumps(head | result, indent=1, default=lambda v: v.tolist())
+    text = json.dumps(result, indent=1, default=lambda array: array.tolist())
     (flags.out / "fit.json").write_text(text + "\n")
-    for model_type in {s.own.model_type for s in studies}:
-        draw_laws(flags.out, [s for s in studies if s.own.model_type == model_type])
+    for model_type, found in studies.items():
+        draw_laws(flags.out, model_type, found)
     for name, (title, columns) in TABLES.items():
         if result[name]:
             print(table(title, columns.split(), result[name]))
