@@ -860,10 +860,9 @@ def panels(count, size=(4.6, 3.8), ylabel=""):
     return figure, axes[0]
 
 
-def save(figure, path, kinds=("png",)):
-    """Write PATH.png, or other kinds, and close the figure. The same points give the same bytes."""
-    for kind in kinds:
-        figure.savefig(f"{path}.{kind}")
+def save(figure, path):
+    """Write PATH.png and close the figure. The same points give the same bytes."""
+    figure.savefig(f"{path}.png")
     pyplot().close(figure)
 
 

@@ -278,7 +278,7 @@ def draw(path: Path, panel, *args, **names) -> str:
     figure, (axis,) = panels(1, (5.2, 4.2))
     panel(axis, *args)
     axis.set(**names)
-    save(figure, path, ["png"])
+    save(figure, path)
     return f"![{names['title']}]({path.name}.png)\n"
 
 

@@ -12,6 +12,7 @@ import pytest
 from scipy.optimize import minimize
 
 import fit_scaling as fs
+from study.report import rows_of
 
 ROOT = Path(__file__).parent.parent
 PAPER = ROOT / "results" / "paper"
@@ -211,7 +212,9 @@ def test_a_fit_asked_for_alone_has_the_same_interval():
 def test_redraws_that_never_settle_leave_numbers():
     """Fails without the limits of `losses`: a redraw of these runs overflows, and the intervals in
     fit.json are NaN, which is no JSON."""
-    rows = fs.read_csv(ROOT / "results" / "study" / "points_constant.csv")
+    runs = fs.read_lines(ROOT / "results" / "study" / "runs.jsonl")[1:]
+    chosen = [run for run in runs if (run["part"], run["arm"]) == ("sizes", "constant")]
+    rows = rows_of(chosen)
     with pytest.warns(UserWarning, match="of 1000 free fits still move"):
         f = fs.fit(fs.curves_from(rows)["instruct", "C"], shape="free", bootstrap=1000)
     assert np.isfinite(f.interval("k")).all()
