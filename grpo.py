@@ -5,8 +5,8 @@
     torchrun --nproc_per_node 8 grpo.py --resume runs/NAME  # goes on from the newest checkpoint
 
 GRPO (Shao et al. 2024, arXiv 2402.03300), as in "Scaling Behaviors of LLM Reinforcement Learning
-Post-Training" (arXiv 2509.25300). For each of P prompts draw G completions o_i with rewards r_i,
-then ascend, over the i of an update (all P x G if there is one) and the tokens t of o_i,
+Post-Training" (arXiv 2509.25300). For each of P prompts draw G completions o_i with rewards r_i.
+Then ascend J, where i runs over the completions of an update and t over the tokens of o_i:
 
     J = sum_i w_i sum_t [ min(rho_it A_i, clip(rho_it, 1 - eps_low, 1 + eps_high) A_i)
                           - beta KL_it ]
@@ -14,18 +14,24 @@ then ascend, over the i of an update (all P x G if there is one) and the tokens 
     A_i    = (r_i - mean r) / (std r + 1e-6)            advantage, against the G of the same prompt
     rho_it = pi(o_it | ..) / pi_old(o_it | ..)          ratio; pi_old drew the completions
     KL_it  = exp(d) - d - 1,  d = log pi_ref - log pi   k3 estimator, against the starting model
-    w_i    = 1 / sum_j |o_j|                            weight: 1 / completion tokens
+    w_i    = 1 / sum_j |o_j|                            weight: 1 / completion tokens of the update
 
-with the dual clip: for a negative advantage the min is at least dual_clip x A_i. The sum in w_i
+The dual clip bounds the min from below for a negative advantage, by dual_clip x A_i. The sum in w_i
 runs over all micro-batches and ranks, so the gradient does not depend on how the sequences are
 shared out. This w_i is the study's and DAPO's; --aggregate sequences is that of the GRPO paper.
-The algorithms of recipes/ each change some of these terms: r in rewards(), A in advantages(), w in
-token_weights(), the rest in grpo_loss().
+Each algorithm of recipes/ changes some of these terms: r in rewards(), A in advantages(), w in
+token_weights(), the others in grpo_loss().
 
-From a problem to its gradient: evaluate.load_problems, data.order, draw_groups (Rollout.draw:
-sample and grade), train_step: deal (sequences to updates, ranks and micro-batches: batch.py, where
-each token is paired with the place that predicts it), log_probs, trained_rewards, advantages,
-token_weights, grpo_loss, backward.
+The path from a problem to its gradient:
+
+    evaluate.load_problems, data.order    the problems, in the order of training
+    draw_groups                           sample G completions of each prompt, grade them
+    train_step                            all updates on these completions:
+        deal (runtime/batch.py)           sequences to updates, ranks and micro-batches
+        log_probs                         under pi_old and pi_ref
+        trained_rewards, advantages       r_i, A_i
+        token_weights                     w_i
+        grpo_loss, backward               -J and its gradient
 
 Differences from the study's code: its token mean is taken per micro-batch, so its gradient depends
 on the micro-batches. Defaults that are not the study's, for the tiny model: one update per rollout
@@ -40,7 +46,9 @@ import math
 import os
 import shlex
 import sys
+from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
@@ -52,6 +60,7 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 
 import data
 from data import PROMPT
@@ -63,8 +72,8 @@ from runtime import plan
 from runtime.batch import Batch, Share, deal, log_probs
 from runtime.checkpoint import Checkpoints, discarded_on_error, open_run, read_flags, restore
 from runtime.display import Display, draw_curve, show
-from runtime.flags import check_numbers, flag_name, from_stored, parse
-from runtime.ledger import Ledger, Progress, Signals, Stopped, explain
+from runtime.flags import check_choices, check_numbers, flag_name, from_stored, parse
+from runtime.ledger import Clock, Ledger, Progress, Signals, Stopped, explain
 from runtime.parallel import (
     check_team,
     check_tokenizer,
@@ -95,8 +104,7 @@ class Flags:
 
     # ---- Prompts
 
-    # how a problem is asked, with {problem} in it; prompts that a file brings along stay as they
-    # are
+    # how a problem is asked, with {problem} in it; prompts that stand in a file stay as they are
     prompt: str = PROMPT
     # chat template or plain text; auto: chat if the tokenizer has a chat template
     template: Literal["auto", "chat", "plain"] = "auto"
@@ -133,13 +141,13 @@ class Flags:
     surrogate: Literal["clip", "cispo"] = "clip"
     clip_low: float = 0.2  # eps_low: the ratio is clipped to at least 1 minus this
     clip_high: float = 0.2  # eps_high: the ratio is clipped to at most 1 plus this
-    dual_clip: float = 3.0  # for a negative advantage the min is at least this times A; 0: off
+    dual_clip: float = 3.0  # for a negative advantage the minimum is at least this x A; 0: off
     # tokens: mean over all tokens; sequences: mean of each one's mean; constant: over max_new
     aggregate: Literal["tokens", "sequences", "constant"] = "tokens"
     kl: float = 0.0  # beta, weight of the KL term; 0 leaves out the reference policy
-    # of KL from one token, with d = log pi_ref - log pi: k1 -d; k2 d^2 / 2; k3 exp(d) - d - 1
+    # KL of one token, with d = log pi_ref - log pi: k1 -d; k2 d^2 / 2; k3 exp(d) - d - 1
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
-    # reward: beta times the sum over the sequence is subtracted from the reward
+    # loss: a term of each token; reward: beta times the sequence's KL is subtracted from r
     kl_in: Literal["loss", "reward"] = "loss"
     # importance weight pi_old / pi_sampler, per token or per sequence, at most 2
     correct: Literal["none", "token", "sequence"] = "none"
@@ -202,14 +210,14 @@ def rewards(completions: list[Completion], f: Flags) -> Tensor:
 
 
 def all_equal(reward_PG: Tensor) -> Tensor:
-    """equal_P, bool: whether all rewards of a group are the same, so that nothing is better."""
+    """equal_P, bool: whether all rewards of a group are the same."""
     return (reward_PG == reward_PG[:, :1]).all(1)
 
 
 def advantages(reward_PG: Tensor, kind: str = "std") -> Tensor:
-    """adv_PG, the dtype of reward_PG: A_i, each group against itself, exactly 0 where all rewards
-    are equal. mean and std are over the G rewards of a prompt:
+    """adv_PG, the dtype of reward_PG: A_i, from the mean and std of the G rewards of its prompt.
 
+    Exactly 0 where all rewards of a group are equal. kind:
     std   (r - mean) / (std + 1e-6), with the unbiased std: GRPO (arXiv 2402.03300)
     mean  r - mean: Dr. GRPO (arXiv 2503.20783)
     loo   r - mean of the other G - 1, which is (r - mean) G / (G - 1): RLOO (arXiv 2402.14740)
@@ -229,11 +237,11 @@ def token_weights(new_B: Tensor, in_loss_B: Tensor, aggregate: str, max_new: int
     """weight_B, float32: w_i, the weight of every token of sequence i in the loss of an update.
 
     new_B, int64: completion tokens |o_i| of every sequence of the update, over all ranks.
-    in_loss_B, bool: which S sequences are in the loss; the others weigh 0. Sums run over the S:
-    tokens     1 / sum_j |o_j|    (DAPO, eq. 8; the default)
+    in_loss_B, bool: which sequences are in the loss. With S such sequences, their weights are
+    tokens     1 / sum_j |o_j|    over the S sequences (DAPO, eq. 8; the default)
     sequences  1 / (S |o_i|)      (GRPO, eq. 3)
     constant   1 / (S max_new)    (Dr. GRPO)
-    If no sequence is in the loss, every weight is 0.
+    The weights of the other sequences are 0, also if S is 0.
     """
     # <solution id="weights" points="6">
     new_B = new_B.double()
@@ -249,15 +257,14 @@ def token_weights(new_B: Tensor, in_loss_B: Tensor, aggregate: str, max_new: int
 
 
 def token_kl(logp_R: Tensor, ref_R: Tensor, estimator: str) -> Tensor:
-    """kl_R within +-10: KL(pi, pi_ref) estimated from one token each (Schulman 2020, "Approximating
-    KL divergence"). With d = ref_R - logp_R:
+    """kl_R: KL(pi, pi_ref) estimated from one token each, with d = ref_R - logp_R:
 
     k1  -d
     k2  d^2 / 2
     k3  exp(d) - d - 1
 
-    In exp, d is bounded to +-20 by bounded_exp, as in verl, so that one unlikely token cannot make
-    the update infinite.
+    from Schulman 2020, "Approximating KL divergence". As in verl, bounded_exp bounds d in exp to
+    +-20, and the result is bounded to +-10, so that no unlikely token makes the update infinite.
     """
     # <solution id="kl" points="4">
     d_R = ref_R - logp_R
@@ -279,17 +286,18 @@ def bounded_exp(log_R: Tensor) -> Tensor:
 def grpo_loss(logp_R: Tensor, b: Batch, f: Flags) -> tuple[Tensor, dict[str, Tensor]]:
     """-> (loss, counts): this micro-batch's part of -J, and sums over its tokens for the log.
 
-    logp_R, float32, carries gradients; everything in b is constant. counts carry none. Sources:
-    the clipped surrogate is PPO's (arXiv 1707.06347, eq. 7), the dual clip arXiv 1912.09729, eq. 5;
-    CISPO arXiv 2506.13585, eq. 4; the ratio of a sequence GSPO (arXiv 2507.18071, eq. 7); the
-    importance weight for the gap of sampler and trainer: TIS (Yao et al. 2025).
+    logp_R, float32, carries gradients; b and counts carry none. With rho = ratio_R, which is
+    bounded_exp(log_ratio_R), c = rho clipped to [1 - clip_low, 1 + clip_high], and A = b.adv_R:
 
-    rho = ratio_R = bounded_exp(log_ratio_R), clipped = rho within its bounds, A = b.adv_R; the dual
-    clip does not make a token count as clipped:
-              gain of a token                                      a token counts as clipped if
-    clip      min(rho A, clipped A); for A < 0 at least            clipped A < rho A
+              gain of a token                             a token counts as clipped if
+    clip      min(rho A, c A); for A < 0 at least         c A < rho A, whatever the dual clip does
               dual_clip A, unless dual_clip is 0
-    cispo     clipped A logp_R, no gradient through clipped        clipped != rho
+    cispo     c A logp_R, no gradient through c           c != rho
+
+    Sources: clip is PPO's surrogate (arXiv 1707.06347, eq. 7), with the dual clip of arXiv
+    1912.09729, eq. 5; CISPO arXiv 2506.13585, eq. 4; the ratio of a sequence GSPO (arXiv
+    2507.18071, eq. 7); the importance weight for the gap of sampler and trainer TIS (Yao et al.
+    2025).
     """
     log_ratio_R = logp_R - b.old_R
     if f.ratio == "sequence":
@@ -349,8 +357,10 @@ def draw_groups(
         equal_P = all_equal(rewards(new, f).view(missing, f.group))
         for p in range(missing):
             group = new[p * f.group : (p + 1) * f.group]
-            replaced = equal_P[p] and f.equal_groups == "resample"
-            (equal if replaced else good).append(group)
+            if equal_P[p] and f.equal_groups == "resample":
+                equal.append(group)
+            else:
+                good.append(group)
         if len(good) == f.prompts:
             break
     groups = (good + equal)[: f.prompts]
@@ -364,52 +374,38 @@ def train_step(
     scheduler,
     completions: list[Completion],
     f: Flags,
-    ledger: Ledger,
+    clock: Clock,
     display: Display | None = None,
 ) -> dict:
-    """All updates on one rollout; returns the step's statistics, the same on all ranks (a
-    collective).
+    """All updates on one rollout -> statistics, the same on all ranks (a collective).
 
-    A signal before the first update raises Interrupted, since nothing has changed yet; after it
-    the step is finished.
+    A signal before the first update raises Interrupted, since nothing has changed yet. After a
+    later signal the step is finished.
     """
-    device = ledger.device
-    per_update = len(completions) // f.updates
-    parts = [slice(u * per_update, (u + 1) * per_update) for u in range(f.updates)]
-    shares = [
-        deal(completions, range(part.start, part.stop), f.micro_tokens, device) for part in parts
-    ]
+    shares = deal_updates(completions, f, clock.device)
     batches = [b for share in shares for b in share.batches]
 
     # Log-probs under pi_old and the reference come before the first update changes pi.
-    add_log_probs(policy, reference, batches, f, ledger)
+    add_log_probs(policy, reference, batches, f, clock)
 
-    reward_B = trained_rewards(completions, batches, f, device)  # r_i
+    reward_B = trained_rewards(completions, batches, f, clock.device)  # r_i
     reward_PG = reward_B.view(f.prompts, f.group)
     adv_B = advantages(reward_PG, f.advantage).flatten()  # A_i
     equal_B = all_equal(reward_PG).repeat_interleave(f.group)
     in_loss_B = in_loss(completions, equal_B, f)
-    new_B = torch.tensor([len(c.ids) for c in completions], device=device)
-    weights = [
-        token_weights(new_B[part], in_loss_B[part], f.aggregate, f.max_new) for part in parts
-    ]
-    weight_B = torch.cat(weights)  # w_i
+    weight_B = weights_of_updates(completions, in_loss_B, f)  # w_i
     for b in batches:
         b.adv_R = b.per_token(adv_B[b.places])
         b.weight_R = b.per_token(weight_B[b.places])
 
-    sums = Sums(device)
+    sums = defaultdict(float)  # on the device, so that adding waits for nothing
     norms = []
-    with ledger.phase("train"):
-        for number, share in enumerate(shares):
-            first = number == 0
-            add_gradients(policy, share, sums, f, ledger, display, may_give_up=first)
-            norm = full(
-                torch.nn.utils.clip_grad_norm_(policy.parameters(), f.clip_grad or math.inf)
-            ).item()
-            if first:
-                ledger.give_up_if_asked()
-                ledger.announce("the step changes the weights now, so it will be finished")
+    with clock.phase("train"):
+        for share in shares:
+            add_gradients(policy, share, sums, f, clock, display)
+            norm = full(clip_grad_norm_(policy.parameters(), f.clip_grad or math.inf)).item()
+            clock.give_up_if_asked()
+            clock.commit()
             lr = optimizer.param_groups[0]["lr"]
             if math.isfinite(norm):
                 optimizer.step()
@@ -419,14 +415,11 @@ def train_step(
 
     return {
         "reward": reward_B.mean().item(),
-        "accuracy": mean(c.verdict.score for c in completions),
-        **sums.over_updates(f.updates),
+        **completion_statistics(completions),
+        **over_updates(sums, f.updates),
         "grad_norm": mean(norms) if norms else None,
         "skipped_updates": f.updates - len(norms),
         "lr": lr,
-        "length": mean(len(c.ids) for c in completions),
-        "truncated": mean(not c.finished for c in completions),
-        "no_answer": mean(c.verdict.answer is None for c in completions),
         "equal_groups": equal_B.float().mean().item(),
         "in_loss": in_loss_B.float().mean().item(),
         "micro_batches": len(batches),
@@ -434,8 +427,34 @@ def train_step(
     }
 
 
+def deal_updates(completions: list[Completion], f: Flags, device) -> list[Share]:
+    """This rank's share of each update, which trains on an equal part of the prompts."""
+    size = len(completions) // f.updates
+    starts = range(0, len(completions), size)
+    parts = [range(start, start + size) for start in starts]
+    return [deal(completions, part, f.micro_tokens, device) for part in parts]
+
+
+def weights_of_updates(completions: list[Completion], in_loss_B: Tensor, f: Flags) -> Tensor:
+    """weight_B, float32, of all completions of the step, each among those of its own update."""
+    size = len(completions) // f.updates
+    new_B = torch.tensor([len(c.ids) for c in completions], device=in_loss_B.device)
+    updates = zip(new_B.split(size), in_loss_B.split(size), strict=True)
+    weights = [token_weights(new, inside, f.aggregate, f.max_new) for new, inside in updates]
+    return torch.cat(weights)
+
+
+def completion_statistics(completions: list[Completion]) -> dict[str, float]:
+    return {
+        "accuracy": mean(c.verdict.score for c in completions),
+        "length": mean(len(c.ids) for c in completions),
+        "truncated": mean(not c.finished for c in completions),
+        "no_answer": mean(c.verdict.answer is None for c in completions),
+    }
+
+
 def in_loss(completions: list[Completion], equal_B: Tensor, f: Flags) -> Tensor:
-    """in_loss_B, bool: which sequences count. equal_B, bool: those of groups of equal rewards."""
+    """in_loss_B, bool: which sequences are in the loss. equal_B: whose group has equal rewards."""
     in_loss_B = torch.ones_like(equal_B)
     if f.equal_groups != "keep":
         in_loss_B &= ~equal_B
@@ -445,29 +464,32 @@ def in_loss(completions: list[Completion], equal_B: Tensor, f: Flags) -> Tensor:
 
 
 def add_log_probs(
-    policy: Model, reference: Model | None, batches: list[Batch], f: Flags, ledger: Ledger
+    policy: Model, reference: Model | None, batches: list[Batch], f: Flags, clock: Clock
 ) -> None:
-    """Fill in old_R and ref_R where they are needed. With one update pi is pi_old, and
-    add_gradients fills in old_R.
+    """Fill in old_R and ref_R where they are needed.
+
+    With one update pi is pi_old, and add_gradients fills in old_R.
     """
     with torch.no_grad():
         if f.updates > 1 or f.kl_in == "reward":
-            with ledger.phase("old"):
+            with clock.phase("old"):
                 for b in batches:
-                    ledger.give_up_if_asked()
+                    clock.give_up_if_asked()
                     b.old_R, _ = log_probs(policy, b, f.temperature)
         if reference is not None:
-            with ledger.phase("reference"):
+            with clock.phase("reference"):
                 for b in batches:
-                    ledger.give_up_if_asked()
+                    clock.give_up_if_asked()
                     b.ref_R, _ = log_probs(reference, b, f.temperature)
 
 
 def trained_rewards(
     completions: list[Completion], batches: list[Batch], f: Flags, device
 ) -> Tensor:
-    """reward_B, float32, of all completions of the step: rewards(), minus beta times the KL of the
-    sequence if --kl-in reward."""
+    """reward_B, float32, of all completions of the step (a collective).
+
+    That is rewards(), minus beta times the KL of the sequence if --kl-in reward.
+    """
     reward_B = rewards(completions, f).to(device)
     if f.kl_in == "reward":
         kl_B = torch.zeros_like(reward_B)
@@ -479,47 +501,32 @@ def trained_rewards(
 
 
 def add_gradients(
-    policy: Model, share: Share, sums: "Sums", f: Flags, ledger: Ledger, display, may_give_up: bool
+    policy: Model, share: Share, sums: dict, f: Flags, clock: Clock, display: Display | None
 ) -> None:
-    """Forward and backward of all micro-batches of an update."""
-    for done, b in enumerate(share.batches):
-        if may_give_up:
-            ledger.give_up_if_asked()
+    """Forward and backward of all micro-batches of an update; adds to sums, by name."""
+    for done, b in enumerate(share.batches, 1):
+        clock.give_up_if_asked()
         # Between replicas gradients are summed once, after the last micro-batch.
-        policy.set_requires_all_reduce(done == len(share.batches) - 1)
+        policy.set_requires_all_reduce(done == len(share.batches))
         logp_R, entropy_R = log_probs(policy, b, f.temperature)
         if b.old_R is None:  # one update: the value of rho is 1, its gradient is not 0
             b.old_R = logp_R.detach()
         loss, counts = grpo_loss(logp_R, b, f)
         (loss * dist.get_world_size()).backward()  # FSDP averages over ranks, and the sum is wanted
-        sums.add("loss", loss.detach())
+        sums["loss"] += loss.detach().double()
         counts["entropy"] = entropy_R.detach().sum()
         counts["sampler_gap"] = (b.sampler_R - b.old_R).abs().sum()
         for name, count in counts.items():
-            sums.add(name, count / share.completion_tokens)
+            sums[name] += (count / share.completion_tokens).double()
         if display:
-            display.micro_batches(done + 1, len(share.batches))
+            display.micro_batches(done, len(share.batches))
 
 
-class Sums:
-    """What the micro-batches of a step add up to, by name; kept on the device, so that adding waits
-    for nothing."""
-
-    NAMES = ("loss", "clip_fraction", "kl", "entropy", "sampler_gap")
-
-    def __init__(self, device):
-        self.total = {
-            name: torch.zeros((), dtype=torch.float64, device=device) for name in self.NAMES
-        }
-
-    def add(self, name: str, value: Tensor) -> None:
-        self.total[name] += value
-
-    def over_updates(self, updates: int) -> dict[str, float]:
-        """The sums over all ranks, divided by the number of updates (a collective)."""
-        total = torch.stack(list(self.total.values()))
-        dist.all_reduce(total)
-        return dict(zip(self.NAMES, (total / updates).tolist(), strict=True))
+def over_updates(sums: dict[str, Tensor], updates: int) -> dict[str, float]:
+    """The sums over all ranks, divided by the number of updates (a collective)."""
+    total = torch.stack(list(sums.values()))
+    dist.all_reduce(total)
+    return dict(zip(sums, (total / updates).tolist(), strict=True))
 
 
 def lr_factor(done: int, f: Flags) -> float:
@@ -574,6 +581,7 @@ def main(f: Flags) -> None:
     begin = f", from {opened.checkpoint.name}" if opened.checkpoint else ""
     say(f"{out}: {size}, on {world} x {device.type}{begin}")
 
+    # The policy and its optimiser, the sampler with its own copy of the weights, and the graders.
     graders = max(1, (os.cpu_count() or 2) // (2 * world))
     with Signals() as signals, Grader(graders, GRADE_SECONDS, reward=f.reward) as grader:
         ledger = Ledger(out, config, device, signals, flags)
@@ -595,7 +603,8 @@ def main(f: Flags) -> None:
             say(f"--steps {f.steps}: the run has reached step {p.step} already, so nothing is left")
 
         shown = {}  # step: a few completions of its evaluation
-        try:
+        # Interrupted: a step that had changed nothing, or an evaluation, was given up.
+        with closing(sampler), closing(display), suppress(Interrupted):
             # The first evaluation, or one that a signal interrupted.
             if is_due(p.step, f) and p.evaluated_step != p.step:
                 shown[p.step] = measure(rollout, sets.tests, ledger)
@@ -625,8 +634,8 @@ def main(f: Flags) -> None:
                 line = ledger.trained(completions, drawn, stats, sampler.preempted)
                 if p.failed_steps == 3:
                     raise Stopped(
-                        f"no finite gradient in three steps in a row, at step {step}: try a lower "
-                        f"--lr; see {out}"
+                        f"no finite gradient in three steps in a row, at step {step}: "
+                        f"try a lower --lr; see {out}"
                     )
                 if is_due(step, f) and not ledger.stop:
                     shown[step] = measure(rollout, sets.tests, ledger)
@@ -635,18 +644,10 @@ def main(f: Flags) -> None:
                     say(warning)
                 if step % f.save_every == 0 or step == f.steps:
                     checkpoints.save(policy, optimizer, scheduler)
-        except Interrupted:
-            pass  # a step that had changed nothing, or an evaluation, was given up
-        finally:
-            display.close()
-            # CUDA graphs that hold collectives go before the process group (pytorch issue 115388).
-            sampler.close()
         if p.step:
             checkpoints.close(policy, optimizer, scheduler)
 
-    ranks = os.environ.get("LOCAL_WORLD_SIZE", 1)
-    again = f"torchrun --nproc_per_node {ranks} grpo.py --resume {shlex.quote(str(out))}"
-    again += f" --reward {shlex.quote(f.reward)}" if f.reward else ""
+    again = resume_command(out, f)
     if ledger.stop == "disk":
         raise Stopped(
             f"{ledger.error}; earlier checkpoints are whole. To go on from there: {again}"
@@ -656,10 +657,18 @@ def main(f: Flags) -> None:
     try:
         save(policy, directory, out / "final", compute_dtype(device))
     except OSError as error:
-        remedy = f"the checkpoints are whole. To go on from there: {again}"
-        raise Stopped(f"{error}; {remedy}") from error
+        raise Stopped(
+            f"{error}; the checkpoints are whole. To go on from there: {again}"
+        ) from error
     if rank == 0:
         show_result(out, p, {"before": shown.get(0), "after": shown.get(f.steps)}, tokenizer)
+
+
+def resume_command(out: Path, f: Flags) -> str:
+    ranks = os.environ.get("LOCAL_WORLD_SIZE", 1)
+    command = f"torchrun --nproc_per_node {ranks} grpo.py --resume {shlex.quote(str(out))}"
+    # The code of a reward function is run only if the user names it again.
+    return command + (f" --reward {shlex.quote(f.reward)}" if f.reward else "")
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
@@ -768,115 +777,101 @@ def parse_flags(argv: list[str]) -> Flags:
 
 
 def free_flags(f: Flags) -> set[str]:
-    """Flags that may differ when this run is resumed; a run without reuse may also be given more
-    steps."""
-    return FREE | ({"steps"} if f.reuse == 1 else set())
+    """Flags that may change when this run is resumed: FREE, and without reuse also its steps."""
+    return (FREE | {"steps"}) if f.reuse == 1 else FREE
 
 
 def check(f: Flags, world: int) -> None:
     """ValueError for flags that cannot make a run on `world` ranks, saying what to change."""
     check_numbers(f, RANGES)
-    # tyro checks the command line, but not the flags of a stored run.
-    for known in dataclasses.fields(Flags):
-        choices = getattr(known.type, "__args__", ())
-        value = getattr(f, known.name)
-        if choices and isinstance(value, str) and value not in choices:
-            raise ValueError(
-                f"{flag_name(known.name)} {value}: must be one of {', '.join(map(str, choices))}"
-            )
+    check_choices(f)
     check_team(f.sampler_tp, world)
     teams = world // f.sampler_tp
     longest = f.max_prompt + f.max_new
+    sequences = f.prompts // f.updates * f.group
     restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0))
     shared_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     rules = [
-        (f.prompts % f.updates or f.prompts // f.updates * f.group < world,
-         f"--prompts {f.prompts} cannot be divided into --updates {f.updates} equal parts that "
-         f"each give all {world} ranks a sequence; make prompts a multiple of updates"),
+        (f.prompts % f.updates or sequences < world,
+         f"--prompts {f.prompts} cannot be divided into --updates {f.updates} equal parts "
+         f"that each give all {world} ranks a sequence; make prompts a multiple of updates"),
         (f.prompts % teams,
-         f"--prompts {f.prompts} is not a multiple of the {teams} ranks or teams of --sampler-tp "
-         "ranks that draw; change it or --nproc_per_node"),
-        (f.prompts // f.updates * f.group % world,
-         f"an update has --prompts / --updates x --group = {f.prompts // f.updates * f.group} "
-         f"sequences, not a multiple of the {world} ranks; change one of them"),
+         f"--prompts {f.prompts} is not a multiple of the {teams} ranks "
+         "or teams of --sampler-tp ranks that draw; change it or --nproc_per_node"),
+        (sequences % world,
+         f"an update has --prompts / --updates x --group = {sequences} sequences, "
+         f"not a multiple of the {world} ranks; change one of them"),
         (longest > f.micro_tokens,
-         f"--micro-tokens {f.micro_tokens} is less than the longest sequence, --max-prompt "
-         f"{f.max_prompt} + --max-new {f.max_new}; raise it"),
+         f"--micro-tokens {f.micro_tokens} is less than the longest sequence, "
+         f"--max-prompt {f.max_prompt} + --max-new {f.max_new}; raise it"),
         (world % f.replicas,
-         f"--replicas {f.replicas} does not divide the {world} ranks; give the number of nodes, "
-         "or 1"),
+         f"--replicas {f.replicas} does not divide the {world} ranks; "
+         "give the number of nodes, or 1"),
         (f.surrogate == "cispo" and f.dual_clip,
          "--surrogate cispo has no minimum that a dual clip could bound: add --dual-clip 0"),
         (f.ratio == "sequence" and f.correct == "token",
-         "--ratio sequence with --correct token: such a ratio weighs a sequence as a whole; take "
-         "--correct sequence"),
+         "--ratio sequence with --correct token: such a ratio weighs a sequence as a whole; "
+         "take --correct sequence"),
         (f.kl and f.kl_in == "loss" and f.kl_estimator == "k1",
-         "--kl-estimator k1 in the loss has a gradient of zero on average; take --kl-in reward, or "
-         "k2 or k3"),
+         "--kl-estimator k1 in the loss has a gradient of zero on average; "
+         "take --kl-in reward, or k2 or k3"),
         (f.kl_in == "reward" and not f.kl,
          "--kl-in reward subtracts nothing with --kl 0; give --kl, or leave --kl-in out"),
         (f.equal_groups == "resample" and f.reuse > 1,
-         f"--reuse {f.reuse} says how often a problem is seen, and so does --equal-groups "
-         "resample; take drop, or no --reuse"),
+         f"--reuse {f.reuse} says how often a problem is seen, "
+         "and so does --equal-groups resample; take drop, or no --reuse"),
         (f.prompt != PROMPT and "{problem}" not in f.prompt,
          f"--prompt {f.prompt!r}: must contain {{problem}}, where the problem is put"),
         (f.log and find_spec(f.log) is None,
-         f"--log {f.log}: the package is not installed; pip install {f.log}, or leave the flag "
-         "out"),
-        # restarted workers would find the addresses of dead ones (pytorch issue 135712)
+         f"--log {f.log}: the package is not installed; "
+         f"pip install {f.log}, or leave the flag out"),
+        # Restarted workers would find the addresses of dead ones (pytorch issue 135712).
         (restarts and shared_store,
-         "--max-restarts needs a fresh store for every start: TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 "
-         "torchrun --standalone ..., or --rdzv_backend c10d in place of --standalone"),
+         "--max-restarts needs a fresh store for every start: "
+         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun --standalone ..., "
+         "or --rdzv_backend c10d in place of --standalone"),
     ]  # fmt: skip
     for wrong, message in rules:
         if wrong:
             raise ValueError(message)
 
 
-def warnings_for(f: Flags, problems: Sequence[data.Problem], config) -> list[str]:
-    """Sentences about flags and data that can make a run, but perhaps not the one that is meant.
+def warnings_for(f: Flags, problems: Sequence[data.Problem], config: Config) -> list[str]:
+    """Sentences about flags and data that make a run, but perhaps not the one that is meant.
 
     ValueError if there are fewer problems than a step may draw.
     """
     most = f.prompts * (3 if f.equal_groups == "resample" else 1)
     if most > len(problems):
         raise ValueError(
-            f"--prompts {f.prompts}: a step may draw {most} prompts, and there are "
-            f"{len(problems)}; lower it"
+            f"--prompts {f.prompts}: a step may draw {most} prompts, "
+            f"and there are {len(problems)}; lower it"
         )
-    idle = []
-    if f.updates == 1:
-        defaults = Flags()
-        names = ("ratio", "surrogate", "clip_low", "clip_high")
-        idle = [flag_name(name) for name in names if getattr(f, name) != getattr(defaults, name)]
-    ignored = not f.kl and f.kl_estimator != Flags.kl_estimator
-    longest = f.max_prompt + f.max_new
-    found = [
-        (
-            idle,
-            f"{', '.join(idle)}: without effect with --updates 1, where the ratio is always 1; try "
-            "--updates 4",
-        ),
-        (ignored, f"--kl-estimator {f.kl_estimator}: without effect with --kl 0"),
-        (
-            f.equal_groups == "drop" and f.kl_in == "reward",
-            "--equal-groups drop: without effect with --kl-in reward, where all rewards differ",
-        ),
-        (
-            config.max_position and longest > config.max_position,
-            f"--max-prompt {f.max_prompt} + --max-new {f.max_new} exceed the {config.max_position} "
-            f"positions that {f.model} was made for",
-        ),
-        (f.data and not f.reward, data.unread_format(problems)),
-    ]
-    return [f"warning: {text}" for applies, text in found if applies and text]
+    of_ratio = ("ratio", "surrogate", "clip_low", "clip_high")
+    changed = [flag_name(name) for name in of_ratio if getattr(f, name) != getattr(Flags, name)]
+    rules = [
+        (f.updates == 1 and changed,
+         f"{', '.join(changed)}: without effect with --updates 1, where the ratio is always 1; "
+         "try --updates 4"),
+        (not f.kl and f.kl_estimator != Flags.kl_estimator,
+         f"--kl-estimator {f.kl_estimator}: without effect with --kl 0"),
+        (f.equal_groups == "drop" and f.kl_in == "reward",
+         "--equal-groups drop: without effect with --kl-in reward, where all rewards differ"),
+        (config.max_position and f.max_prompt + f.max_new > config.max_position,
+         f"--max-prompt {f.max_prompt} + --max-new {f.max_new} exceed the {config.max_position} "
+         f"positions that {f.model} was made for"),
+    ]  # fmt: skip
+    found = [message for applies, message in rules if applies]
+    unread = data.unread_format(problems)
+    if unread and not f.reward:
+        found.append(unread)
+    return [f"warning: {message}" for message in found]
 
 
-def cannot_learn(p, stats: dict, f: Flags) -> str:
+def cannot_learn(p: Progress, stats: dict, f: Flags) -> str:
     """A sentence, once, when the last five steps gave nothing to learn from."""
     if p.idle_steps != 5:
         return ""
-    reason = f"in every group all rewards were the same, {stats['reward']:.3f} on average"
     if stats["truncated"] == 1:
         reason = f"every completion was truncated at --max-new {f.max_new}; raise it"
     elif stats["no_answer"] == 1:
@@ -886,18 +881,17 @@ def cannot_learn(p, stats: dict, f: Flags) -> str:
         )
     elif stats["reward"] == 0:
         reason = "every reward is 0; take easier problems, or a model that solves some of them"
+    else:
+        reason = f"in every group all rewards were the same, {stats['reward']:.3f} on average"
     return f"warning: nothing was learned in the last five steps: {reason}"
 
 
 def plan_job(f: Flags) -> plan.Job:
     """The flags that the planner counts with."""
     eval_n = sum(EvaluationSet.parse(text).n for text in f.eval or [":1:1"])
-    values = {
-        known.name: getattr(f, known.name)
-        for known in dataclasses.fields(plan.Job)
-        if hasattr(f, known.name)
-    }
-    return plan.Job(**values, eval_n=eval_n)
+    flags = dataclasses.asdict(f)
+    names = [known.name for known in dataclasses.fields(plan.Job) if known.name in flags]
+    return plan.Job(**{name: flags[name] for name in names}, eval_n=eval_n)
 
 
 if __name__ == "__main__":

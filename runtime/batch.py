@@ -1,15 +1,15 @@
-"""How the completions of a step are shared out: dealt to ranks and micro-batches by tokens, and
-packed end to end.
+"""How the completions of a step are dealt to ranks and micro-batches, and packed end to end.
 
-Nothing here knows the loss. What the loss needs of a sequence (its advantage, its weight) is one
-number, which per_token repeats for each of its tokens. The weight holds the denominator of the
-whole update, so the shares cannot change a gradient.
+Nothing here knows the loss. The loss needs two numbers of a sequence, its advantage and its weight,
+and per_token repeats them for each token. The weight holds the denominator of the whole update, so
+a gradient does not depend on how the completions are dealt.
 
 Letters: B sequences of a micro-batch, T packed tokens, R completion tokens among them.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 import torch.distributed as dist
@@ -24,10 +24,10 @@ from rollout import Completion
 class Batch:
     """A micro-batch of B sequences. R indexes completion tokens, one sequence after the other.
 
-    The fields that are None at first are filled in by grpo.train_step as they become known.
+    grpo.train_step fills in the fields that are None at first, as they become known.
     """
 
-    places: list[int]  # of the sequences, among all completions of the step
+    places: list[int]  # indices of the sequences among all completions of the step
     token_T: Tensor  # int64, prompts and completions end to end
     position_T: Tensor  # int64, of each token in its own sequence
     length_B: list[int]  # tokens of each sequence, prompt included
@@ -56,7 +56,7 @@ class Batch:
 
 @dataclass
 class Share:
-    """What one update trains on: this rank's micro-batches, and what all ranks have together."""
+    """This rank's micro-batches of an update, and the tokens of all ranks."""
 
     batches: list[Batch]
     completion_tokens: int  # of all ranks
@@ -69,15 +69,19 @@ class Share:
 
 
 def pack(length_B: list[int], ranks: int, budget: int) -> list[list[list[int]]]:
-    """Deal sequences to ranks and micro-batches of at most `budget` tokens: indices as
-    [rank][micro-batch][...].
+    """Deal sequences to ranks and micro-batches of at most `budget` tokens.
 
-    Every rank gets the same number of micro-batches, none of them empty, since each is a collective
-    forward. Starting from the fewest that could hold all tokens, their number grows until this
-    greedy way fits: the longest sequence goes first, each into the emptiest bin. Of equally long
-    sequences the first in length_B comes first, of equally empty bins the first one is taken; rank
-    r gets the bins r, r + ranks, r + 2 ranks, .. ValueError if a sequence exceeds the budget, there
-    are fewer sequences than ranks, or a bin would stay empty.
+    Returns indices into length_B as [rank][micro-batch][...]. Every rank gets the same number of
+    micro-batches, none of them empty, since each is a collective forward.
+
+    A greedy algorithm fills bins, one for each micro-batch: the longest sequence goes first, each
+    into the emptiest bin. Of equally long sequences the first in length_B comes first, of equally
+    empty bins the first one is taken. If a bin then exceeds the budget, it starts again with one
+    more micro-batch on every rank; it begins with the fewest that could hold all tokens. Rank r
+    gets the bins r, r + ranks, r + 2 ranks, ..
+
+    ValueError if a sequence exceeds the budget, there are fewer sequences than ranks, or a bin
+    would stay empty.
     """
     if max(length_B) > budget or len(length_B) < ranks:
         raise ValueError(
@@ -108,8 +112,8 @@ def pack(length_B: list[int], ranks: int, budget: int) -> list[list[list[int]]]:
 def make_batch(completions: list[Completion], places: list[int], device) -> Batch:
     """The micro-batch of the completions at these places, packed end to end in this order.
 
-    See Batch for its fields; of a completion c, c.prompt, c.ids and c.logp are lists. The last
-    token of a prompt predicts the first one of its completion.
+    See Batch for its fields. c.prompt, c.ids and c.logp of a completion c are lists. The last token
+    of a prompt predicts the first token of its completion.
     """
     # <solution id="packing" points="4">
     token, position, row, target, sampler = [], [], [], [], []
@@ -117,9 +121,8 @@ def make_batch(completions: list[Completion], places: list[int], device) -> Batc
     for place in places:
         c = completions[place]
         length = len(c.prompt) + len(c.ids)
-        first_row = (
-            len(token) + len(c.prompt) - 1
-        )  # the last prompt token predicts the first completion token
+        # The last prompt token predicts the first completion token.
+        first_row = len(token) + len(c.prompt) - 1
         token += c.prompt + c.ids
         position += range(length)
         row += range(first_row, first_row + len(c.ids))
@@ -141,20 +144,24 @@ def make_batch(completions: list[Completion], places: list[int], device) -> Batc
 
 
 def deal(completions: list[Completion], part: Sequence[int], budget: int, device) -> Share:
-    """This rank's share of the completions at the places in `part`, which one update trains on."""
-    length_B = [len(completions[place].prompt) + len(completions[place].ids) for place in part]
+    """This rank's share of an update on the completions at the places in `part`."""
+    trained = [completions[place] for place in part]
+    length_B = [len(c.prompt) + len(c.ids) for c in trained]
     dealt = pack(length_B, dist.get_world_size(), budget)
     load = []
     for micro_batches in dealt:
-        load.append(sum(length_B[i] for micro_batch in micro_batches for i in micro_batch))
-    mine = []
+        load.append(sum(length_B[i] for i in chain(*micro_batches)))
+    batches = []
     for micro_batch in dealt[dist.get_rank()]:
-        mine.append(make_batch(completions, [part[i] for i in micro_batch], device))
-    return Share(mine, sum(len(completions[place].ids) for place in part), load)
+        places = [part[i] for i in micro_batch]
+        batches.append(make_batch(completions, places, device))
+    return Share(batches, sum(len(c.ids) for c in trained), load)
 
 
 def log_probs(model: Model, b: Batch, temperature: float) -> tuple[Tensor, Tensor]:
-    """(logp_R, entropy_R), float32, of the completion tokens under the model at the sampling
-    temperature."""
+    """-> (logp_R, entropy_R), float32, of the completion tokens under the model.
+
+    temperature: that of sampling.
+    """
     attend = packed_attention(b.length_B, b.token_T.device)
     return model(b.token_T, b.position_T, attend, b.row_R, b.target_R, temperature)

@@ -1,5 +1,4 @@
-"""A run on disk: its directory, the checkpoints in it, and the way back from a checkpoint to a run
-or to Hugging Face files.
+"""A run on disk: its directory, its checkpoints, resuming a run, and exporting a model.
 
     RUN/flags.json, metrics.jsonl, samples.jsonl, lock
     RUN/checkpoints/step-000010/    torch.distributed.checkpoint files of every rank; state.json:
@@ -8,12 +7,12 @@ or to Hugging Face files.
 
 torch's async_save writes a checkpoint: the run waits while the shards are copied to CPU memory, and
 goes on while they go to disk. The files grow in a directory called step-000010.partial, which is
-renamed after the last byte of the last rank. So a directory with the right name is whole, whatever
+renamed after the last byte of the last rank. So a directory named step-000010 is whole, whatever
 happened. Everything random in a run is keyed by the step (rollout.py), so weights, optimiser,
 counters and two file lengths are the whole state, for any number of ranks.
 
-A checkpoint may come from somebody else, so nothing in it is executed: its metadata is read by a
-list of allowed classes, and links among the files of a run are refused.
+A checkpoint may come from somebody else, so nothing in it is executed: its metadata is read with a
+list of allowed classes, and links in the directory of a run are refused.
 
     python -m runtime.checkpoint RUN_OR_CHECKPOINT OUT_DIR      # writes Hugging Face safetensors
 """
@@ -27,6 +26,7 @@ import socket
 import sys
 import threading
 import warnings
+from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,52 +41,41 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 
 from model import Config, Model, read_json
 from runtime.flags import flag_name, parse
-from runtime.ledger import Ledger, Progress
+from runtime.ledger import LINES, Ledger, Progress
 from runtime.parallel import locate, make_mesh, save, shard, sync
-
-LINES = (
-    "metrics.jsonl",
-    "samples.jsonl",
-)  # a run appends to these, and a resumed run truncates them to its checkpoint
-
 
 # ---- Reading what may come from somebody else ----------------------------------------------------
 
-# Everything that torch writes into the .metadata of a checkpoint of tensors and numbers.
+# Everything that torch writes into the .metadata of a checkpoint of tensors and numbers, by module.
 ALLOWED = {
-    ("torch.distributed.checkpoint.metadata", "Metadata"),
-    ("torch.distributed.checkpoint.metadata", "TensorStorageMetadata"),
-    ("torch.distributed.checkpoint.metadata", "BytesStorageMetadata"),
-    ("torch.distributed.checkpoint.metadata", "ChunkStorageMetadata"),
-    ("torch.distributed.checkpoint.metadata", "TensorProperties"),
-    ("torch.distributed.checkpoint.metadata", "MetadataIndex"),
-    ("torch.distributed.checkpoint.metadata", "StorageMeta"),
-    ("torch.distributed.checkpoint.metadata", "_MEM_FORMAT_ENCODING"),
-    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
-    ("torch.distributed.checkpoint.filesystem", "_StoragePrefix"),
-    ("torch.serialization", "_get_layout"),
-    ("torch", "Size"),
-    ("torch", "float32"),
-    ("torch", "bfloat16"),
-    ("torch", "float16"),
-    ("torch", "int64"),
-    ("collections", "OrderedDict"),
-    ("pathlib", "PosixPath"),
-    ("pathlib._local", "PosixPath"),
+    "torch.distributed.checkpoint.metadata": {
+        "Metadata",
+        "TensorStorageMetadata",
+        "BytesStorageMetadata",
+        "ChunkStorageMetadata",
+        "TensorProperties",
+        "MetadataIndex",
+        "StorageMeta",
+        "_MEM_FORMAT_ENCODING",
+    },
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo", "_StoragePrefix"},
+    "torch.serialization": {"_get_layout"},
+    "torch": {"Size", "float32", "bfloat16", "float16", "int64"},
+    "collections": {"OrderedDict"},
+    "pathlib": {"PosixPath"},
+    "pathlib._local": {"PosixPath"},
 }
 
 
 class MetadataUnpickler(pickle.Unpickler):
-    """Unpickles the classes of ALLOWED and nothing else; they hold data and run no code of the
-    file's choice."""
+    """Unpickles only the classes of ALLOWED, which hold data and run no code that a file names."""
 
     def find_class(self, module: str, name: str):
-        if (module, name) not in ALLOWED:
+        if name not in ALLOWED.get(module, ()):
             raise ValueError(
-                f"the checkpoint's .metadata asks for {module}.{name}, which no checkpoint of a "
-                "run needs: the "
-                "file may have been made to run code; take a checkpoint from a source that you "
-                "trust"
+                f"the checkpoint's .metadata asks for {module}.{name}, "
+                "which no checkpoint of a run needs: the file may have been made to run code; "
+                "take a checkpoint from a source that you trust"
             )
         return super().find_class(module, name)
 
@@ -124,28 +113,33 @@ class SafePlanner(dcp.DefaultLoadPlanner):
 def load_tensors(tensors: dict, checkpoint: Path, alone: bool = False) -> None:
     """Fill the tensors from a checkpoint, in place (a collective, unless `alone`)."""
     refuse_links(checkpoint, *checkpoint.iterdir())
-    SafeReader(checkpoint).read_metadata()  # torch would wrap its errors
+    SafeReader(checkpoint).read_metadata()  # before torch does, which would wrap its errors
+    reader = SafeReader(checkpoint)
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "torch.distributed is disabled"
-        )  # one process without a group is meant
+        # One process without a group is meant.
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
         try:
-            dcp.load(
-                tensors, storage_reader=SafeReader(checkpoint), planner=SafePlanner(), no_dist=alone
-            )
+            dcp.load(tensors, storage_reader=reader, planner=SafePlanner(), no_dist=alone)
         except CheckpointException as error:
-            cause = next(iter(error.failures.values()))[0]
-            raise ValueError(f"{checkpoint} could not be read: {cause}") from error
+            raise ValueError(f"{checkpoint} could not be read: {first_cause(error)}") from error
+
+
+def first_cause(error: CheckpointException) -> BaseException:
+    """The error of the first rank that failed."""
+    cause, _ = next(iter(error.failures.values()))
+    return cause
 
 
 def refuse_links(*paths: Path) -> None:
-    """ValueError if one of the files of a run is a symbolic link, through which files elsewhere
-    could be overwritten, or a pipe or device, which would block."""
+    """ValueError for a link, a pipe or a device among the files of a run.
+
+    A run that writes through a link would change files elsewhere; a pipe or device would block.
+    """
     for path in paths:
         if path.is_symlink():
             raise ValueError(
-                f"{path} is a symbolic link, and a run writes only to files of its own; remove the "
-                "link"
+                f"{path} is a symbolic link, and a run writes only to files of its own; "
+                "remove the link"
             )
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise ValueError(f"{path} is neither a file nor a directory; remove it")
@@ -161,9 +155,8 @@ def read_flags(run: str | Path) -> dict:
     path = Path(run) / "flags.json"
     if not path.is_file():
         raise FileNotFoundError(
-            f"--resume {run}: there is no run, since {path} does not exist; give the directory of "
-            "a run, or "
-            "auto"
+            f"--resume {run}: there is no run, since {path} does not exist; "
+            "give the directory of a run, or auto"
         )
     return read_json(path)
 
@@ -178,14 +171,17 @@ def whole_checkpoints(run: Path) -> list[Path]:
 
 
 class Checkpoints:
-    """Writes the checkpoints of a run, one at a time. The `keep` most recent ones stay, and the one
-    of the best pass@1."""
+    """Writes the checkpoints of a run, one at a time.
+
+    The `keep` most recent ones stay, and the one of the best pass@1. data: name -> digest, of the
+    problems that a resumed run must have too.
+    """
 
     def __init__(self, run: Path, keep: int, ledger: Ledger, data: dict[str, str]):
         self.run = run
         self.keep = keep
         self.ledger = ledger
-        self.data = data  # name: digest, of the problems that a resumed run must have too
+        self.data = data
         self.saved_step = ledger.progress.step  # of the newest checkpoint, whole or being written
         self.thread = None
         # The writing thread needs a group of its own, so that its collectives do not mix with those
@@ -209,14 +205,12 @@ class Checkpoints:
             tensors = {"model": weights, "optimizer": moments}
             written = dcp.async_save(tensors, checkpoint_id=partial, process_group=self.group)
             state = self.ledger.state() | {"scheduler": scheduler.state_dict(), "data": self.data}
-            self.thread = threading.Thread(
-                target=self._finish, args=(written, state, partial, target)
-            )
+            arguments = (written, state, partial, target)
+            self.thread = threading.Thread(target=self._finish, args=arguments)
             self.thread.start()
 
     def close(self, model: Model, optimizer: torch.optim.Optimizer, scheduler) -> None:
-        """Save the last whole step, unless the disk is full, and wait until it is written (a
-        collective)."""
+        """Save the last whole step, unless the disk is full, and wait for it (a collective)."""
         if self.ledger.stop != "disk":
             self.save(model, optimizer, scheduler)
         with self.ledger.phase("checkpoint"):
@@ -230,27 +224,31 @@ class Checkpoints:
         try:
             written.result()
             if dist.get_rank() == 0:
-                (partial / "state.json").write_text(json.dumps(state))
-                for path in (partial / "state.json", *(self.run / name for name in LINES), partial):
-                    sync(path)
-                if target.exists():  # damaged, so that the resumed run passed it over
-                    shutil.rmtree(target)
-                partial.rename(target)
-                sync(target.parent)
-                self._prune()
-        except (
-            CheckpointException,
-            Exception,
-        ) as error:  # CheckpointException is not a subclass of Exception
-            causes = [error]
-            if isinstance(error, CheckpointException):
-                causes = [cause for cause, _ in error.failures.values()]
-            full = "unexpected pos" in str(causes[0])  # all that torch's writer says of a full disk
-            reason = "the disk or a quota is full: " if full else ""
-            free = shutil.disk_usage(self.run).free / 1e9
-            self.ledger.error = (
-                f"{target} could not be written ({free:.1f} GB are free there): {reason}{causes[0]}"
-            )
+                self._make_whole(state, partial, target)
+        except CheckpointException as error:  # not a subclass of Exception
+            self._note_failure(target, first_cause(error))
+        except Exception as error:
+            self._note_failure(target, error)
+
+    def _make_whole(self, state: dict, partial: Path, target: Path) -> None:
+        (partial / "state.json").write_text(json.dumps(state))
+        sync(partial / "state.json")
+        for name in LINES:
+            sync(self.run / name)
+        sync(partial)
+        if target.exists():  # damaged, so that the resumed run passed it over
+            shutil.rmtree(target)
+        partial.rename(target)
+        sync(target.parent)
+        self._prune()
+
+    def _note_failure(self, target: Path, cause: BaseException) -> None:
+        full = "unexpected pos" in str(cause)  # all that torch's writer says of a full disk
+        reason = "the disk or a quota is full: " if full else ""
+        free = shutil.disk_usage(self.run).free / 1e9
+        self.ledger.error = (
+            f"{target} could not be written ({free:.1f} GB are free there): {reason}{cause}"
+        )
 
     def _prune(self) -> None:
         kept = whole_checkpoints(self.run)
@@ -269,7 +267,7 @@ class Checkpoints:
 def restore(
     checkpoint: Path, model: Model, optimizer: torch.optim.Optimizer, scheduler, ledger: Ledger
 ) -> None:
-    """Fill all of them from a checkpoint, which may be of another number of ranks (a
+    """Fill all of them from a checkpoint, which any number of ranks may have written (a
     collective)."""
     weights, moments = get_state_dict(model, optimizer)
     load_tensors({"model": weights, "optimizer": moments}, checkpoint)
@@ -288,15 +286,17 @@ class Opened:
 
     run: Path
     checkpoint: Path | None  # to go on from
-    notes: list[str]  # what was done to get there, for people
+    notes: list[str]  # for people: what was dropped, passed over or begun again
     fresh: bool  # whether the directory was made just now
     lock: object = None  # holds the run's lock as long as it lives (rank 0)
 
 
 @contextmanager
 def discarded_on_error(opened: Opened):
-    """Remove the directory that was made for a run which then cannot start, so that the corrected
-    command finds its place free."""
+    """Remove a directory that was made just now if the run cannot start.
+
+    So the corrected command finds its place free.
+    """
     try:
         yield
     except Exception:
@@ -309,49 +309,41 @@ def open_run(flags: dict, free: set[str], fresh: Path, data: dict[str, str]) -> 
     """The directory of a run: a new one, or one as it was at its newest checkpoint (a collective).
 
     flags: the run's, among them `out` and `resume`. free: names of flags that may differ from those
-    of the resumed run.
-    fresh: the directory of a new run. data: the digest of the problems in each file, by its name.
-    A worker that torchrun has started again resumes, whatever the flag says. All ranks raise what
-    rank 0 raises: FileExistsError, FileNotFoundError, BlockingIOError (locked), ValueError."""
-    found = [None]
+    of the resumed run. fresh: the directory of a new run. data: name -> digest, of the problems.
+    All ranks raise what rank 0 raises: FileExistsError, FileNotFoundError, BlockingIOError
+    (locked), ValueError.
+    """
+    answer = [None]  # of rank 0
     lock = None
     if dist.get_rank() == 0:
         try:
-            restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
-            resume = flags["resume"] or ("auto" if restarted else "")
-            run = find_run(flags, free, fresh, resume)
-            is_run = (run / "flags.json").exists()
-            if run.exists() and not (resume and is_run):
-                way = f"to go on with it: --resume {run}; else " if is_run else ""
-                raise FileExistsError(
-                    f"{run} exists already and is not overwritten; {way}give another --out, or "
-                    "remove it"
-                )
-            names = (
-                "",
-                "checkpoints",
-                "lock",
-                "flags.json",
-                "flags.new",
-                "final",
-                "final.partial",
-                "final.replaced",
-                "tensorboard",
-                "curve.png",
-                *LINES,
-            )
-            refuse_links(*(run / name for name in names), *(run / "checkpoints").glob("*"))
-            run.mkdir(parents=True, exist_ok=True)
-            lock = take_lock(run)
-            checkpoint, notes = prepare(run, flags, free, data)
-            found = [Opened(run, checkpoint, notes, fresh=not is_run)]
+            answer[0], lock = open_alone(flags, free, fresh, data)
         except (OSError, ValueError) as error:
-            found = [error]
-    dist.broadcast_object_list(found)
-    if isinstance(found[0], Exception):
-        raise found[0]
-    found[0].lock = lock
-    return found[0]
+            answer[0] = error
+    dist.broadcast_object_list(answer)
+    if isinstance(answer[0], Exception):
+        raise answer[0]
+    answer[0].lock = lock
+    return answer[0]
+
+
+def open_alone(flags: dict, free: set[str], fresh: Path, data: dict[str, str]):
+    """What open_run does on rank 0 -> (Opened, the lock, which cannot be sent to other ranks)."""
+    # A worker that torchrun has started again resumes, whatever the flag says.
+    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+    resume = flags["resume"] or ("auto" if restarted else "")
+    run = find_run(flags, free, fresh, resume)
+    is_run = (run / "flags.json").exists()
+    if run.exists() and not (resume and is_run):
+        way = f"to go on with it: --resume {run}; else " if is_run else ""
+        raise FileExistsError(
+            f"{run} exists already and is not overwritten; {way}give another --out, or remove it"
+        )
+    refuse_links(run, *run.glob("*"), *run.glob("checkpoints/*"))
+    run.mkdir(parents=True, exist_ok=True)
+    lock = take_lock(run)
+    checkpoint, notes = prepare(run, flags, free, data)
+    return Opened(run, checkpoint, notes, fresh=not is_run), lock
 
 
 def differing(flags: dict, run: Path, free: set[str]) -> dict:
@@ -371,21 +363,23 @@ def say_differing(changed: dict) -> str:
 
 
 def find_run(flags: dict, free: set[str], fresh: Path, resume: str) -> Path:
-    """The directory that --resume and --out mean: auto without --out finds the newest unfinished
-    run with the same flags."""
+    """The directory that --resume and --out mean.
+
+    auto without --out finds the newest unfinished run with the same flags.
+    """
     if resume not in ("", "auto"):
         return Path(resume)
     if flags["out"]:
         return Path(flags["out"])
     if not resume:
         return fresh
-    candidates = sorted(
-        fresh.parent.glob("*/flags.json"), key=lambda path: path.stat().st_mtime, reverse=True
-    )
-    for path in candidates:
-        unfinished = not (path.parent / "final").exists()
-        if unfinished and not differing(flags, path.parent, free - {"steps"}):
-            return path.parent
+    stored = list(fresh.parent.glob("*/flags.json"))
+    stored.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in stored:
+        run = path.parent
+        unfinished = not (run / "final").exists()
+        if unfinished and not differing(flags, run, free - {"steps"}):
+            return run
     return fresh
 
 
@@ -409,60 +403,70 @@ def take_lock(run: Path):
 def prepare(
     run: Path, flags: dict, free: set[str], data: dict[str, str]
 ) -> tuple[Path | None, list[str]]:
-    """Make a directory new, or as it was at its newest readable checkpoint -> (the checkpoint, what
-    was done)."""
+    """Make a directory new, or as it was at its newest readable checkpoint.
+
+    Returns the checkpoint, or None for a run at its beginning, and what was done.
+    """
     resumed = (run / "flags.json").exists()
     if resumed and (changed := differing(flags, run, free)):
         raise ValueError(
-            f"{run} was made with other flags: {say_differing(changed)}; a resumed run keeps its "
-            "flags. Repeat "
-            "them, or begin a new run"
+            f"{run} was made with other flags: {say_differing(changed)}; "
+            "a resumed run keeps its flags. Repeat them, or begin a new run"
         )
     for partial in (run / "checkpoints").glob("step-*.partial"):
         shutil.rmtree(partial)
     newest, state, notes = newest_readable(run)
     if newest is None and whole_checkpoints(run):
         raise ValueError(
-            f"none of the checkpoints of {run} can be read: {'; '.join(notes)}. Put their files "
-            "back, or begin a new run with another --out"
+            f"none of the checkpoints of {run} can be read: {'; '.join(notes)}. "
+            "Put their files back, or begin a new run with another --out"
         )
-    before = state["data"] if state else data
-    others = [name for name, digest in data.items() if before.get(name) != digest]
-    if others:
-        raise ValueError(
-            f"{', '.join(others)}: the problems are others than when {newest} was written. Put the "
-            "data back as they were, or begin a new run with another --out"
-        )
-    positions = state["bytes"] if state else dict.fromkeys(LINES, 0)
-    dropped = 0
-    for name in LINES:
-        with open(run / name, "a+b") as lines:
-            size = lines.seek(0, os.SEEK_END)
-            if size < positions[name]:
-                raise ValueError(
-                    f"{run / name} holds {size} bytes, but held {positions[name]} when {newest} "
-                    "was written; "
-                    "put the whole file back"
-                )
-            lines.seek(positions[name])
-            if name == "metrics.jsonl":
-                dropped = lines.read().count(b'"kind": "train"')
-            lines.truncate(positions[name])
+    if newest is not None:
+        check_same_data(data, state["data"], newest)
+    dropped = truncate_lines(run, newest, state["bytes"])
     if resumed and newest is None:
         lost = f"; {dropped} logged steps are dropped" if dropped else ""
         notes.append(f"{run} holds no whole checkpoint, so it begins again at step 0{lost}")
     elif dropped:
         notes.append(f"{dropped} logged steps after {newest.name} are dropped and done again")
-    (run / "flags.new").write_text(
-        json.dumps(flags | {"world": dist.get_world_size()}, indent=2) + "\n"
-    )
+    stored = flags | {"world": dist.get_world_size()}
+    (run / "flags.new").write_text(json.dumps(stored, indent=2) + "\n")
     (run / "flags.new").replace(run / "flags.json")
     return newest, notes
 
 
-def newest_readable(run: Path) -> tuple[Path | None, dict | None, list[str]]:
-    """-> (the newest checkpoint that can be read, its state, why newer ones were passed over and
-    what else lies there)."""
+def check_same_data(data: dict[str, str], before: dict[str, str], checkpoint: Path) -> None:
+    """ValueError unless the problems have the digests that they had before."""
+    others = [name for name, digest in data.items() if before.get(name) != digest]
+    if others:
+        raise ValueError(
+            f"{', '.join(others)}: the problems are others than when {checkpoint} was written. "
+            "Put the data back as they were, or begin a new run with another --out"
+        )
+
+
+def truncate_lines(run: Path, checkpoint: Path | None, lengths: dict[str, int]) -> int:
+    """Truncate each file of LINES to its length; returns how many logged steps that drops."""
+    dropped = 0
+    for name in LINES:
+        with open(run / name, "a+b") as lines:
+            size = lines.seek(0, os.SEEK_END)
+            if size < lengths[name]:
+                raise ValueError(
+                    f"{run / name} holds {size} bytes, but held {lengths[name]} "
+                    f"when {checkpoint} was written; put the whole file back"
+                )
+            lines.seek(lengths[name])
+            dropped += lines.read().count(b'"kind": "train"')  # only metrics.jsonl has these
+            lines.truncate(lengths[name])
+    return dropped
+
+
+def newest_readable(run: Path) -> tuple[Path | None, dict, list[str]]:
+    """-> (the newest checkpoint that can be read, its state, notes on what was passed over).
+
+    Without such a checkpoint: None, and the state of an empty run.
+    """
     notes = []
     known = whole_checkpoints(run)
     for path in sorted((run / "checkpoints").glob("*")):
@@ -470,24 +474,26 @@ def newest_readable(run: Path) -> tuple[Path | None, dict | None, list[str]]:
             notes.append(f"{path} is not a checkpoint and is ignored")
     for checkpoint in reversed(known):
         try:
-            state = read_state(checkpoint)
-            Progress(**state["progress"])
-            lengths = [state["bytes"][name] for name in LINES]
-            if not isinstance(state["data"], dict) or not all(type(n) is int for n in lengths):
-                raise ValueError("state.json is not as a run writes it")
-            metadata = SafeReader(checkpoint).read_metadata()
-            for name in {info.relative_path for info in metadata.storage_data.values()}:
-                ends = [
-                    i.offset + i.length
-                    for i in metadata.storage_data.values()
-                    if i.relative_path == name
-                ]
-                if (checkpoint / name).stat().st_size < max(ends):
-                    raise ValueError(f"{name} is shorter than it was")
-            return checkpoint, state, notes
+            return checkpoint, check_readable(checkpoint), notes
         except (OSError, ValueError, KeyError, TypeError) as error:
             notes.append(f"{checkpoint.name} is damaged and passed over: {error}")
-    return None, None, notes
+    return None, {"bytes": dict.fromkeys(LINES, 0)}, notes
+
+
+def check_readable(checkpoint: Path) -> dict:
+    """The state of a checkpoint; OSError, ValueError, KeyError or TypeError if it is damaged."""
+    state = read_state(checkpoint)
+    Progress(**state["progress"])
+    lengths = [state["bytes"][name] for name in LINES]
+    if not isinstance(state["data"], dict) or not all(type(n) is int for n in lengths):
+        raise ValueError("state.json is not as a run writes it")
+    ends = defaultdict(int)  # by file, the last byte that an entry needs
+    for info in SafeReader(checkpoint).read_metadata().storage_data.values():
+        ends[info.relative_path] = max(ends[info.relative_path], info.offset + info.length)
+    for name, end in ends.items():
+        if (checkpoint / name).stat().st_size < end:
+            raise ValueError(f"{name} is shorter than it was")
+    return state
 
 
 # ---- Export --------------------------------------------------------------------------------------
@@ -498,7 +504,8 @@ def export(path: Path, target: Path, dtype: torch.dtype | None = None) -> Path:
 
     dtype None: the one in which the run computed. Under torchrun each process holds only its share
     of the model. FileNotFoundError if there is no whole checkpoint, FileExistsError if the target
-    exists."""
+    exists.
+    """
     if not (path / "state.json").exists():
         known = whole_checkpoints(path)
         if not known:
@@ -519,30 +526,28 @@ def export(path: Path, target: Path, dtype: torch.dtype | None = None) -> Path:
     if not alone:
         model = shard(model, make_mesh("cpu"), dtype)
     model = model.to_empty(device="cpu")
-    load_tensors({"model": {name: p.data for name, p in model.named_parameters()}}, path, alone)
+    weights = {name: p.data for name, p in model.named_parameters()}
+    load_tensors({"model": weights}, path, alone)
     save(model, source, target, dtype)
     return path
 
 
 @dataclass
 class Export:
-    source: tyro.conf.Positional[
-        Path
-    ]  # a run, of which the newest checkpoint is taken, or one of its checkpoints
+    # a run, of which the newest checkpoint is taken, or one of its checkpoints
+    source: tyro.conf.Positional[Path]
     target: tyro.conf.Positional[Path]  # the new directory
-    dtype: Literal["", "float32", "bfloat16", "float16"] = (
-        ""  # of the weights; the one in which the run computed if not given
-    )
+    # of the weights; the one in which the run computed if not given
+    dtype: Literal["", "float32", "bfloat16", "float16"] = ""
 
 
 def main() -> None:
     flags = parse(Export, sys.argv[1:], "Turn a checkpoint of a run into Hugging Face safetensors.")
     if "RANK" in os.environ:
         dist.init_process_group("gloo")
+    dtype = getattr(torch, flags.dtype) if flags.dtype else None
     try:
-        path = export(
-            flags.source, flags.target, getattr(torch, flags.dtype) if flags.dtype else None
-        )
+        path = export(flags.source, flags.target, dtype)
     except (OSError, ValueError) as error:
         raise SystemExit(f"runtime.checkpoint: {error}") from error
     if not dist.is_initialized() or dist.get_rank() == 0:

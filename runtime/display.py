@@ -1,5 +1,4 @@
-"""What people see of a run: the table on the terminal, the progress inside long steps, some
-completions, the curve."""
+"""What people see of a run: a table, the progress of long steps, completions, a curve."""
 
 import json
 import os
@@ -19,7 +18,7 @@ WIDTH = {  # of the columns of a training row, 78 together
 
 
 def cells(line: dict, steps: int, pass1: float | None) -> dict[str, str]:
-    """What people want to see of a training line of metrics.jsonl, by column."""
+    """The table's cells for a training line of metrics.jsonl, by column."""
     seconds = sum(line["seconds"].values())
     return {
         "step": f"{line['step']}/{steps}",
@@ -35,14 +34,15 @@ def cells(line: dict, steps: int, pass1: float | None) -> dict[str, str]:
 
 
 class Display:
-    """A run on the terminal: a table with a row for each step, and a bar where a person looks on.
+    """A run on the terminal: a table with a row for each step, and a bar if stderr is a terminal.
 
     A step that takes longer than ten seconds also says how far it is.
+    done: steps of an earlier start. completions: of a step. say: prints a line on rank 0.
     """
 
     def __init__(self, steps: int, done: int, completions: int, say):
         self.steps = steps
-        self.total = completions  # of a step
+        self.total = completions
         self.say = say
         speaks = int(os.environ.get("RANK", 0)) == 0
         self.bar = tqdm(
@@ -69,7 +69,8 @@ class Display:
     def _progress(self, text: str) -> None:
         now = time.monotonic()
         pause = 30 if self.bar.disable else 1
-        if now - self.start < 10 or (self.last > self.start and now - self.last < pause):
+        has_spoken = self.last > self.start
+        if now - self.start < 10 or (has_spoken and now - self.last < pause):
             return
         self.last = now
         if self.bar.disable:
@@ -113,8 +114,7 @@ def printable(text: str) -> str:
 
 
 def draw_curve(run: Path) -> Path:
-    """Draw RUN/curve.png from RUN/metrics.jsonl: pass@1 and accuracy against steps, completion
-    length below."""
+    """Draw RUN/curve.png from RUN/metrics.jsonl: pass@1, accuracy and completion length by step."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -133,15 +133,11 @@ def draw_curve(run: Path) -> Path:
         2, 1, figsize=(7, 6), sharex=True, height_ratios=[2, 1], layout="constrained"
     )
     steps = [row["step"] for row in train]
-    top.plot(
-        steps,
-        [row["accuracy"] for row in train],
-        color=orange,
-        lw=1,
-        alpha=0.7,
-        label="accuracy, training batch",
-    )
-    bottom.plot(steps, [row["length"] for row in train], color=orange, lw=1, alpha=0.7)
+    accuracy = [row["accuracy"] for row in train]
+    length = [row["length"] for row in train]
+    thin = {"color": orange, "lw": 1, "alpha": 0.7}
+    top.plot(steps, accuracy, label="accuracy, training batch", **thin)
+    bottom.plot(steps, length, **thin)
     for i, (source, evaluations) in enumerate(by_source.items()):
         colour = colours[i % len(colours)]
         step = [row["step"] for row in evaluations]
@@ -151,7 +147,7 @@ def draw_curve(run: Path) -> Path:
         top.plot(step, pass1, color=colour, lw=2, marker="o", ms=3, label=label)
         top.fill_between(step, low, high, color=colour, alpha=0.2, lw=0)
         bottom.plot(step, [row["length"] for row in evaluations], color=colour, lw=2)
-    name = run.name.replace("$", r"\$")  # which begins a formula
+    name = run.name.replace("$", r"\$")  # a bare $ begins a formula
     top.set(ylabel="share of right answers", ylim=(0, 1.02), title=name)
     top.legend(loc="best", frameon=False)
     bottom.set(ylabel="completion length, tokens", xlabel="step", ylim=(0, None))

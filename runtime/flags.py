@@ -1,11 +1,15 @@
-"""Flags from a dataclass by tyro: the comment behind a field is its help text. @FILE on the command
-line stands for its flags."""
+"""Command-line flags from a dataclass, by tyro, and checks of their values.
+
+The comment beside or above a field is its help text. @FILE on the command line stands for the flags
+in that file.
+"""
 
 import math
 import os
 import shlex
 from dataclasses import fields
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
 import tyro
 
@@ -15,9 +19,10 @@ ROOT = Path(__file__).resolve().parent.parent
 def parse(flags_class: type, argv: list[str], description: str, default=None):
     """Flags of the class from the arguments.
 
-    default: an instance that gives the values of flags that are not named, such as those of a run
-    that is resumed. A wrong flag ends the process with code 2 and a message, which only one process
-    of a machine prints."""
+    default: an instance that holds the values of flags that the arguments do not name, such as
+    those of a resumed run. A wrong flag ends the process with code 2 and a message, which only one
+    process of a machine prints.
+    """
     argv = expand_files(argv)
     speaks = int(os.environ.get("LOCAL_RANK", 0)) == 0
     return tyro.cli(
@@ -31,9 +36,9 @@ def parse(flags_class: type, argv: list[str], description: str, default=None):
 
 
 def from_stored(flags_class: type, stored: dict, file: str | Path):
-    """Flags with the values of a JSON file; what is no flag there is left out.
+    """Flags with the values of a JSON file, whose other entries are ignored.
 
-    ValueError for a value that is not of the flag's type: tyro checks the command line alone.
+    ValueError for a value that is not of the flag's type. tyro checks only the command line.
     """
     flags = flags_class()
     for known in fields(flags_class):
@@ -46,16 +51,15 @@ def from_stored(flags_class: type, stored: dict, file: str | Path):
         texts = not isinstance(value, list) or all(isinstance(entry, str) for entry in value)
         if type(value) is not wanted or not texts:
             raise ValueError(
-                f"{file}: {known.name} is {value!r}, where a {wanted.__name__} is expected; put "
-                "the file back as the run wrote it"
+                f"{file}: {known.name} is {value!r}, where a {wanted.__name__} is expected; "
+                "put the file back as the run wrote it"
             )
         setattr(flags, known.name, value)
     return flags
 
 
 def expand_files(argv: list[str]) -> list[str]:
-    """The arguments, with every @FILE replaced by the flags in the file; # begins a comment
-    there."""
+    """The arguments, with every @FILE replaced by the flags in it. In a file # begins a comment."""
     expanded = []
     for argument in argv:
         if not argument.startswith("@"):
@@ -75,11 +79,23 @@ def flag_name(field: str) -> str:
     return "--" + field.replace("_", "-")
 
 
-def check_numbers(flags, ranges: dict[str, tuple[float, float]]) -> None:
-    """ValueError for a number outside its range, or one that is nan or infinite. ranges: name ->
-    (lowest, highest), both included.
+def check_choices(flags) -> None:
+    """ValueError for a flag with a fixed list of values that has another one.
 
-    Every number of the flags must have a range, so that none is forgotten.
+    tyro refuses such a value on the command line, but not in the flags of a stored run.
+    """
+    for field in fields(flags):
+        value = getattr(flags, field.name)
+        if get_origin(field.type) is Literal and value not in get_args(field.type):
+            choices = ", ".join(get_args(field.type))
+            raise ValueError(f"{flag_name(field.name)} {value}: must be one of {choices}")
+
+
+def check_numbers(flags, ranges: dict[str, tuple[float, float]]) -> None:
+    """ValueError for a number that is nan, infinite or outside its range.
+
+    ranges: name -> (lowest, highest), both included. Every number of the flags must have a range,
+    so that none is forgotten.
     """
     for field in fields(flags):
         value = getattr(flags, field.name)

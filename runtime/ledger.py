@@ -1,5 +1,4 @@
-"""Bookkeeping for a run: time and FLOPs per phase, the metric files, and how the run is asked to
-end.
+"""Bookkeeping of a run: the time of its phases, the lines it writes, and how it ends early.
 
     MFU of a phase = its FLOPs / (its seconds x ranks x peak FLOP/s of a GPU)
     C = 6 N x tokens of prompts and completions
@@ -8,14 +7,17 @@ C is the study's compute. C leaves out generation, the log-probs under pi_old an
 evaluation; the field `flops` has them by phase. A phase lasts as long as its slowest rank, since
 all ranks end a phase together.
 
-A run is asked to end by a signal, or because a checkpoint could not be written. The ranks agree on
-that at the end of every phase, and between micro-batches as long as the step has changed nothing,
-so all of them leave at the same place:
+A run ends early if a rank is signalled, or cannot write its part of a checkpoint. A rank that left
+alone would block the others in their next collective. So a rank only notes what happened to it
+(Signals.requested, Clock.error), and all ranks follow Clock.stop, on which they agree at the end of
+every phase, and before every micro-batch as long as the step has not changed the weights:
 
-    phase               what a signal does
-    before an update    Interrupted is raised: the step is given up and has changed nothing
-    after an update     the step ends, then the loop stops
-    evaluation          Interrupted is raised: the resumed run begins with this evaluation
+    ""        Nothing happened.
+    "signal"  A rank was signalled. A step that has not changed the weights is given up, and so is
+              an evaluation: all ranks raise Interrupted. A step that has changed the weights is
+              finished, and is the last one. A resumed run does again what was given up.
+    "disk"    A rank could not write its part of a checkpoint. The step is finished, and is the
+              last one.
 """
 
 import faulthandler
@@ -42,8 +44,9 @@ from runtime.display import printable
 from runtime.flags import ROOT
 from runtime.plan import peak_flops, rollout_flops, sequence_flops
 
-# seconds that torchrun waits for its workers after a signal, unless --shutdown-timeout says
-# otherwise
+# A run appends to these files, and a resumed run truncates them to its checkpoint.
+LINES = ("metrics.jsonl", "samples.jsonl")
+# Seconds between a signal to torchrun and its kill of the workers; --shutdown-timeout changes them.
 KILLED_AFTER = 30
 
 
@@ -67,26 +70,24 @@ class Progress:
 
 
 class Signals:
-    """While it is open, SIGTERM and SIGINT set `requested`; a second signal ends the process at
-    once.
+    """While it is open, SIGTERM or SIGINT sets `requested`; a second one ends the process at once.
 
     A thread of its own listens, since Python runs signal handlers in the main thread only, which
     may be waiting in a collective. Signals within one second count once: Ctrl-C may come from the
-    terminal and from torchrun as well."""
+    terminal and from torchrun as well.
+    """
 
     KINDS = (signal.SIGTERM, signal.SIGINT)
 
     def __init__(self):
         self.requested = False
-        self.work = (
-            "the work in progress is given up"  # what happens to it; the ledger keeps this true
-        )
+        # What happens to the work in progress after a signal; Clock keeps this true.
+        self.work = "the work in progress is given up"
 
     def is_requested(self) -> bool:
         return self.requested
 
     def __enter__(self):
-        self.first = -1.0
         self.reader, self.writer = os.pipe()
         os.set_blocking(self.writer, False)
         self.before = [signal.signal(kind, lambda *_: None) for kind in self.KINDS]
@@ -112,57 +113,47 @@ class Signals:
                 if now - self.first > 1:
                     os._exit(128 + number[0])  # whatever the main thread is waiting for
                 continue
-            self.requested = True
             self.first = now
+            self.requested = True
             if int(os.environ.get("LOCAL_RANK", 0)) == 0:
-                name = signal.Signals(number[0]).name
-                message = f"{name}: {self.work}. A second signal ends the run at once."
-                if "TORCHELASTIC_RUN_ID" in os.environ:
-                    message += (
-                        f" torchrun kills its workers after {KILLED_AFTER} s, or after the time "
-                        "that its --shutdown-timeout gives."
-                    )
-                print(message, file=sys.stderr, flush=True)
+                self._say(signal.Signals(number[0]).name)
         os.close(self.reader)
 
+    def _say(self, name: str) -> None:
+        message = f"{name}: {self.work}. A second signal ends the run at once."
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            message += (
+                f" torchrun kills its workers after {KILLED_AFTER} s, "
+                "or after the time that its --shutdown-timeout gives."
+            )
+        print(message, file=sys.stderr, flush=True)
 
-class Ledger:
-    """The clock of a run's phases, the lines it writes, and whether it is to end.
 
-    stop: why the run is to end, the same on all ranks after every phase: "", "signal" or "disk",
-    which `error` explains.
-    flags: the run's, as a dict, for the checkpoints and the loggers. log: "", wandb or tensorboard.
+class Clock:
+    """Times the phases of a run; at the end of each one all ranks agree whether the run is to end.
+
+    stop: why the run is to end, the same on all ranks after every phase (see above).
+    error: why this rank could not write its part of a checkpoint. minutes: that a phase may last.
     """
 
-    def __init__(
-        self, out: Path, config: Config, device: torch.device, signals: Signals, flags: dict
-    ):
-        self.out = out
-        self.config = config
+    def __init__(self, device: torch.device, signals: Signals, minutes: float):
         self.device = device
         self.signals = signals
-        self.flags = flags
+        self.minutes = minutes
         self.rank = dist.get_rank()
-        self.world = dist.get_world_size()
-        self.peak = peak_flops(device)  # FLOP/s of one device, 0 if unknown
         self.progress = Progress()
         self.stop = ""
         self.error = ""
+        self.committed = False  # the step has changed the weights, so it will be finished
         self.seconds = defaultdict(float)  # by phase, since the last line
-        self.preempted = 0  # the sampler's count at the last line
-        self.tick = time.perf_counter()
-        self.log = open_log(flags["log"], out, flags) if self.rank == 0 else None
-
-    # ---- Phases and the end of a run
 
     @contextmanager
     def phase(self, name: str):
         """Time a phase that all ranks go through. At its end they agree whether the run is to end.
 
-        A phase that lasts longer than --timeout ends the process with the stacks of its threads.
+        A phase that lasts longer than `minutes` ends the process with the stacks of its threads.
         """
-        minutes = self.flags["timeout"]
-        alarm = threading.Timer(60 * minutes, self._late, (name, minutes))
+        alarm = threading.Timer(60 * self.minutes, self._late, (name,))
         alarm.daemon = True
         alarm.start()
         start = time.perf_counter()
@@ -185,87 +176,97 @@ class Ledger:
             self.seconds[name] += time.perf_counter() - start
 
     def _agree(self) -> None:
-        """Set `stop` on all ranks if any of them was signalled, or could not write its part of a
-        checkpoint."""
-        wish = torch.tensor(2 if self.error else int(self.signals.requested))
-        dist.all_reduce(wish, dist.ReduceOp.MAX)
-        self.stop = ("", "signal", "disk")[wish]
+        """Set `stop` to the gravest of what happened to the ranks (a collective)."""
+        here = torch.tensor(2 if self.error else int(self.signals.requested))
+        dist.all_reduce(here, dist.ReduceOp.MAX)
+        self.stop = ("", "signal", "disk")[here]
+
+    def announce(self, work: str) -> None:
+        """Begin work that a signal gives up. work: a sentence that says so."""
+        self.committed = False
+        saved = ", then a checkpoint is written" if self.progress.step else ""
+        self.signals.work = work + saved
 
     def give_up_if_asked(self) -> None:
-        """Raise Interrupted on all ranks if any was signalled (a collective). To be called only
-        before an update."""
+        """Raise Interrupted on all ranks if any was signalled, unless the step has changed the
+        weights (a collective)."""
+        if self.committed:
+            return
         self._agree()
         if self.stop == "signal":
             raise Interrupted
 
-    def announce(self, work: str) -> None:
-        """Say what a signal would do from here on, as a sentence."""
-        saved = self.progress.step > 0 or "finished" in work
-        self.signals.work = f"{work}, then a checkpoint is written" if saved else work
-
-    def _late(self, name: str, minutes: float) -> None:
-        message = (
-            f"grpo.py: rank {self.rank} is in the phase {name}, after {self.progress.step} whole "
-            f"steps, since {minutes:g} "
-            "minutes. If the phase only needs longer, raise --timeout. A rank in another place "
-            "than the others blocks them; "
-            "this rank is here:\n"
+    def commit(self) -> None:
+        """From here on the step changes the weights, so a signal does not give it up any more."""
+        self.committed = True
+        self.signals.work = (
+            "the step changes the weights now, so it will be finished, "
+            "then a checkpoint is written"
         )
-        with (
-            tempfile.TemporaryFile() as dump
-        ):  # one write says all, so the stacks of several ranks do not mix
+
+    def _late(self, name: str) -> None:
+        message = (
+            f"grpo.py: rank {self.rank} is in the phase {name}, "
+            f"after {self.progress.step} whole steps, since {self.minutes:g} minutes. "
+            "If the phase only needs longer, raise --timeout. "
+            "A rank in another place than the others blocks them; this rank is here:\n"
+        )
+        # One write says all, so that the stacks of several ranks do not mix.
+        with tempfile.TemporaryFile() as dump:
             faulthandler.dump_traceback(dump, all_threads=True)
             dump.seek(0)
             os.write(2, message.encode() + dump.read())
         os._exit(1)
 
-    # ---- Lines
 
-    def evaluated(
-        self, result: dict, rows: list[dict], completions: list[Completion], preempted: int
-    ) -> None:
-        """Write the lines of an evaluation on one set; the first set of a step gives pass1.
-        preempted: the sampler's count."""
-        p = self.progress
-        if p.evaluated_step != p.step:
-            p.evaluated_step = p.step
-            p.pass1 = result["pass1"]
-            if p.step == 0:
-                p.first_pass1 = p.pass1
-        flops = {"evaluation": rollout_flops(self.config, completions)}
-        new = sum(len(c.ids) for c in completions)
-        rates = self._rates(flops, {"evaluation": new}, preempted)
-        self._write("metrics.jsonl", [{"kind": "eval", **self._counters(), **result, **rates}])
-        shown = rows[: 5 * result["n"]]
-        self._write("samples.jsonl", [{"step": p.step, **row} for row in shown])
+class Ledger(Clock):
+    """Counts the steps of a run, and writes a line for each step and each evaluation.
+
+    A ledger is also the clock of its run, since a line holds the seconds of the phases.
+    flags: the run's, as a dict, for the checkpoints and the loggers.
+    """
+
+    def __init__(
+        self, out: Path, config: Config, device: torch.device, signals: Signals, flags: dict
+    ):
+        super().__init__(device, signals, flags["timeout"])
+        self.out = out
+        self.config = config
+        self.flags = flags
+        self.world = dist.get_world_size()
+        self.peak = peak_flops(device)  # FLOP/s of one device, 0 if unknown
+        self.preempted = 0  # the sampler's count at the last line
+        self.tick = time.perf_counter()
+        self.log = open_log(flags["log"], out, flags) if self.rank == 0 else None
 
     def trained(
         self, completions: list[Completion], drawn: list[Completion], stats: dict, preempted: int
     ) -> dict:
-        """Count a step as whole; write and return its line. D, C and tokens count all that was
-        drawn, trained on or not."""
-        tokens = sum(len(c.prompt) + len(c.ids) for c in drawn)
+        """Count a step as whole; write and return its line.
+
+        drawn: all completions of the step, trained on or not; D, C and tokens count them all.
+        stats: what train_step returned. preempted: the sampler's count.
+        """
+        tokens = count_tokens(drawn)
         p = self.progress
         p.step += 1
         p.D += len(drawn) // self.flags["group"]
         p.tokens += tokens
         p.failed_steps = p.failed_steps + 1 if stats["grad_norm"] is None else 0
         self.count_idle(stats)
-        forward = sequence_flops(self.config, completions)
-        passes = {
-            "old": 1,
-            "reference": 1,
-            "train": 4 if self.flags["recompute"] else 3,
-        }  # backward 2, recomputation 1
-        flops = {"generation": rollout_flops(self.config, drawn)}
-        flops |= {name: n * forward for name, n in passes.items() if name in self.seconds}
-        trained_tokens = sum(len(c.prompt) + len(c.ids) for c in completions)
-        phase_tokens = dict.fromkeys(flops, trained_tokens) | {
-            "generation": sum(len(c.ids) for c in drawn)
-        }
+
         line = {"kind": "train", **self._counters(), **stats, "tokens": tokens}
         line["verdicts"] = dict(Counter(sorted(c.verdict.verdict for c in completions)))
-        line |= self._rates(flops, phase_tokens, preempted)
+        forward = sequence_flops(self.config, completions)
+        flops = {"generation": rollout_flops(self.config, drawn)}
+        processed = {"generation": sum(len(c.ids) for c in drawn)}
+        # In units of a forward pass, a backward pass is 2 and recomputing activations is 1.
+        passes = {"old": 1, "reference": 1, "train": 4 if self.flags["recompute"] else 3}
+        for phase, count in passes.items():
+            if phase in self.seconds:
+                flops[phase] = count * forward
+                processed[phase] = count_tokens(completions)
+        line |= self._rates(flops, processed, preempted)
         self._write("metrics.jsonl", [line])
         return line
 
@@ -273,6 +274,23 @@ class Ledger:
         """Count the steps in a row that had nothing to learn from."""
         idle = stats["equal_groups"] == 1 or stats["in_loss"] == 0
         self.progress.idle_steps = self.progress.idle_steps + 1 if idle else 0
+
+    def evaluated(
+        self, result: dict, rows: list[dict], completions: list[Completion], preempted: int
+    ) -> None:
+        """Write the lines of an evaluation on one set; the first set of a step gives pass1."""
+        p = self.progress
+        if p.evaluated_step != p.step:
+            p.evaluated_step = p.step
+            p.pass1 = result["pass1"]
+            if p.step == 0:
+                p.first_pass1 = p.pass1
+        flops = {"evaluation": rollout_flops(self.config, completions)}
+        processed = {"evaluation": sum(len(c.ids) for c in completions)}
+        rates = self._rates(flops, processed, preempted)
+        self._write("metrics.jsonl", [{"kind": "eval", **self._counters(), **result, **rates}])
+        shown = rows[: 5 * result["n"]]
+        self._write("samples.jsonl", [{"step": p.step, **row} for row in shown])
 
     def _counters(self) -> dict:
         p = self.progress
@@ -284,9 +302,11 @@ class Ledger:
             "N_total": self.config.N_total,
         }
 
-    def _rates(self, flops: dict, tokens: dict, preempted: int) -> dict:
-        """What was done since the last line and how fast, by phase; gpu_hours are those of the
-        whole run."""
+    def _rates(self, flops: dict, processed: dict, preempted: int) -> dict:
+        """What was done since the last line and how fast, by phase; gpu_hours are the whole run's.
+
+        processed: tokens.
+        """
         seconds = dict(self.seconds)
         self.seconds.clear()
         now = time.perf_counter()
@@ -297,14 +317,13 @@ class Ledger:
         mfu = {}
         if self.peak:
             mfu = {name: n / (seconds[name] * self.world * self.peak) for name, n in flops.items()}
-        speed = {name: tokens[name] / seconds[name] for name in flops}
         return {
             "preempted": since_last,
             "flops": flops,
             "seconds": seconds,
             "gpu_hours": self.progress.gpu_hours,
             "mfu": mfu,
-            "tokens_per_second": speed,
+            "tokens_per_second": {name: n / seconds[name] for name, n in processed.items()},
         }
 
     def _write(self, file: str, rows: list[dict]) -> None:
@@ -315,9 +334,8 @@ class Ledger:
                 lines.writelines(json.dumps(row) + "\n" for row in rows)
         except OSError as error:
             raise Stopped(
-                f"{self.out / file} could not be written: {error}; the checkpoints are whole. When "
-                "there is room: "
-                f"--resume {self.out}"
+                f"{self.out / file} could not be written: {error}; the checkpoints are whole. "
+                f"When there is room: --resume {self.out}"
             ) from error
         if self.log and file == "metrics.jsonl":
             for row in rows:
@@ -325,22 +343,25 @@ class Ledger:
 
     def state(self) -> dict:
         """What a checkpoint holds beside tensors, in JSON's types."""
-        sizes = {
-            name: (self.out / name).stat().st_size for name in ("metrics.jsonl", "samples.jsonl")
-        }
-        dtype = "bfloat16" if self.device.type == "cuda" else "float32"
         return {
             "progress": asdict(self.progress),
-            "bytes": sizes,
+            "bytes": {name: (self.out / name).stat().st_size for name in LINES},
             "flags": self.flags,
             "world": self.world,
-            "dtype": dtype,
+            "dtype": "bfloat16" if self.device.type == "cuda" else "float32",
         }
+
+
+def count_tokens(completions: list[Completion]) -> int:
+    """Tokens of the completions and their prompts."""
+    return sum(len(c.prompt) + len(c.ids) for c in completions)
 
 
 def open_log(kind: str, out: Path, flags: dict):
-    """A function that passes a row of metrics.jsonl on to Weights & Biases or TensorBoard; None for
-    no log."""
+    """A function that sends a row of metrics.jsonl to Weights & Biases or TensorBoard, or None.
+
+    kind: wandb, tensorboard, or "" for none.
+    """
     if kind == "wandb":
         import wandb
 
@@ -382,7 +403,7 @@ def tell_torchrun(message: str) -> None:
 
 
 def show_warning(message, category, filename, lineno, file=None, line=None) -> None:
-    """Python's warnings.showwarning, but what this repository warns of is one line for people."""
+    """Python's warnings.showwarning, except that this repository's own warnings are one line."""
     if Path(filename).is_relative_to(ROOT):
         print(f"warning: {message}", file=file or sys.stderr, flush=True)
     else:
@@ -392,8 +413,10 @@ def show_warning(message, category, filename, lineno, file=None, line=None) -> N
 
 @record
 def explain(run) -> None:
-    """Call run(). Errors that a user can mend end in one line and exit code 2; torchrun shows the
-    traceback of any other."""
+    """Call run(). An error that a user can mend ends in one line and exit code 2.
+
+    Of any other error torchrun shows the traceback.
+    """
     warnings.showwarning = show_warning
     try:
         run()

@@ -116,7 +116,7 @@ class Keep:
 
 
 class StandIn:
-    """As much of a Ledger as a step needs."""
+    """As much of a Clock as a step needs."""
 
     device = torch.device("cpu")
 
@@ -126,7 +126,7 @@ class StandIn:
     def give_up_if_asked(self):
         pass
 
-    def announce(self, work):
+    def commit(self):
         pass
 
 
