@@ -584,12 +584,14 @@ def main(f: Flags) -> None:
     # The policy and its optimiser, the sampler with its own copy of the weights, and the graders.
     graders = max(1, (os.cpu_count() or 2) // (2 * world))
     with Signals() as signals, Grader(graders, GRADE_SECONDS, reward=f.reward) as grader:
-        ledger = Ledger(out, config, device, signals, flags)
-        with ledger.phase("loading"), discarded_on_error(opened):
+        p = Progress()
+        clock = Clock(device, signals, f.timeout, p)
+        ledger = Ledger(out, config, clock, flags)
+        with clock.phase("loading"), discarded_on_error(opened):
             policy, reference = make_models(f, config, directory, device)
             optimizer, scheduler = make_optimizer(f, policy)
             if opened.checkpoint:
-                restore(opened.checkpoint, policy, optimizer, scheduler, ledger)
+                restore(opened.checkpoint, policy, optimizer, scheduler, p)
             else:
                 load(policy, directory)
             stop_ids = stop_tokens(directory, tokenizer, renderer.end_token)
@@ -597,7 +599,6 @@ def main(f: Flags) -> None:
             copy_weights(policy, sampler.model)
         checkpoints = Checkpoints(out, f.keep, ledger, sets.digests)
         rollout = Rollout(sampler, renderer, grader, f.max_new, f.seed, signals.is_requested)
-        p = ledger.progress
         display = Display(f.steps, p.step, f.prompts * f.group, say)
         if p.step > f.steps:
             say(f"--steps {f.steps}: the run has reached step {p.step} already, so nothing is left")
@@ -610,13 +611,13 @@ def main(f: Flags) -> None:
                 shown[p.step] = measure(rollout, sets.tests, ledger)
                 say(f"step {p.step}: pass@1 {p.pass1:.3f} on {sets.describe_first()}")
 
-            while p.step < f.steps and not ledger.stop:
+            while p.step < f.steps and not clock.stop:
                 step = p.step + 1
                 display.begin(step)
-                ledger.announce(f"step {step} is given up")
+                clock.announce(f"step {step} is given up")
 
                 # The prompts of the step; G completions of each, graded.
-                with ledger.phase("generation"):
+                with clock.phase("generation"):
                     completions, drawn = draw_groups(
                         rollout, problems, p.D, step, f, display.completions
                     )
@@ -624,10 +625,10 @@ def main(f: Flags) -> None:
                 # Sequences go to ranks and micro-batches, rewards become advantages, and each
                 # update ascends J.
                 stats = train_step(
-                    policy, reference, optimizer, scheduler, completions, f, ledger, display
+                    policy, reference, optimizer, scheduler, completions, f, clock, display
                 )
 
-                with ledger.phase("weights"):
+                with clock.phase("weights"):
                     copy_weights(policy, sampler.model)
 
                 # Counts the step (p.step, p.D) and writes its line.
@@ -637,7 +638,7 @@ def main(f: Flags) -> None:
                         f"no finite gradient in three steps in a row, at step {step}: "
                         f"try a lower --lr; see {out}"
                     )
-                if is_due(step, f) and not ledger.stop:
+                if is_due(step, f) and not clock.stop:
                     shown[step] = measure(rollout, sets.tests, ledger)
                 display.row(line, p.pass1)
                 if warning := cannot_learn(p, stats, f):
@@ -648,11 +649,11 @@ def main(f: Flags) -> None:
             checkpoints.close(policy, optimizer, scheduler)
 
     again = resume_command(out, f)
-    if ledger.stop == "disk":
+    if clock.stop == "disk":
         raise Stopped(
-            f"{ledger.error}; earlier checkpoints are whole. To go on from there: {again}"
+            f"{clock.error}; earlier checkpoints are whole. To go on from there: {again}"
         )
-    if ledger.stop:
+    if clock.stop:
         return say(f"ended after step {p.step} of {f.steps}, as asked; to go on: {again}")
     try:
         save(policy, directory, out / "final", compute_dtype(device))
@@ -715,9 +716,10 @@ def make_sampler(f: Flags, config: Config, device, stop_ids: list[int]) -> Sampl
 def measure(rollout: Rollout, tests: list[EvaluationSet], ledger: Ledger) -> list[Completion]:
     """Evaluate on every set and write the lines; returns a few completions of the first set."""
     samples = []
-    ledger.announce(f"the evaluation after step {ledger.progress.step} is given up")
+    clock = ledger.clock
+    clock.announce(f"the evaluation after step {ledger.progress.step} is given up")
     for test in tests:
-        with ledger.phase("evaluation"):
+        with clock.phase("evaluation"):
             result, rows, completions = evaluate(rollout, test)
         ledger.evaluated(result, rows, completions, rollout.sampler.preempted)
         samples = samples or completions[: 3 * test.n : test.n]

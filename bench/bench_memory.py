@@ -13,7 +13,6 @@ import random
 import tempfile
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -25,7 +24,7 @@ from model import Config, Model
 from reward import Verdict
 from rollout import Completion, Sampler
 from runtime import plan
-from runtime.ledger import Ledger, Signals
+from runtime.ledger import Clock, Progress, Signals
 from runtime.parallel import connect, copy_weights, make_mesh, shard
 
 NEW = 64  # tokens of the completions that are sampled
@@ -43,7 +42,7 @@ class Flags:
     steps: int = 3
 
 
-class PeakLedger(Ledger):
+class PeakClock(Clock):
     """Measures the peak of each phase: `peaks`, 1e9 bytes."""
 
     def __init__(self, *arguments):
@@ -91,9 +90,9 @@ def longest_completions(f: grpo.Flags, V: int, seed: int) -> list[Completion]:
     return completions
 
 
-def measure(f: grpo.Flags, config: Config, device: torch.device, out: Path, steps: int) -> dict:
+def measure(f: grpo.Flags, config: Config, device: torch.device, steps: int) -> dict:
     """The peak of each phase, 1e9 bytes, over some steps of a run."""
-    ledger = PeakLedger(out, config, device, Signals(), asdict(f))
+    clock = PeakClock(device, Signals(), f.timeout, Progress())
     mesh = make_mesh(device.type)
     home = "cpu" if f.offload else device
     with torch.device("meta"):
@@ -115,15 +114,15 @@ def measure(f: grpo.Flags, config: Config, device: torch.device, out: Path, step
     for step in range(steps):
         completions = longest_completions(f, config.V, step)
         prompts = [c.prompt for c in completions[:: f.group]]
-        with ledger.phase("generation"):
+        with clock.phase("generation"):
             sampler.generate(prompts, f.group, min(NEW, f.max_new), 1.0, 0, step)
-        stats = grpo.train_step(policy, reference, optimizer, scheduler, completions, f, ledger)
+        stats = grpo.train_step(policy, reference, optimizer, scheduler, completions, f, clock)
         if stats["micro_batches"] != 2 or stats["skipped_updates"]:
             raise SystemExit(f"not the step that the plan counts: {stats}")
-        with ledger.phase("weights"):
+        with clock.phase("weights"):
             copy_weights(policy, sampler.model)
     sampler.close()
-    return ledger.peaks
+    return clock.peaks
 
 
 def main() -> None:
@@ -134,7 +133,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_config(folder, flags.shape, flags.layers)
         device, _, config = connect(folder)
-        peaks = measure(f, config, device, Path(folder), flags.steps)
+        peaks = measure(f, config, device, flags.steps)
     free, installed = torch.cuda.mem_get_info()
     beyond = (installed - free - torch.cuda.memory_allocated()) / 1e9
     job = grpo.plan_job(f)

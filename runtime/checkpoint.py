@@ -181,6 +181,7 @@ class Checkpoints:
         self.run = run
         self.keep = keep
         self.ledger = ledger
+        self.clock = ledger.clock
         self.data = data
         self.saved_step = ledger.progress.step  # of the newest checkpoint, whole or being written
         self.thread = None
@@ -191,12 +192,12 @@ class Checkpoints:
     def save(self, model: Model, optimizer: torch.optim.Optimizer, scheduler) -> None:
         """Begin a checkpoint of the last whole step, unless there is one already (a collective).
 
-        Returns as soon as weights may change again. A failure to write is found in ledger.error.
+        Returns as soon as weights may change again. A failure to write is found in clock.error.
         """
         step = self.ledger.progress.step
         if self.saved_step == step:
             return
-        with self.ledger.phase("checkpoint"):
+        with self.clock.phase("checkpoint"):
             self.wait()
             self.saved_step = step
             target = self.run / "checkpoints" / f"step-{step:06d}"
@@ -211,9 +212,9 @@ class Checkpoints:
 
     def close(self, model: Model, optimizer: torch.optim.Optimizer, scheduler) -> None:
         """Save the last whole step, unless the disk is full, and wait for it (a collective)."""
-        if self.ledger.stop != "disk":
+        if self.clock.stop != "disk":
             self.save(model, optimizer, scheduler)
-        with self.ledger.phase("checkpoint"):
+        with self.clock.phase("checkpoint"):
             self.wait()
 
     def wait(self) -> None:
@@ -246,7 +247,7 @@ class Checkpoints:
         full = "unexpected pos" in str(cause)  # all that torch's writer says of a full disk
         reason = "the disk or a quota is full: " if full else ""
         free = shutil.disk_usage(self.run).free / 1e9
-        self.ledger.error = (
+        self.clock.error = (
             f"{target} could not be written ({free:.1f} GB are free there): {reason}{cause}"
         )
 
@@ -265,7 +266,7 @@ class Checkpoints:
 
 
 def restore(
-    checkpoint: Path, model: Model, optimizer: torch.optim.Optimizer, scheduler, ledger: Ledger
+    checkpoint: Path, model: Model, optimizer: torch.optim.Optimizer, scheduler, progress: Progress
 ) -> None:
     """Fill all of them from a checkpoint, which any number of ranks may have written (a
     collective)."""
@@ -274,7 +275,7 @@ def restore(
     set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=moments)
     state = read_state(checkpoint)
     scheduler.load_state_dict(state["scheduler"])
-    ledger.progress = Progress(**state["progress"])
+    vars(progress).update(state["progress"])
 
 
 # ---- Opening a run -------------------------------------------------------------------------------

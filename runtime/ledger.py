@@ -134,14 +134,17 @@ class Clock:
 
     stop: why the run is to end, the same on all ranks after every phase (see above).
     error: why this rank could not write its part of a checkpoint. minutes: that a phase may last.
+    progress: of the run, for messages.
     """
 
-    def __init__(self, device: torch.device, signals: Signals, minutes: float):
+    def __init__(
+        self, device: torch.device, signals: Signals, minutes: float, progress: Progress
+    ):
         self.device = device
         self.signals = signals
         self.minutes = minutes
         self.rank = dist.get_rank()
-        self.progress = Progress()
+        self.progress = progress
         self.stop = ""
         self.error = ""
         self.committed = False  # the step has changed the weights, so it will be finished
@@ -174,6 +177,12 @@ class Clock:
         finally:
             alarm.cancel()
             self.seconds[name] += time.perf_counter() - start
+
+    def take_seconds(self) -> dict[str, float]:
+        """The seconds of the phases since the last call."""
+        taken = dict(self.seconds)
+        self.seconds.clear()
+        return taken
 
     def _agree(self) -> None:
         """Set `stop` to the gravest of what happened to the ranks (a collective)."""
@@ -219,22 +228,22 @@ class Clock:
         os._exit(1)
 
 
-class Ledger(Clock):
+class Ledger:
     """Counts the steps of a run, and writes a line for each step and each evaluation.
 
-    A ledger is also the clock of its run, since a line holds the seconds of the phases.
-    flags: the run's, as a dict, for the checkpoints and the loggers.
+    clock: of the run, whose seconds the lines hold. flags: the run's, as a dict, for the
+    checkpoints and the loggers.
     """
 
-    def __init__(
-        self, out: Path, config: Config, device: torch.device, signals: Signals, flags: dict
-    ):
-        super().__init__(device, signals, flags["timeout"])
+    def __init__(self, out: Path, config: Config, clock: Clock, flags: dict):
         self.out = out
         self.config = config
+        self.clock = clock
+        self.progress = clock.progress
         self.flags = flags
+        self.rank = dist.get_rank()
         self.world = dist.get_world_size()
-        self.peak = peak_flops(device)  # FLOP/s of one device, 0 if unknown
+        self.peak = peak_flops(clock.device)  # FLOP/s of one device, 0 if unknown
         self.preempted = 0  # the sampler's count at the last line
         self.tick = time.perf_counter()
         self.log = open_log(flags["log"], out, flags) if self.rank == 0 else None
@@ -263,7 +272,7 @@ class Ledger(Clock):
         # In units of a forward pass, a backward pass is 2 and recomputing activations is 1.
         passes = {"old": 1, "reference": 1, "train": 4 if self.flags["recompute"] else 3}
         for phase, count in passes.items():
-            if phase in self.seconds:
+            if phase in self.clock.seconds:
                 flops[phase] = count * forward
                 processed[phase] = count_tokens(completions)
         line |= self._rates(flops, processed, preempted)
@@ -307,8 +316,7 @@ class Ledger(Clock):
 
         processed: tokens.
         """
-        seconds = dict(self.seconds)
-        self.seconds.clear()
+        seconds = self.clock.take_seconds()
         now = time.perf_counter()
         self.progress.gpu_hours += (now - self.tick) / 3600 * self.world
         self.tick = now
@@ -348,7 +356,7 @@ class Ledger(Clock):
             "bytes": {name: (self.out / name).stat().st_size for name in LINES},
             "flags": self.flags,
             "world": self.world,
-            "dtype": "bfloat16" if self.device.type == "cuda" else "float32",
+            "dtype": "bfloat16" if self.clock.device.type == "cuda" else "float32",
         }
 
 

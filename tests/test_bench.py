@@ -83,12 +83,12 @@ def tiny(tmp_path):
 def test_the_measured_run_is_the_planned_one(tiny):
     """Caught: a phase that is not measured, micro-batches that are not full. The bench itself stops
     unless a step has two of them and changes the weights."""
-    folder, device, config = tiny
+    _, device, config = tiny
     flags = bench_memory.Flags(shape="tiny", micro_tokens=256, kl=0.001, kv_gb=0.01)
     f = bench_memory.grpo_flags(flags, max_prompt=16, max_new=48)
     completions = bench_memory.longest_completions(f, config.V, seed=0)
     assert sum(len(c.prompt) + len(c.ids) for c in completions) == 2 * f.micro_tokens
-    peaks = bench_memory.measure(f, config, device, folder, steps=1)
+    peaks = bench_memory.measure(f, config, device, steps=1)
     assert set(peaks) == {"generation", "reference", "train", "weights"}
 
 

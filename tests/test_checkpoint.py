@@ -31,6 +31,7 @@ class FakeLedger:
     def __init__(self, source, step=0):
         self.progress, self.error, self.stop = Progress(step), "", ""
         self.source = str(source)
+        self.clock = self  # of which a checkpoint needs phase, error and stop
 
     def phase(self, name):
         return torch.no_grad()  # any context that does nothing here
@@ -104,7 +105,7 @@ def write(run, source, replicas, offload):
 def read(run, source, replicas, offload):
     model, optimizer, scheduler = trained(source, replicas, offload, steps=0)
     ledger = FakeLedger(source)
-    restore(whole_checkpoints(run)[-1], model, optimizer, scheduler, ledger)
+    restore(whole_checkpoints(run)[-1], model, optimizer, scheduler, ledger.progress)
     first = tensors(model, optimizer)
     update(model, optimizer, scheduler)
     steps = {optimizer.state[p]["step"].item() for p in model.parameters()}
@@ -155,7 +156,7 @@ def keep_some(run, source):
     checkpoints.save(model, optimizer, scheduler)
     checkpoints.wait()
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    restore(whole_checkpoints(run)[-1], model, optimizer, scheduler, ledger)
+    restore(whole_checkpoints(run)[-1], model, optimizer, scheduler, ledger.progress)
     return kept, ledger.error, [p.name for p in whole_checkpoints(run)], ledger.progress.step
 
 

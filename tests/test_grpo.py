@@ -578,11 +578,11 @@ def test_every_evaluation_of_a_run_draws_with_the_same_noise():
     rollout = SimpleNamespace(draw=draw, sampler=sampler, grader=None)
     test = EvaluationSet("", 1, 1.0, [SimpleNamespace(index=0)])
     for step in (0, 10):
-        ledger = SimpleNamespace(
-            progress=SimpleNamespace(step=step),
+        clock = SimpleNamespace(
             announce=lambda text: None,
             phase=lambda name: contextlib.nullcontext(),
         )
+        ledger = SimpleNamespace(progress=SimpleNamespace(step=step), clock=clock)
         with pytest.raises(KeyError):  # the stand-in drew nothing, so there is nothing to count
             measure(rollout, [test], ledger)
     assert asked == [-1, -1]
