@@ -135,14 +135,14 @@ def arithmetic_problem(seed: int | str, index: int, world: str = "arithmetic") -
     return draw_problem(seed, index, world, lambda prompt: not held_out(prompt))
 
 
-def arithmetic_test(world: str = "arithmetic", count: int = 500) -> list[Problem]:
-    """The held-out problems: always the same, all different, each level equally often."""
+def arithmetic_test(world: str = "arithmetic") -> list[Problem]:
+    """The 500 held-out problems: always the same, all different, each level equally often."""
     problems = {}
 
     def keep(prompt):
         return held_out(prompt) and prompt not in problems
 
-    for index in range(count):
+    for index in range(500):
         problem = draw_problem("held-out", index, world, keep)
         problems[problem.prompt] = problem
     return list(problems.values())
@@ -625,7 +625,7 @@ def split_held_out(
     Of the tiny world, whose chains are held out by hash, the first `count` of the test split.
     """
     if isinstance(problems, Arithmetic):
-        return problems, arithmetic_test(problems.world, count)
+        return problems, arithmetic_test(problems.world)[:count]
     unique = drop_repeats(problems)
     if len(unique) < 2:
         found = f"{problems[0].source} has 1 problem" if unique else "there is no problem"
