@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -48,6 +48,7 @@ COMPANIONS = (
     "chat_template.json",
     "generation_config.json",
 )
+MODEL_FILES = ("*.safetensors", INDEX, "config.json", *COMPANIONS)
 
 
 # ---- Processes -----------------------------------------------------------------------------------
@@ -100,9 +101,10 @@ def check_team(t: int, world: int) -> None:
 # ---- Reading a model -----------------------------------------------------------------------------
 
 
-def locate(name: str) -> Path:
+def locate(name: str, wanted: Sequence[str] = MODEL_FILES) -> Path:
     """The directory of a model: a local one, or where the hub's client puts Qwen/Qwen2.5-0.5B.
 
+    wanted: the files that the hub is asked for.
     FileNotFoundError if there is no such directory, and the hub does not give the model.
     """
     path = Path(name)
@@ -119,9 +121,9 @@ def locate(name: str) -> Path:
                                 f"{path.name} in it; the hub is asked only where it is not")
     from huggingface_hub import snapshot_download
 
-    wanted = ["*.safetensors", INDEX, "config.json", *COMPANIONS]
+    patterns = list(wanted)
     try:
-        return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=["*/*"]))
+        return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=["*/*"]))
     except Exception as error:  # the hub's client raises errors of its own, of httpx, and OSError
         raise FileNotFoundError(
             f"--model {name}: no such directory here, and the model hub did not give it "
