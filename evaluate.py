@@ -37,7 +37,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from hashlib import blake2b
-from operator import itemgetter
 from pathlib import Path
 from typing import Literal
 
@@ -65,8 +64,7 @@ EVALUATION = -1  # the `step` that keys the noise of an evaluation
 MOST_COMPLETIONS = 10_000  # of one problem
 MOST_NAMED = 20  # problems that a comparison names as won, or as lost
 
-ROW_KEY = itemgetter("source", "problem", "sample")
-Rows = dict[tuple, dict]  # ROW_KEY(row): row
+Rows = dict[tuple, dict]  # (source, problem, sample): row
 Agreement = Callable[[str, str], bool]  # whether two answers agree
 
 
@@ -243,7 +241,7 @@ def summarise(
     result = {
         "pass1": pass1,
         "pass1_se": se,
-        "pass1_ci": list(interval(pass1, se, P)),
+        "pass1_ci": interval(pass1, se, P),
         "test_loss": 1 - pass1,
         "problems": P,
         "samples": len(rows),
@@ -275,10 +273,9 @@ def summarise(
 
 def estimate(name: str, mean: float, se: float | None, count: int) -> str:
     """A mean with its standard error; with Wilson's interval where all outcomes are the same."""
-    if se:
-        return f"  {name:<6} {mean:.4f} ± {se:.4f}"
     low, high = interval(mean, se, count)
-    return f"  {name:<6} {mean:.4f}, 95% interval [{low:.3f}, {high:.3f}]"
+    spread = f" ± {se:.4f}" if se else f", 95% interval [{low:.3f}, {high:.3f}]"
+    return f"  {name:<6} {mean:.4f}{spread}"
 
 
 def report(r: dict) -> str:
@@ -375,7 +372,7 @@ def check_reward(reward: str, problem: data.Problem) -> None:
         raise ValueError(
             f"--reward {reward}: fails on an empty completion ({verdict.rule}); it must return a "
             "number for any (completion, problem), where problem is a dict such as "
-            f"{{'answer': {problem.answer[:20]!r}, ..}}"
+            "{'answer': '42', ..}"
         )
 
 
@@ -459,9 +456,12 @@ def evaluate(
     known: rows of an earlier start; problems that miss one are drawn. on_row: called with the row
     of every completion that this rank grades, once it is graded.
     """
-    rows = dict(known or {})
-    keys = [(test.label, problem.index, g) for problem in test.problems for g in range(test.n)]
-    incomplete = {place for _, place, _ in set(keys) - rows.keys()}
+    rows = {}
+    for (source, index, g), row in (known or {}).items():
+        if source == test.label:
+            rows[index, g] = row
+    keys = [(problem.index, g) for problem in test.problems for g in range(test.n)]
+    incomplete = {index for index, _ in set(keys) - rows.keys()}
     missing = [problem for problem in test.problems if problem.index in incomplete]
 
     def row_of(completion: Completion) -> dict:
@@ -473,7 +473,7 @@ def evaluate(
 
     completions = rollout.draw(missing, test.n, test.temperature, EVALUATION, on_graded=graded)
     for row in map(row_of, completions):
-        rows[ROW_KEY(row)] = row
+        rows[row["problem"], row["sample"]] = row
     in_order = [rows[key] for key in keys]
     result = {"source": test.label, "n": test.n, "temperature": test.temperature}
     result |= summarise(test.problems, in_order, test.n, rollout.grader, ks)
@@ -491,8 +491,11 @@ def read_rows(path: str | Path) -> tuple[dict, Rows]:
             with suppress(json.JSONDecodeError):
                 lines.append(json.loads(line))
     match lines:
-        case [{"settings": settings}, *rows]:
-            return settings, {ROW_KEY(row): row for row in rows}
+        case [{"settings": settings}, *found]:
+            rows = {}
+            for row in found:
+                rows[row["source"], row["problem"], row["sample"]] = row
+            return settings, rows
     raise ValueError(
         f"{path} is not the file of an evaluation: its first line does not hold the settings"
     )
@@ -504,7 +507,8 @@ def resume(path: Path, settings: dict) -> Rows:
 
     ValueError if the file holds an evaluation with other settings.
     """
-    if not path.is_file() or not path.stat().st_size:
+    content = path.read_bytes() if path.is_file() else b""
+    if not content:
         path.parent.mkdir(parents=True, exist_ok=True)
         append(path, {"settings": settings})
         return {}
@@ -519,7 +523,7 @@ def resume(path: Path, settings: dict) -> Rows:
             f"{path} holds another evaluation, and is not overwritten: {'; '.join(differences)}. "
             "Give another --out"
         )
-    if not path.read_bytes().endswith(b"\n"):  # the torn line stays, and is never read
+    if not content.endswith(b"\n"):  # the torn line stays, and is never read
         with open(path, "a") as file:
             file.write("\n")
     return rows
