@@ -187,9 +187,8 @@ def by_difficulty(problems: list[data.Problem], pass1_P) -> dict:
     hardness = {}
     names = difficulty_bins(problems)
     for problem, name, pass1 in zip(problems, names, pass1_P, strict=True):
-        d = problem.difficulty
         bins[name].append(pass1)
-        hardness[name] = np.inf if d is None else d
+        hardness[name] = data.hardness(problem)
     if len(bins) < 2:
         return {}
     result = {}

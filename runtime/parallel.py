@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -48,7 +48,7 @@ COMPANIONS = (
     "chat_template.json",
     "generation_config.json",
 )
-MODEL_FILES = ("*.safetensors", INDEX, "config.json", *COMPANIONS)
+MODEL_FILES = ["*.safetensors", INDEX, "config.json", *COMPANIONS]
 
 
 # ---- Processes -----------------------------------------------------------------------------------
@@ -93,7 +93,7 @@ def agree(error: str) -> str:
 def check_team(t: int, world: int) -> None:
     """ValueError unless each node's ranks divide into teams of t that share one copy of a model."""
     here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
-    if t < 1 or here % t or world % t:
+    if here % t:
         raise ValueError(f"--sampler-tp {t} does not divide the ranks of a node, {here} of "
                          f"{world}; give a number that does")
 
@@ -101,7 +101,7 @@ def check_team(t: int, world: int) -> None:
 # ---- Reading a model -----------------------------------------------------------------------------
 
 
-def locate(name: str, wanted: Sequence[str] = MODEL_FILES) -> Path:
+def locate(name: str, wanted: list[str] = MODEL_FILES) -> Path:
     """The directory of a model: a local one, or where the hub's client puts Qwen/Qwen2.5-0.5B.
 
     wanted: the files that the hub is asked for.
@@ -121,9 +121,8 @@ def locate(name: str, wanted: Sequence[str] = MODEL_FILES) -> Path:
                                 f"{path.name} in it; the hub is asked only where it is not")
     from huggingface_hub import snapshot_download
 
-    patterns = list(wanted)
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=["*/*"]))
+        return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=["*/*"]))
     except Exception as error:  # the hub's client raises errors of its own, of httpx, and OSError
         raise FileNotFoundError(
             f"--model {name}: no such directory here, and the model hub did not give it "
@@ -211,7 +210,9 @@ def find_weights(directory: Path, config: Config) -> list[Path]:
         unknown.remove("lm_head.weight")
         check_tied_head(place)
     # Old checkpoints store the frequencies of RoPE, which follow from the config.
-    wrong += [f"{name}: unknown" for name in sorted(unknown) if not name.endswith("inv_freq")]
+    for name in sorted(unknown):
+        if not name.endswith("inv_freq"):
+            wrong.append(f"{name}: unknown")
     if wrong:
         raise ValueError(f"{directory}: {len(wrong)} tensors do not fit its config.json: "
                          f"{'; '.join(wrong[:5])}")
@@ -304,13 +305,13 @@ def read_model(directory: Path, config: Config, device: torch.device, t: int) ->
     check_team(t, dist.get_world_size())
     with torch.device("meta"):
         model = Model(config).to(dtype)
-        whole = Model(config).to(dtype)
+        sharded = Model(config).to(dtype)
     if t == 1:
         return load(model.to_empty(device=device), directory)
     group, _ = dist.new_subgroups(t)
     model = tensor_parallel(model, group).to_empty(device=device)
-    whole = shard(whole, make_mesh(device.type), dtype).to_empty(device=device)
-    copy_weights(load(whole, directory), model)
+    sharded = shard(sharded, make_mesh(device.type), dtype).to_empty(device=device)
+    copy_weights(load(sharded, directory), model)
     return model
 
 
