@@ -106,16 +106,17 @@ def solve(
         after = min(max(value + int(step), 0), 9)
         if slip is not None:
             after = slip(after)
-        text += f"{label}{value}{step}={after};" if style == "full" else f"{label}{after};"
+        working = f"{value}{step}=" if style == "full" else ""
+        text += f"{label}{working}{after};"
         value = after
         running.append(value)
-    answer = "".join(str(value) for value in running[-values:])
-    return ("" if style == "jump" else text) + f"\\boxed{{{answer}}}"
+    if style == "jump":
+        text = ""
+    answer = "".join(map(str, running[-values:]))
+    return f"{text}\\boxed{{{answer}}}"
 
 
-def draw_problem(
-    stream: int | str, index: int, world: str, keep: Callable[[str], bool]
-) -> Problem:
+def draw_problem(stream: int | str, index: int, world: str, keep: Callable[[str], bool]) -> Problem:
     """The first chain that `keep` accepts among those that (stream, index) leads to.
 
     Levels take turns, so any stretch of a stream (a batch, a reused subset) is stratified.
@@ -135,14 +136,14 @@ def arithmetic_problem(seed: int | str, index: int, world: str = "arithmetic") -
     return draw_problem(seed, index, world, lambda prompt: not held_out(prompt))
 
 
-def arithmetic_test(world: str = "arithmetic", count: int = 500) -> list[Problem]:
-    """The held-out problems: always the same, all different, each level equally often."""
+def arithmetic_test(world: str = "arithmetic") -> list[Problem]:
+    """The 500 held-out problems: always the same, all different, each level equally often."""
     problems = {}
 
     def keep(prompt):
         return held_out(prompt) and prompt not in problems
 
-    for index in range(count):
+    for index in range(500):
         problem = draw_problem("held-out", index, world, keep)
         problems[problem.prompt] = problem
     return list(problems.values())
@@ -179,9 +180,7 @@ def make_tokenizer():
     end = "<|end|>"
     characters = [*"{}=;?+-", *string.digits, *LETTERS]
     vocab = {token: i for i, token in enumerate([end, *characters])}
-    tokenizer = Qwen2Tokenizer(
-        vocab=vocab, merges=[], unk_token=end, eos_token=end, pad_token=end
-    )
+    tokenizer = Qwen2Tokenizer(vocab=vocab, merges=[], unk_token=end, eos_token=end, pad_token=end)
     tokenizer.add_tokens([AddedToken("\\boxed", normalized=False)])
     return tokenizer
 
@@ -411,8 +410,10 @@ def to_problems(
 
 
 def describe(reason: str, found: list[int], rows: list[dict]) -> str:
-    shown = ", ".join(map(str, found[:3])) + (", .." if len(found) > 3 else "")
-    return f"{len(found):,} of {len(rows):,} rows dropped, {reason} (rows {shown}, counted from 0)"
+    count = f"{len(found):,} of {len(rows):,} rows dropped"
+    first = ", ".join(map(str, found[:3]))
+    more = ", .." if len(found) > 3 else ""
+    return f"{count}, {reason} (rows {first}{more}, counted from 0)"
 
 
 def find_layout(rows: list[dict], name: str) -> Layout:
@@ -594,12 +595,17 @@ def read_float(value: float) -> str:
 
 def content(problem: Problem) -> str:
     """What makes a problem the same problem: its text with normalised spaces."""
-    text = " ".join(text for _, text in turns_of(problem))
+    text = join_turns(turns_of(problem))
     return " ".join(text.split())
 
 
 def turns_of(problem: Problem) -> tuple[tuple[str, str], ...]:
     return problem.turns or (("user", problem.prompt),)
+
+
+def join_turns(turns: Iterable[tuple[str, str]]) -> str:
+    """A conversation as plain text, for a model without a chat template."""
+    return "\n\n".join(text for _, text in turns)
 
 
 def drop_repeats(problems: Sequence[Problem]) -> list[Problem]:
@@ -613,8 +619,11 @@ def drop_repeats(problems: Sequence[Problem]) -> list[Problem]:
 # ---- From problems to a run -----------------------------------------------------------------
 
 
-def evenly_spaced(count: int, total: int) -> list[int]:
-    return [(2 * i + 1) * total // (2 * count) for i in range(count)]
+def evenly_spaced(problems: Sequence[Problem], count: int) -> list[Problem]:
+    """The problems in the middle of `count` stretches of equal length."""
+    total = len(problems)
+    places = [(2 * i + 1) * total // (2 * count) for i in range(count)]
+    return [problems[place] for place in places]
 
 
 def split_held_out(
@@ -625,18 +634,22 @@ def split_held_out(
     Of the tiny world, whose chains are held out by hash, the first `count` of the test split.
     """
     if isinstance(problems, Arithmetic):
-        return problems, arithmetic_test(problems.world, count)
+        return problems, arithmetic_test(problems.world)[:count]
     unique = drop_repeats(problems)
     if len(unique) < 2:
-        found = f"{problems[0].source} has 1 problem" if unique else "there is no problem"
         raise ValueError(
-            f"{found}: nothing can be held out of it. Give a file with more problems, or evaluate "
-            "on another one with --eval FILE."
+            f"{problems[0].source} has 1 problem: nothing can be held out of it. Give a file with "
+            "more problems, or evaluate on another one with --eval FILE."
         )
     count = min(count, max(1, len(unique) // 5))
-    held_out = [unique[i] for i in evenly_spaced(count, len(unique))]
+    held_out = evenly_spaced(unique, count)
     texts = {content(problem) for problem in held_out}
     return [problem for problem in problems if content(problem) not in texts], held_out
+
+
+def hardness(problem: Problem) -> float:
+    """What the curriculum sorts by: unknown difficulty comes last."""
+    return math.inf if problem.difficulty is None else problem.difficulty
 
 
 def order(problems: Sequence[Problem], reuse: int = 1, total: int = 0) -> Sequence[Problem]:
@@ -647,9 +660,7 @@ def order(problems: Sequence[Problem], reuse: int = 1, total: int = 0) -> Sequen
     """
     endless = isinstance(problems, Arithmetic)
     if not endless:
-        problems = sorted(
-            problems, key=lambda p: math.inf if p.difficulty is None else p.difficulty
-        )
+        problems = sorted(problems, key=hardness)
     if reuse == 1:
         return problems
     keep = math.ceil(total / reuse) if reuse > 1 else 0
@@ -659,7 +670,7 @@ def order(problems: Sequence[Problem], reuse: int = 1, total: int = 0) -> Sequen
         )
     if endless:
         return problems[:keep]
-    return [problems[i] for i in evenly_spaced(keep, len(problems))]
+    return evenly_spaced(problems, keep)
 
 
 def digest(problems: Sequence[Problem]) -> str:
@@ -692,7 +703,7 @@ def unread_format(problems: Sequence[Problem]) -> str:
     if isinstance(problems, Arithmetic):
         return ""
     maths = [p for p in problems if p.kind == "math" and p.source not in WORLDS]
-    looked_at = [maths[i] for i in evenly_spaced(min(20, len(maths)), len(maths))]
+    looked_at = evenly_spaced(maths, min(20, len(maths)))
     unread = [problem for problem in looked_at if not asks_readably(problem)]
     if 2 * len(unread) <= len(looked_at):
         return ""
@@ -782,7 +793,7 @@ class Renderer:
         with tqdm(total=len(new), desc="rendering", delay=2, leave=False, disable=hidden) as bar:
             for start in range(0, len(new), BATCH):
                 batch = new[start : start + BATCH]
-                texts = self.apply_template(batch) if self.chat else join_turns(batch)
+                texts = self.apply_template(batch) if self.chat else list(map(join_turns, batch))
                 rows = self.tokenizer(texts, add_special_tokens=not self.chat)["input_ids"]
                 for key, ids in zip(batch, rows, strict=True):
                     self.cache[key] = array("i", ids)
@@ -827,14 +838,6 @@ class Renderer:
         return None
 
 
-def join_turns(conversations: list[tuple]) -> list[str]:
-    """Conversations as plain text, for a model without a chat template."""
-    texts = []
-    for turns in conversations:
-        texts.append("\n\n".join(content for _, content in turns))
-    return texts
-
-
 def read_template_arg(text: str) -> tuple[str, object]:
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():
@@ -861,8 +864,8 @@ def drop_long(
     back = renderer.tokenizer.decode(renderer(judged[0]))
     if len(back) < 0.9 * len(asked):
         raise ValueError(
-            f"this tokenizer cannot write the problems: {asked[:60]!r} comes back as {back[:60]!r}."
-            " The tiny models read `arithmetic`; other problems need a real --model."
+            f"this tokenizer cannot write the problems: {asked[:60]!r} comes back as "
+            f"{back[:60]!r}. The tiny models read `arithmetic`; other problems need a real --model."
         )
     rendered = zip(judged, renderer.render_all(judged), strict=True)
     kept = [problem for problem, ids in rendered if len(ids) <= limit]

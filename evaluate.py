@@ -31,11 +31,11 @@ import json
 import os
 import re
 import sys
-import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Literal
@@ -62,6 +62,10 @@ from runtime.parallel import (
 
 EVALUATION = -1  # the `step` that keys the noise of an evaluation
 MOST_COMPLETIONS = 10_000  # of one problem
+MOST_NAMED = 20  # problems that a comparison names as won, or as lost
+
+Rows = dict[tuple, dict]  # (source, problem, sample): row
+Agreement = Callable[[str, str], bool]  # whether two answers agree
 
 
 # ---- What graded completions say -----------------------------------------------------------------
@@ -75,9 +79,11 @@ def mean_se(x_P) -> tuple[float, float | None]:
     """
     # <solution id="pass_at_k" points="2">
     x_P = np.asarray(x_P, dtype=float)
+    mean = float(x_P.mean())
     if len(x_P) < 2:
-        return float(x_P.mean()), None
-    return float(x_P.mean()), float(x_P.std(ddof=1) / len(x_P) ** 0.5)
+        return mean, None
+    s = x_P.std(ddof=1)
+    return mean, float(s / len(x_P) ** 0.5)
     # </solution>
 
 
@@ -85,10 +91,10 @@ def wilson(share: float, count: int) -> tuple[float, float]:
     """The 95% interval of a share of `count` independent outcomes (Wilson 1927), which has a width
     at 0 and at 1 too."""
     z2 = 1.96**2
-    centre = (share + z2 / (2 * count)) / (1 + z2 / count)
-    half_width = (z2 * (share * (1 - share) / count + z2 / (4 * count**2))) ** 0.5 / (
-        1 + z2 / count
-    )
+    widening = 1 + z2 / count
+    centre = (share + z2 / (2 * count)) / widening
+    variance = share * (1 - share) / count + z2 / (4 * count**2)
+    half_width = (z2 * variance) ** 0.5 / widening
     return max(0.0, centre - half_width), min(1.0, centre + half_width)
 
 
@@ -110,42 +116,46 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     # <solution id="pass_at_k" points="4">
     if n - c < k:
         return 1.0
-    return 1.0 - float(np.prod(1.0 - k / np.arange(n - c + 1, n + 1)))
+    left = np.arange(n - c + 1, n + 1)
+    return 1.0 - float(np.prod(1.0 - k / left))
     # </solution>
 
 
-def maj_at_k(
-    answers: list[str | None], scores: list[float], k: int, same: Callable[[str, str], bool]
-) -> float:
-    """The share of the blocks of k completions whose most frequent answer is right (rules in the
-    file's docstring).
+def majority(answers: Sequence, scores: Sequence[float], same: Agreement) -> float:
+    """The score of the most frequent answer of a block; 0 if none of its completions votes."""
+    votes = Counter()  # place of the first answer of a group: its size
+    for place, answer in enumerate(answers):
+        if answer is not None:
+            agreeing = (first for first in votes if same(answer, answers[first]))
+            votes[next(agreeing, place)] += 1
+    if not votes:
+        return 0.0
+    # Among equally large groups this is the first that was begun.
+    ((winner, _),) = votes.most_common(1)
+    return scores[winner]
 
-    same(a, b): whether two answers agree.
+
+def maj_at_k(answers: Sequence, scores: Sequence[float], k: int, same: Agreement) -> float:
+    """The share of the blocks of k completions whose most frequent answer is right.
+
+    answers: texts, None where a completion has no answer. The rules are in the file's docstring.
     """
     won = []
     for start in range(0, len(answers) - k + 1, k):
-        groups = []  # lists of the places of equal answers
-        for place in range(start, start + k):
-            if answers[place] is None:
-                continue
-            for group in groups:
-                if same(answers[place], answers[group[0]]):
-                    group.append(place)
-                    break
-            else:
-                groups.append([place])
-        largest = max(groups, key=len, default=None)
-        won.append(scores[largest[0]] if largest else 0.0)
+        block = slice(start, start + k)
+        won.append(majority(answers[block], scores[block], same))
     return sum(won) / len(won)
 
 
-def agreement(grader: Grader) -> Callable[[str, str], bool]:
-    """same(a, b) by the grader's workers: symmetric, which equality is not where a truth may be
+def agreement(grader: Grader) -> Agreement:
+    """Agreement by the grader's workers: symmetric, which equality is not where a truth may be
     rounded."""
 
     @lru_cache(1 << 16)
     def same(a: str, b: str) -> bool:
-        return a == b or all(grader.equal([(a, b), (b, a)]))
+        if a == b:
+            return True
+        return all(grader.equal([(a, b), (b, a)]))
 
     return same
 
@@ -154,7 +164,7 @@ def difficulty_bins(problems: list[data.Problem]) -> list[str]:
     """The bin of every problem: its level if all are whole numbers, else its pass rate, divided at
     0.3 (the study's) and 0.7."""
     known = [p.difficulty for p in problems if p.difficulty is not None]
-    levels = all(d >= 1 and d == int(d) for d in known)
+    levels = all(d >= 1 and d.is_integer() for d in known)
     names = []
     for problem in problems:
         d = problem.difficulty
@@ -175,15 +185,37 @@ def by_difficulty(problems: list[data.Problem], pass1_P) -> dict:
     """pass@1 of every bin of difficulty, easiest first; empty if all problems are in one bin."""
     bins = defaultdict(list)
     hardness = {}
-    for problem, name, pass1 in zip(problems, difficulty_bins(problems), pass1_P, strict=True):
+    names = difficulty_bins(problems)
+    for problem, name, pass1 in zip(problems, names, pass1_P, strict=True):
         bins[name].append(pass1)
-        hardness[name] = np.inf if problem.difficulty is None else problem.difficulty
+        hardness[name] = data.hardness(problem)
     if len(bins) < 2:
         return {}
-    return {
-        name: {"problems": len(bins[name]), "pass1": mean_se(bins[name])}
-        for name in sorted(bins, key=hardness.get)
-    }
+    result = {}
+    for name in sorted(bins, key=hardness.get):
+        pass1s = bins[name]
+        result[name] = {"problems": len(pass1s), "pass1": mean_se(pass1s)}
+    return result
+
+
+def pass_by_k(score_PG, ks: Iterable[int]) -> dict[str, tuple]:
+    """{k: pass@k and its standard error}"""
+    _, n = score_PG.shape
+    found = {}
+    for k in ks:
+        pass_P = [pass_at_k(n, int(right), k) for right in score_PG.sum(1)]
+        found[str(k)] = mean_se(pass_P)
+    return found
+
+
+def maj_by_k(answer_PG, score_PG, ks: Iterable[int], same: Agreement) -> dict[str, tuple]:
+    """{k: maj@k and its standard error}"""
+    found = {}
+    for k in ks:
+        pairs = zip(answer_PG, score_PG, strict=True)
+        maj_P = [maj_at_k(answer_G, score_G, k, same) for answer_G, score_G in pairs]
+        found[str(k)] = mean_se(maj_P)
+    return found
 
 
 def summarise(
@@ -194,84 +226,79 @@ def summarise(
 
     ks: the k of pass@k and maj@k; powers of 2 and n if not given.
     """
-    score_PG = np.array([row["score"] for row in rows]).reshape(len(problems), n)
-    pass1, se = mean_se(score_PG.mean(1))
-    verdicts = [row["verdict"] for row in rows]
-    length = [row["length"] for row in rows]
+    P = len(problems)
+
+    def column(name: str) -> list:
+        return [row[name] for row in rows]
+
+    score_PG = np.reshape(column("score"), (P, n))
+    pass1_P = score_PG.mean(1)
+    pass1, se = mean_se(pass1_P)
+    lengths = column("length")
+    percentiles = {str(q): float(np.percentile(lengths, q)) for q in (10, 50, 90, 99)}
+    verdicts = Counter(column("verdict"))
     result = {
         "pass1": pass1,
         "pass1_se": se,
-        "pass1_ci": list(interval(pass1, se, len(problems))),
+        "pass1_ci": interval(pass1, se, P),
         "test_loss": 1 - pass1,
-        "problems": len(problems),
+        "problems": P,
         "samples": len(rows),
-        "length": float(np.mean(length)),
-        "length_percentiles": {str(q): float(np.percentile(length, q)) for q in (10, 50, 90, 99)},
-        "truncated": float(np.mean([not row["finished"] for row in rows])),
-        "no_answer": verdicts.count("no_answer") / len(rows),
-        "verdicts": {verdict: verdicts.count(verdict) for verdict in sorted(set(verdicts))},
+        "length": float(np.mean(lengths)),
+        "length_percentiles": percentiles,
+        "truncated": column("finished").count(False) / len(rows),
+        "no_answer": verdicts["no_answer"] / len(rows),
+        "verdicts": dict(sorted(verdicts.items())),
     }
     kinds = {problem.kind for problem in problems}
-    if n > 1 and set(score_PG.flat) <= {0.0, 1.0}:  # a user's reward may have other values
-        ks = ks or sorted({*(2**i for i in range(n.bit_length())), n})
-        right_P = score_PG.sum(1)
-        result["pass_at_k"] = {}
-        for k in ks:
-            share_P = [pass_at_k(n, int(c), k) for c in right_P]
-            result["pass_at_k"][str(k)] = mean_se(share_P)
+    # A user's reward may have other values, of which there is no share.
+    if n > 1 and set(score_PG.flat) <= {0.0, 1.0}:
+        powers = [2**i for i in range(n.bit_length())]
+        ks = ks or sorted({*powers, n})
+        result["pass_at_k"] = pass_by_k(score_PG, ks)
         # Tables and programs do not vote, nor do completions that a user's function grades.
         if kinds <= {"math", "choice"} and not grader.reward:
-            same = agreement(grader)
-            answers = [row["answer"] for row in rows]
-            result["maj_at_k"] = {}
-            for k in ks:
-                majority_P = []
-                for p in range(len(problems)):
-                    majority_P.append(
-                        maj_at_k(answers[p * n : (p + 1) * n], score_PG[p].tolist(), k, same)
-                    )
-                result["maj_at_k"][str(k)] = mean_se(majority_P)
+            answers = np.array(column("answer"), object)
+            answer_PG = answers.reshape(P, n)
+            result["maj_at_k"] = maj_by_k(answer_PG, score_PG, ks, agreement(grader))
     if kinds == {"grid"}:
-        share_PG = np.array([cells(row["answer"], row["truth"]) for row in rows]).reshape(
-            len(problems), n
-        )
+        shares = list(map(cells, column("answer"), column("truth")))
+        share_PG = np.reshape(shares, (P, n))
         result["cells"], result["cells_se"] = mean_se(share_PG.mean(1))
-    if difficulty := by_difficulty(problems, score_PG.mean(1)):
+    if difficulty := by_difficulty(problems, pass1_P):
         result["difficulty"] = difficulty
     return result
 
 
-def plus_minus(mean: float, se: float | None, count: int) -> str:
+def estimate(name: str, mean: float, se: float | None, count: int) -> str:
     """A mean with its standard error; with Wilson's interval where all outcomes are the same."""
-    if se:
-        return f"{mean:.4f} ± {se:.4f}"
     low, high = interval(mean, se, count)
-    return f"{mean:.4f}, 95% interval [{low:.3f}, {high:.3f}]"
+    spread = f" ± {se:.4f}" if se else f", 95% interval [{low:.3f}, {high:.3f}]"
+    return f"  {name:<6} {mean:.4f}{spread}"
 
 
 def report(r: dict) -> str:
     """The fields of an evaluation for people; ± are standard errors over problems."""
-    count = r["problems"]
+    P = r["problems"]
     lines = [
-        f"{r['source']}: {count} problems x {r['n']} at temperature {r['temperature']:g}",
-        f"  pass@1 {plus_minus(r['pass1'], r['pass1_se'], count)}    test loss "
-        f"{r['test_loss']:.4f}",
+        f"{r['source']}: {P} problems x {r['n']} at temperature {r['temperature']:g}",
+        estimate("pass@1", r["pass1"], r["pass1_se"], P),
     ]
     if "cells" in r:
-        lines.append(f"  cells  {plus_minus(r['cells'], r['cells_se'], count)}")
+        lines.append(estimate("cells", r["cells"], r["cells_se"], P))
     for name in ("pass", "maj"):
         for k, (mean, se) in r.get(f"{name}_at_k", {}).items():
             if k != "1":
-                lines.append(f"  {f'{name}@{k}':<6} {plus_minus(mean, se, count)}")
-    for name, x in r.get("difficulty", {}).items():
-        lines.append(
-            f"  pass@1 {plus_minus(*x['pass1'], x['problems'])}    {name}, {x['problems']} problems"
-        )
-    percentiles = ", ".join(f"{q}% up to {v:.0f}" for q, v in r["length_percentiles"].items())
-    verdicts = ", ".join(f"{count} {verdict}" for verdict, count in r["verdicts"].items())
+                lines.append(estimate(f"{name}@{k}", mean, se, P))
+    for name, found in r.get("difficulty", {}).items():
+        count = found["problems"]
+        pass1 = estimate("pass@1", *found["pass1"], count)
+        lines.append(f"{pass1}    {name}, {count} problems")
+    percentiles = [f"{q}% up to {v:.0f}" for q, v in r["length_percentiles"].items()]
+    verdicts = [f"{count} {verdict}" for verdict, count in r["verdicts"].items()]
     lines += [
-        f"  length {r['length']:.1f} tokens on average; {percentiles}",
-        f"  truncated {r['truncated']:.1%}, without an answer {r['no_answer']:.1%}; {verdicts}",
+        f"  length {r['length']:.1f} tokens on average; {', '.join(percentiles)}",
+        f"  truncated {r['truncated']:.1%}; {', '.join(verdicts)}",
     ]
     return "\n".join(lines)
 
@@ -290,30 +317,26 @@ class EvaluationSet:
 
     @classmethod
     def parse(cls, text: str) -> "EvaluationSet":
-        # NAME may hold colons itself (gsm8k:test), so numbers are taken from the end:
-        # gsm8k:test:8:0.7
-        name, n, temperature = re.fullmatch(
-            r"(.*?)(?::(\d+)(?::(\d+\.?\d*|\.\d+))?)?", text, re.S
-        ).groups()
-        found = cls(
-            name, int(n or 1), cls.temperature if temperature is None else float(temperature)
-        )
-        if not 1 <= found.n <= MOST_COMPLETIONS:
+        # NAME may hold colons itself, so the numbers are taken from the end: gsm8k:test:8:0.7
+        match = re.fullmatch(r"(.*?)(?::(\d+)(?::(\d+\.?\d*|\.\d+))?)?", text, re.S)
+        name, n, temperature = match.groups()
+        n = int(n or cls.n)
+        temperature = float(temperature or cls.temperature)
+        if not 1 <= n <= MOST_COMPLETIONS:
             raise ValueError(
-                f"--eval {text}: {found.n} completions of each problem; must be from 1 to "
+                f"--eval {text}: {n} completions of each problem; must be from 1 to "
                 f"{MOST_COMPLETIONS:,}"
             )
-        if found.temperature and not 1e-3 <= found.temperature <= 100:
+        if temperature and not 1e-3 <= temperature <= 100:
             raise ValueError(
-                f"--eval {text}: temperature {found.temperature:g}; must be 0 or from 0.001 to 100"
+                f"--eval {text}: temperature {temperature:g}; must be 0 or from 0.001 to 100"
             )
-        if found.n > 1 and found.temperature == 0:
+        if n > 1 and not temperature:
             raise ValueError(
-                f"--eval {text}: at temperature 0 all {found.n} completions are the same; take 1 "
-                "completion, or a "
-                "temperature above 0"
+                f"--eval {text}: at temperature 0 all {n} completions are the same; take 1 "
+                "completion, or a temperature above 0"
             )
-        return found
+        return cls(name, n, temperature)
 
     @property
     def label(self) -> str:
@@ -328,8 +351,7 @@ class EvaluationSet:
             asked = " ".join(map(str, ks))
             raise ValueError(
                 f"--k {asked} with --eval {self.name}:{self.n}: pass@k needs k from 1 to n, the "
-                "completions of each "
-                f"problem; write {self.name}:{max(ks)}, or another --k"
+                f"completions of each problem; write {self.name}:{max(ks)}, or another --k"
             )
         if any(problem.kind == "code" for problem in self.problems):
             sandbox.holding(sandbox.Limits())
@@ -349,7 +371,7 @@ def check_reward(reward: str, problem: data.Problem) -> None:
         raise ValueError(
             f"--reward {reward}: fails on an empty completion ({verdict.rule}); it must return a "
             "number for any (completion, problem), where problem is a dict such as "
-            f"{{'answer': {problem.answer[:20]!r}, ..}}"
+            "{'answer': '42', ..}"
         )
 
 
@@ -386,11 +408,13 @@ class ProblemSets:
         """name: digest, of all that a resumed run must find again."""
         found = {self.name: data.digest(self.training)}
         for test in self.tests:
-            found[test.name or f"the held-out part of {self.name}"] = data.digest(test.problems)
+            name = test.name or f"the held-out part of {self.name}"
+            found[name] = data.digest(test.problems)
         return found
 
     def describe_first(self) -> str:
-        return f"{len(self.tests[0].problems)} problems of {self.tests[0].label}"
+        first = self.tests[0]
+        return f"{len(first.problems)} problems of {first.label}"
 
 
 def load_problems(
@@ -403,17 +427,17 @@ def load_problems(
     then are not trained on.
     """
     problems, notes = data.load(name, seed=seed, prompt=prompt)
-    notes = list(notes)
     tests = parse_sets(evals or [":1:1"])
     for test in tests:
-        if test.name or isinstance(problems, data.Arithmetic):
-            found, more = data.load(test.name or name, split="test", seed=seed, prompt=prompt)
+        if test.name:
+            found, more = data.load(test.name, split="test", seed=seed, prompt=prompt)
             test.problems = list(found[:eval_problems])
             notes += more
         else:
-            count = max(1, min(eval_problems, len(problems) // 5))
-            problems, test.problems = data.split_held_out(problems, count)
-            notes.append(f"{name}: {len(problems):,} problems to train on, {count} held out")
+            problems, test.problems = data.split_held_out(problems, eval_problems)
+            if not isinstance(problems, data.Arithmetic):
+                sizes = f"{len(problems):,} problems to train on, {len(test.problems)} held out"
+                notes.append(f"{name}: {sizes}")
         test.check()
     return ProblemSets(name, problems, tests, notes)
 
@@ -422,34 +446,34 @@ def evaluate(
     rollout: Rollout,
     test: EvaluationSet,
     ks: Iterable[int] = (),
-    rows: dict | None = None,
-    on_graded: Callable[[Completion, data.Problem], None] | None = None,
-):
+    known: Rows | None = None,
+    on_row: Callable[[dict], None] | None = None,
+) -> tuple[dict, list[dict], list[Completion]]:
     """-> (the fields of an evaluation, the rows of all completions in order, the completions drawn
     now) (a collective).
 
-    rows: those of an earlier start, by (problem index, sample); problems that miss one are drawn.
-    on_graded is called with every completion that this rank grades, as soon as it is graded."""
-    rows = dict(rows or {})
+    known: rows of an earlier start; problems that miss one are drawn. on_row: called with the row
+    of every completion that this rank grades, once it is graded.
+    """
+    rows = {}
+    for (source, index, g), row in (known or {}).items():
+        if source == test.label:
+            rows[index, g] = row
+    keys = [(problem.index, g) for problem in test.problems for g in range(test.n)]
+    incomplete = {index for index, _ in set(keys) - rows.keys()}
+    missing = [problem for problem in test.problems if problem.index in incomplete]
 
-    def is_missing(problem: data.Problem) -> bool:
-        return any((problem.index, g) not in rows for g in range(test.n))
-
-    missing = [problem for problem in test.problems if is_missing(problem)]
+    def row_of(completion: Completion) -> dict:
+        return completion.row(missing[completion.problem], test.label)
 
     def graded(completion: Completion) -> None:
-        if on_graded:
-            on_graded(completion, missing[completion.problem])
+        if on_row:
+            on_row(row_of(completion))
 
-    completions = (
-        rollout.draw(missing, test.n, test.temperature, EVALUATION, on_graded=graded)
-        if missing
-        else []
-    )
-    for completion in completions:
-        problem = missing[completion.problem]
-        rows[problem.index, completion.sample] = completion.row(problem, test.label)
-    in_order = [rows[problem.index, g] for problem in test.problems for g in range(test.n)]
+    completions = rollout.draw(missing, test.n, test.temperature, EVALUATION, on_graded=graded)
+    for row in map(row_of, completions):
+        rows[row["problem"], row["sample"]] = row
+    in_order = [rows[key] for key in keys]
     result = {"source": test.label, "n": test.n, "temperature": test.temperature}
     result |= summarise(test.problems, in_order, test.n, rollout.grader, ks)
     return result, in_order, completions
@@ -458,45 +482,47 @@ def evaluate(
 # ---- The file of an evaluation -------------------------------------------------------------------
 
 
-def read_rows(path: str | Path) -> tuple[dict, dict[tuple, dict]]:
-    """-> (the settings, {(source, problem, sample): row}). A line that a kill has torn is left
-    out."""
-    parsed = []
-    with open(path, encoding="utf-8") as lines:
-        for line in lines:
-            try:
-                parsed.append(json.loads(line))
-            except json.JSONDecodeError:
-                parsed.append(None)
-    if not parsed or not isinstance(parsed[0], dict) or "settings" not in parsed[0]:
-        raise ValueError(
-            f"{path} is not the file of an evaluation: its first line does not hold the settings"
-        )
-    rows = {(row["source"], row["problem"], row["sample"]): row for row in parsed[1:] if row}
-    return parsed[0]["settings"], rows
+def read_rows(path: str | Path) -> tuple[dict, Rows]:
+    """-> (the settings, the rows). A line that a kill has torn is left out."""
+    lines = []
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            with suppress(json.JSONDecodeError):
+                lines.append(json.loads(line))
+    match lines:
+        case [{"settings": settings}, *found]:
+            rows = {}
+            for row in found:
+                rows[row["source"], row["problem"], row["sample"]] = row
+            return settings, rows
+    raise ValueError(
+        f"{path} is not the file of an evaluation: its first line does not hold the settings"
+    )
 
 
-def resume(path: Path, settings: dict) -> dict[tuple, dict]:
+def resume(path: Path, settings: dict) -> Rows:
     """The rows that an evaluation with these settings has already; begins the file if there is
     none.
 
     ValueError if the file holds an evaluation with other settings.
     """
-    if not path.is_file() or not path.stat().st_size:
+    content = path.read_bytes() if path.is_file() else b""
+    if not content:
         path.parent.mkdir(parents=True, exist_ok=True)
         append(path, {"settings": settings})
         return {}
     stored, rows = read_rows(path)
     differences = []
     for name in sorted(settings.keys() | stored.keys()):
-        if settings.get(name) != stored.get(name):
-            differences.append(f"{name} is {stored.get(name)} there, {settings.get(name)} here")
+        there, here = stored.get(name), settings.get(name)
+        if there != here:
+            differences.append(f"{name} is {there} there, {here} here")
     if differences:
         raise ValueError(
             f"{path} holds another evaluation, and is not overwritten: {'; '.join(differences)}. "
             "Give another --out"
         )
-    if not path.read_bytes().endswith(b"\n"):  # the torn line stays, and is never read
+    if not content.endswith(b"\n"):  # the torn line stays, and is never read
         with open(path, "a") as file:
             file.write("\n")
     return rows
@@ -508,57 +534,75 @@ def append(path: Path, line: dict) -> None:
         file.write(json.dumps(line).encode() + b"\n")
 
 
-def shares(rows: dict[tuple, dict]) -> dict[tuple, float]:
-    """The share of right completions of every problem, by (set, place, truth, prompt)."""
-    scores = defaultdict(list)
-    for (source, problem, _), row in sorted(rows.items()):
-        scores[Path(source).name, problem, row["truth"], row["prompt"]].append(row["score"])
-    return {key: float(np.mean(values)) for key, values in scores.items()}
+Scores = dict[tuple, list[float]]  # (place, truth, prompt) of a problem: of its completions
 
 
-def compare(path_a: str, path_b: str, shown: int = 20) -> str:
-    """The report on two files: B minus A over the problems of both, paired.
+def scores_by_set(rows: Rows) -> dict[str, Scores]:
+    scores = defaultdict(dict)
+    for (source, place, _), row in sorted(rows.items()):
+        problem = place, row["truth"], row["prompt"]
+        scores[Path(source).name].setdefault(problem, []).append(row["score"])
+    return scores
 
-    Gives a 95% interval (Student's t) and the exact sign test on the problems won and lost
-    (McNemar's exact test where each problem has one completion)."""
-    from scipy.stats import binomtest, t
 
+def compare(path_a: str, path_b: str) -> str:
+    """The report on two files: B minus A over the problems of both, paired."""
     settings_a, rows_a = read_rows(path_a)
     settings_b, rows_b = read_rows(path_b)
     lines = []
     for name in ("model", "eval", "max_new", "template", "seed"):
-        if settings_a.get(name) != settings_b.get(name):
-            lines.append(f"{name}: {settings_a.get(name)} (A), {settings_b.get(name)} (B)")
-    share_a, share_b = shares(rows_a), shares(rows_b)
-    common = sorted(share_a.keys() & share_b.keys())
-    if not common:
+        a, b = settings_a.get(name), settings_b.get(name)
+        if a != b:
+            lines.append(f"{name}: {a} (A), {b} (B)")
+    scores_a, scores_b = scores_by_set(rows_a), scores_by_set(rows_b)
+    compared = []
+    for source in sorted(scores_a.keys() & scores_b.keys()):
+        compared += compare_set(source, scores_a[source], scores_b[source])
+    if not compared:
         raise ValueError(
             f"{path_a} and {path_b} have no problem in common; evaluate both with the same --eval"
         )
-    for source in sorted({key[0] for key in common}):
-        keys = [key for key in common if key[0] == source]
-        A = np.array([share_a[key] for key in keys])
-        B = np.array([share_b[key] for key in keys])
-        mean, se = mean_se(B - A)
-        half_width = float(t.ppf(0.975, len(keys) - 1)) * se if len(keys) > 1 else float("nan")
-        won = [key[1] for key, d in zip(keys, B - A, strict=True) if d > 0]
-        lost = [key[1] for key, d in zip(keys, B - A, strict=True) if d < 0]
-        p = binomtest(len(won), len(won) + len(lost)).pvalue if won or lost else 1.0
-        alone_a = sum(key[0] == source for key in share_a) - len(keys)
-        alone_b = sum(key[0] == source for key in share_b) - len(keys)
-        lines += [
-            f"{source}: {len(keys)} problems in both, {alone_a} in A alone, {alone_b} in B alone",
-            f"  pass@1 {A.mean():.4f} (A), {B.mean():.4f} (B)",
-            f"  B - A = {mean:+.4f}, 95% interval [{mean - half_width:+.4f}, "
-            f"{mean + half_width:+.4f}]",
-            f"  B won {len(won)}, lost {len(lost)}, tied {len(keys) - len(won) - len(lost)}; exact "
-            f"sign test p = {p:.3g}",
-        ]
-        for word, places in (("won", won), ("lost", lost)):
-            if places:
-                ending = ", ..." if len(places) > shown else ""
-                lines.append(f"  {word}: {', '.join(map(str, places[:shown]))}{ending}")
-    return "\n".join(lines)
+    return "\n".join(lines + compared)
+
+
+def compare_set(source: str, scores_a: Scores, scores_b: Scores) -> list[str]:
+    """The lines about one set; none if no problem is in both.
+
+    They give a 95% interval (Student's t) and the exact sign test on the problems won and lost
+    (McNemar's exact test where each problem has one completion)."""
+    from scipy.stats import binomtest, t
+
+    common = sorted(scores_a.keys() & scores_b.keys())
+    P = len(common)
+    if not P:
+        return []
+    a_P = np.array([np.mean(scores_a[problem]) for problem in common])
+    b_P = np.array([np.mean(scores_b[problem]) for problem in common])
+    gain_P = b_P - a_P
+    mean, se = mean_se(gain_P)
+    half_width = t.ppf(0.975, P - 1) * (se or 0)  # nan for a single problem
+    low = mean - half_width
+    high = mean + half_width
+    place_P = np.array([place for place, _, _ in common])
+    won = place_P[gain_P > 0]
+    lost = place_P[gain_P < 0]
+    decided = len(won) + len(lost)
+    tied = P - decided
+    p = binomtest(len(won), decided).pvalue if decided else 1.0
+    alone_a = len(scores_a) - P
+    alone_b = len(scores_b) - P
+    lines = [
+        f"{source}: {P} problems in both, {alone_a} in A alone, {alone_b} in B alone",
+        f"  pass@1 {a_P.mean():.4f} (A), {b_P.mean():.4f} (B)",
+        f"  B - A = {mean:+.4f}, 95% interval [{low:+.4f}, {high:+.4f}]",
+        f"  B won {len(won)}, lost {len(lost)}, tied {tied}; exact sign test p = {p:.3g}",
+    ]
+    for word, places in (("won", won), ("lost", lost)):
+        if len(places):
+            named = ", ".join(map(str, places[:MOST_NAMED]))
+            more = ", ..." if len(places) > MOST_NAMED else ""
+            lines.append(f"  {word}: {named}{more}")
+    return lines
 
 
 # ---- The command ---------------------------------------------------------------------------------
@@ -590,16 +634,53 @@ class Flags:
 
 ANY = float("inf")
 RANGES = {  # lowest and highest value of every number
-    "problems": (0, ANY), "max_prompt": (1, ANY), "max_new": (1, ANY), "slots": (1, ANY),
-    "kv_gb": (1e-6, ANY), "sampler_tp": (1, ANY), "seed": (-(2**63), 2**63 - 1), "show": (0, ANY),
-}  # fmt: skip
+    "problems": (0, ANY),
+    "max_prompt": (1, ANY),
+    "max_new": (1, ANY),
+    "slots": (1, ANY),
+    "kv_gb": (1e-6, ANY),
+    "sampler_tp": (1, ANY),
+    "seed": (-(2**63), 2**63 - 1),
+    "show": (0, ANY),
+}
 
 
 def digest_weights(directory: Path) -> str:
     """A short digest of names, sizes and times of the weight files."""
     files = sorted(directory.glob("*.safetensors"))
-    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    stats = []
+    for file in files:
+        stat = file.stat()
+        stats.append((file.name, stat.st_size, stat.st_mtime_ns))
     return blake2b(repr(stats).encode(), digest_size=8).hexdigest()
+
+
+def read_problems(test: EvaluationSet, flags: Flags, renderer: data.Renderer) -> list[str]:
+    """Give a set its problems; returns what is to be said of them."""
+    problems, notes = data.load(test.name, split="test", prompt=flags.prompt)
+    whole = 500 if isinstance(problems, data.Arithmetic) else None  # of the endless stream
+    problems = problems[: flags.problems or whole]
+    limit = flags.max_prompt
+    test.problems, dropped = data.drop_long(problems, renderer, limit)
+    test.check(flags.k)
+    if dropped:
+        notes.append(f"{test.label}: {dropped} prompts over --max-prompt {limit} tokens dropped")
+    return notes
+
+
+def settings_of(flags: Flags, sets: list[EvaluationSet], directory: Path) -> dict:
+    """What the completions in a file depend on."""
+    return {
+        "model": flags.model,
+        "weights": digest_weights(directory),
+        "eval": [f"{test.name}:{test.n}:{test.temperature:g}" for test in sets],
+        "problems": [data.digest(test.problems) for test in sets],
+        "seed": flags.seed,
+        "max_new": flags.max_new,
+        "template": flags.template,
+        "template_args": flags.template_args,
+        "reward": flags.reward,
+    }
 
 
 def main(flags: Flags) -> None:
@@ -609,76 +690,48 @@ def main(flags: Flags) -> None:
     sets = parse_sets(flags.eval or ["arithmetic:test"])
     device, directory, config = connect(flags.model)
     rank, world = dist.get_rank(), dist.get_world_size()
+    say = print if rank == 0 else lambda *_: None
     tokenizer = read_tokenizer(directory)
     check_tokenizer(tokenizer, config)
     find_weights(directory, config)
+
+    # The problems, and how they are asked.
     renderer = data.Renderer(tokenizer, flags.template, flags.template_args)
     for test in sets:
-        problems, notes = data.load(test.name, split="test", prompt=flags.prompt)
-        endless = isinstance(problems, data.Arithmetic)
-        problems = problems[: flags.problems or (500 if endless else None)]
-        test.problems, dropped = data.drop_long(problems, renderer, flags.max_prompt)
-        test.check(flags.k)
-        if dropped:
-            notes = [
-                *notes,
-                f"{test.label}: {dropped} prompts over --max-prompt {flags.max_prompt} tokens "
-                "dropped",
-            ]
-        if rank == 0 and notes:
-            print("\n".join(notes))
+        for note in read_problems(test, flags, renderer):
+            say(note)
     check_reward(flags.reward, sets[0].problems[0])
-    if rank == 0:
-        print(renderer.describe())
+    say(renderer.describe())
 
-    rows = {}
+    # The completions of an earlier start.
     path = Path(flags.out)
+    known = {}
     if flags.out:
-        settings = {
-            "model": flags.model,
-            "weights": digest_weights(directory),
-            "eval": [f"{test.name}:{test.n}:{test.temperature:g}" for test in sets],
-            "problems": [data.digest(test.problems) for test in sets],
-            "seed": flags.seed,
-        }
-        for name in ("max_new", "template", "template_args", "reward"):
-            settings[name] = getattr(flags, name)
-        found = [resume(path, settings) if rank == 0 else None]
+        found = [None]
+        if rank == 0:
+            found = [resume(path, settings_of(flags, sets, directory))]
         dist.broadcast_object_list(found)
-        rows = found[0]
-        if rows and rank == 0:
-            print(f"{path}: {len(rows)} completions are there already")
+        (known,) = found
+    if known:
+        say(f"{path}: {len(known)} completions are there already")
 
+    # Draw what is missing, and measure.
     model = read_model(directory, config, device, flags.sampler_tp)
     stop_ids = stop_tokens(directory, tokenizer, renderer.end_token)
-    sampler = Sampler(model, stop_ids, flags.slots, flags.max_prompt + flags.max_new, flags.kv_gb)
-    graders = max(1, (os.cpu_count() or 2) // (2 * world))
+    longest = flags.max_prompt + flags.max_new
+    sampler = Sampler(model, stop_ids, flags.slots, longest, flags.kv_gb)
+    keep = partial(append, path) if flags.out else None
+    processors = os.cpu_count() or 2
+    graders = max(1, processors // (2 * world))
     with Grader(graders, reward=flags.reward) as grader:
         rollout = Rollout(sampler, renderer, grader, flags.max_new, flags.seed)
         for test in sets:
-            known = {
-                (problem, sample): row
-                for (source, problem, sample), row in rows.items()
-                if source == test.label
-            }
-
-            def keep(
-                completion: Completion, problem: data.Problem, label: str = test.label
-            ) -> None:
-                if flags.out:
-                    append(path, completion.row(problem, label))
-
-            start = time.perf_counter()
             result, _, completions = evaluate(rollout, test, flags.k, known, keep)
-            seconds = time.perf_counter() - start
-            if rank == 0:
-                print(show(completions[: flags.show * test.n : test.n], tokenizer))
-                print(report(result))
-                new = sum(len(c.ids) for c in completions)
-                print(f"  {new / seconds:,.0f} tokens/s" + (f"; {path}" if flags.out else ""))
+            first = [c for c in completions if c.sample == 0]
+            say(show(first[: flags.show], tokenizer))
+            say(report(result))
 
 
 if __name__ == "__main__":
-    explain(
-        lambda: main(parse(Flags, sys.argv[1:], "Evaluate a model, or compare two evaluations."))
-    )
+    description = "Evaluate a model, or compare two evaluations."
+    explain(lambda: main(parse(Flags, sys.argv[1:], description)))

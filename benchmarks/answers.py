@@ -20,6 +20,10 @@ def no_answer(what: str) -> Verdict:
     return Verdict(0.0, "no_answer", None, what)
 
 
+def compared(right: bool, answer: str, rule: str) -> Verdict:
+    return Verdict(float(right), "right" if right else "wrong", answer, rule)
+
+
 # ---- Letters ----------------------------------------------------------------------------------
 
 MARKUP = re.compile(
@@ -48,8 +52,7 @@ def grade_choice(text: str, truth: str) -> Verdict:
     if not match:
         return Verdict(0.0, "unparsed", answer, "not the letter of a choice")
     letter = (match[1] or match[2]).upper()
-    right = letter == truth
-    return Verdict(float(right), "right" if right else "wrong", letter, "choices by letter")
+    return compared(letter == truth, letter, "choices by letter")
 
 
 # ---- Tables -----------------------------------------------------------------------------------
@@ -121,8 +124,7 @@ def grade_grid(text: str, truth: str) -> Verdict:
     if not read_grid(truth):
         return Verdict(0.0, "unparsed", answer, "the reference has no cells to compare")
     share = cells(answer, truth)
-    right = share == 1
-    return Verdict(float(right), "right" if right else "wrong", answer, f"{share:.1%} of the cells")
+    return compared(share == 1, answer, f"{share:.1%} of the cells")
 
 
 # ---- Programs ---------------------------------------------------------------------------------
@@ -153,10 +155,11 @@ def functions_under_test(tests: str) -> list[str]:
 
 def choose_block(text: str, names: list[str]) -> str:
     """The last block of code that defines a tested function, else the last block, else the text."""
-    blocks = BLOCK.findall(text)
-    defines = re.compile(rf"\bdef\s+(?:{'|'.join(names)})\b")
-    defining = [block for block in blocks if names and defines.search(block)]
-    return (defining or blocks or [text])[-1]
+    blocks = BLOCK.findall(text) or [text]
+    if names:
+        defines = re.compile(rf"\bdef\s+(?:{'|'.join(names)})\b")
+        blocks = list(filter(defines.search, blocks)) or blocks
+    return blocks[-1]
 
 
 def grade_code(text: str, prompt: str, tests: str) -> Verdict:

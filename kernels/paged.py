@@ -51,10 +51,11 @@ def locate_keys(kv_2NSJK, page_BM, length_B):
 
     It is the same for all layers of a step, so it is worked out once.
     """
-    N, S = kv_2NSJK.shape[1:3]
-    M = page_BM.shape[1]
+    _, N, S, _, _ = kv_2NSJK.shape
+    _, M = page_BM.shape
     page = page_BM.flatten().clamp(min=0)  # entries beyond a length may hold anything below N
-    beyond_BL = torch.arange(M * S, device=length_B.device) >= length_B[:, None]
+    n_L = torch.arange(M * S, device=length_B.device)
+    beyond_BL = n_L >= length_B[:, None]
     # Numbers: torch's attention would turn booleans into numbers in every layer.
     mask_BL = torch.zeros(beyond_BL.shape, dtype=kv_2NSJK.dtype, device=length_B.device)
     mask_BL.masked_fill_(beyond_BL, -torch.inf)
@@ -65,8 +66,7 @@ def decode_reference(q_BHK, kv_2NSJK, page_BM, length_B, located=None):
     """`decode` in torch: gather the pages; query heads of a group are the rows of one attention."""
     # <solution id="decode" points="5">
     B, H, K = q_BHK.shape
-    N = kv_2NSJK.shape[1]
-    J = kv_2NSJK.shape[3]
+    _, N, _, J, _ = kv_2NSJK.shape
     page, mask_B11L = located or locate_keys(kv_2NSJK, page_BM, length_B)
     kv = kv_2NSJK.view(2 * N, -1).index_select(0, page)
     k_BJLK, v_BJLK = kv.view(2, B, -1, J, K).transpose(2, 3)
@@ -84,7 +84,7 @@ def decode_reference(q_BHK, kv_2NSJK, page_BM, length_B, located=None):
 def load_triton():
     """Define the kernels as globals: Triton is imported only where they run, and its interpreter
     finds `tl`."""
-    global triton, tl, write_kernel, attend_kernel, join_kernel
+    global triton, tl, write_kernel, chunk_size, attend_kernel, join_kernel
     import triton
     import triton.language as tl
 
@@ -97,59 +97,78 @@ def load_triton():
         entry = tl.load(entry_T + row).to(tl.int64)
         x = tl.arange(0, BLOCK)
         inside = (x < JK) & (entry >= 0)
+        k_x = tl.load(k + row * k_stride + x, mask=inside)
+        v_x = tl.load(v + row * v_stride + x, mask=inside)
         k_to = kv + entry * JK + x
-        tl.store(k_to, tl.load(k + row * k_stride + x, mask=inside), mask=inside)
-        v_to = kv + kv_stride + entry * JK + x
-        tl.store(v_to, tl.load(v + row * v_stride + x, mask=inside), mask=inside)
+        v_to = k_to + kv_stride
+        tl.store(k_to, k_x, mask=inside)
+        tl.store(v_to, v_x, mask=inside)
+
+    @triton.jit
+    def chunk_size(length, BLOCK: tl.constexpr, CHUNK: tl.constexpr, PARTS: tl.constexpr):
+        """Keys of a chunk: CHUNK, or so many blocks that PARTS chunks hold the whole sequence."""
+        share = tl.cdiv(length, PARTS)
+        return tl.maximum(CHUNK, tl.cdiv(share, BLOCK) * BLOCK)
 
     @triton.jit
     def attend_kernel(
-        q, kv, page_BM, length_B, o_BJPRK, stats_2BJPR, q_stride, kv_stride, page_stride, scale,
+        q, kv, page_BM, length_B, o_BJPRK, stats_2BJPR,
+        q_stride, kv_stride, page_stride, stats_stride, scale,
         S: tl.constexpr, J: tl.constexpr, K: tl.constexpr, R: tl.constexpr,
         ROWS: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr, PARTS: tl.constexpr,
     ):  # fmt: skip
         """One chunk of the keys of one group: unnormalised output, maximum (base 2) and sum."""
-        b = tl.program_id(0)
+        b = tl.program_id(0).to(tl.int64)
         j = tl.program_id(1)
         part = tl.program_id(2)
+        P = tl.num_programs(2)
         length = tl.load(length_B + b)
-        chunk = tl.maximum(CHUNK, tl.cdiv(tl.cdiv(length, PARTS), BLOCK) * BLOCK)
+        chunk = chunk_size(length, BLOCK, CHUNK, PARTS)
         start = part * chunk
         stop = tl.minimum(start + chunk, length)
         if start < stop:
             r = tl.arange(0, ROWS)
-            d = tl.arange(0, K)
-            q_at = b.to(tl.int64) * q_stride + (j * R + r[:, None]) * K + d[None, :]
-            q_RK = tl.load(q + q_at, mask=r[:, None] < R, other=0.0).to(kv.dtype.element_ty)
+            is_head = r < R
+            is_head_R1 = is_head[:, None]
+            d_1K = tl.arange(0, K)[None, :]
+            head = j * R + r
+            q_at = q + b * q_stride + head[:, None] * K + d_1K
+            q_RK = tl.load(q_at, mask=is_head_R1, other=0.0).to(kv.dtype.element_ty)
+            page_M = page_BM + b * page_stride
             top = tl.full([ROWS], float("-inf"), tl.float32)
             total = tl.zeros([ROWS], tl.float32)
             o_RK = tl.zeros([ROWS, K], tl.float32)
             for first in range(start, stop, BLOCK):
                 n = first + tl.arange(0, BLOCK)
                 inside = n < stop
-                page_at = page_BM + b.to(tl.int64) * page_stride + n // S
-                page = tl.load(page_at, mask=inside, other=0).to(tl.int64)
-                at = (((page * S + n % S) * J + j) * K)[:, None] + d[None, :]
-                k_LK = tl.load(kv + at, mask=inside[:, None], other=0.0)
+                inside_L1 = inside[:, None]
+                page = tl.load(page_M + n // S, mask=inside, other=0).to(tl.int64)
+                entry = page * S + n % S
+                key = entry * J + j
+                k_at = kv + key[:, None] * K + d_1K
+                v_at = k_at + kv_stride
+                k_LK = tl.load(k_at, mask=inside_L1, other=0.0)
                 z_RL = tl.dot(q_RK, tl.trans(k_LK), input_precision="ieee") * scale
                 z_RL = tl.where(inside[None, :], z_RL, float("-inf"))
                 new_top = tl.maximum(top, tl.max(z_RL, 1))
                 p_RL = tl.exp2(z_RL - new_top[:, None])
                 shrink = tl.exp2(top - new_top)
-                v_LK = tl.load(kv + kv_stride + at, mask=inside[:, None], other=0.0)
+                v_LK = tl.load(v_at, mask=inside_L1, other=0.0)
                 o_RK = o_RK * shrink[:, None]
                 o_RK += tl.dot(p_RL.to(v_LK.dtype), v_LK, input_precision="ieee")
                 total = total * shrink + tl.sum(p_RL, 1)
                 top = new_top
-            rows = ((b.to(tl.int64) * J + j) * tl.num_programs(2) + part) * R + r
-            stride = tl.num_programs(0).to(tl.int64) * J * tl.num_programs(2) * R
-            tl.store(stats_2BJPR + rows, top, mask=r < R)
-            tl.store(stats_2BJPR + stride + rows, total, mask=r < R)
-            tl.store(o_BJPRK + rows[:, None] * K + d[None, :], o_RK, mask=r[:, None] < R)
+            group = b * J + j
+            row = (group * P + part) * R + r
+            o_at = o_BJPRK + row[:, None] * K + d_1K
+            top_at = stats_2BJPR + row
+            tl.store(top_at, top, mask=is_head)
+            tl.store(top_at + stats_stride, total, mask=is_head)
+            tl.store(o_at, o_RK, mask=is_head_R1)
 
     @triton.jit
     def join_kernel(
-        o_BJPRK, stats_2BJPR, length_B, o_BHK, P,
+        o_BJPRK, stats_2BJPR, length_B, o_BHK, stats_stride, P,
         J: tl.constexpr, K: tl.constexpr, R: tl.constexpr,
         BLOCK: tl.constexpr, CHUNK: tl.constexpr, PARTS: tl.constexpr,
     ):  # fmt: skip
@@ -158,25 +177,31 @@ def load_triton():
         j = tl.program_id(1)
         r = tl.program_id(2)
         length = tl.load(length_B + b)
-        chunk = tl.maximum(CHUNK, tl.cdiv(tl.cdiv(length, PARTS), BLOCK) * BLOCK)
+        chunk = chunk_size(length, BLOCK, CHUNK, PARTS)
         part = tl.arange(0, PARTS)
         d = tl.arange(0, K)
         used = part * chunk < length
-        rows = ((b * J + j) * P + part) * R + r
-        stride = tl.num_programs(0).to(tl.int64) * J * P * R
-        top = tl.load(stats_2BJPR + rows, mask=used, other=float("-inf"))
-        total = tl.load(stats_2BJPR + stride + rows, mask=used, other=0.0)
+        group = b * J + j
+        row = (group * P + part) * R + r
+        top_at = stats_2BJPR + row
+        top = tl.load(top_at, mask=used, other=float("-inf"))
+        total = tl.load(top_at + stats_stride, mask=used, other=0.0)
         # Without any key the weights are 0, and the division below is 0 / 1.
         weight = tl.where(used, tl.exp2(top - tl.max(top, 0)), 0.0)
-        o_PK = tl.load(o_BJPRK + rows[:, None] * K + d[None, :], mask=used[:, None], other=0.0)
+        part_at = o_BJPRK + row[:, None] * K + d[None, :]
+        o_PK = tl.load(part_at, mask=used[:, None], other=0.0)
         o_K = tl.sum(o_PK * weight[:, None], 0)
         o_K /= tl.where(length > 0, tl.sum(total * weight, 0), 1.0)
-        tl.store(o_BHK + ((b * J + j) * R + r) * K + d, o_K)
+        head = group * R + r
+        tl.store(o_BHK + head * K + d, o_K)
 
 
 def _rows_contiguous(x_BHK):
     """Make the last two dimensions contiguous, as they are in slices of a fused projection."""
-    return x_BHK if x_BHK.stride()[1:] == (x_BHK.shape[2], 1) else x_BHK.contiguous()
+    _, _, K = x_BHK.shape
+    if x_BHK.stride()[1:] == (K, 1):
+        return x_BHK
+    return x_BHK.contiguous()
 
 
 def write_kv_triton(kv_2NSJK, k_TJK, v_TJK, entry_T):
@@ -184,8 +209,9 @@ def write_kv_triton(kv_2NSJK, k_TJK, v_TJK, entry_T):
     load_triton()
     k_TJK = _rows_contiguous(k_TJK)
     v_TJK = _rows_contiguous(v_TJK)
-    JK = k_TJK.shape[1] * k_TJK.shape[2]
-    write_kernel[len(entry_T),](
+    T, J, K = k_TJK.shape
+    JK = J * K
+    write_kernel[T,](
         kv_2NSJK, k_TJK, v_TJK, entry_T, kv_2NSJK.stride(0), k_TJK.stride(0), v_TJK.stride(0),
         JK=JK, BLOCK=triton.next_power_of_2(JK), num_warps=1,
     )  # fmt: skip
@@ -217,10 +243,12 @@ def decode_triton(q_BHK, kv_2NSJK, page_BM, length_B):
     scale = K**-0.5 * LOG2_E  # the softmax is taken in base 2
     attend_kernel[B, J, P](
         q_BHK, kv_2NSJK, page_BM, length_B, o_BJPRK, stats_2BJPR,
-        q_BHK.stride(0), kv_2NSJK.stride(0), page_BM.stride(0), scale,
+        q_BHK.stride(0), kv_2NSJK.stride(0), page_BM.stride(0), stats_2BJPR.stride(0), scale,
         S=S, ROWS=max(16, triton.next_power_of_2(R)), **shape, num_warps=4, num_stages=3,
     )  # fmt: skip
-    join_kernel[B, J, R](o_BJPRK, stats_2BJPR, length_B, o_BHK, P, **shape, num_warps=1)
+    join_kernel[B, J, R](
+        o_BJPRK, stats_2BJPR, length_B, o_BHK, stats_2BJPR.stride(0), P, **shape, num_warps=1
+    )
     return o_BHK
 
 

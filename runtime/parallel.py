@@ -48,6 +48,7 @@ COMPANIONS = (
     "chat_template.json",
     "generation_config.json",
 )
+MODEL_FILES = ["*.safetensors", INDEX, "config.json", *COMPANIONS]
 
 
 # ---- Processes -----------------------------------------------------------------------------------
@@ -92,7 +93,7 @@ def agree(error: str) -> str:
 def check_team(t: int, world: int) -> None:
     """ValueError unless each node's ranks divide into teams of t that share one copy of a model."""
     here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
-    if t < 1 or here % t or world % t:
+    if here % t:
         raise ValueError(f"--sampler-tp {t} does not divide the ranks of a node, {here} of "
                          f"{world}; give a number that does")
 
@@ -100,9 +101,10 @@ def check_team(t: int, world: int) -> None:
 # ---- Reading a model -----------------------------------------------------------------------------
 
 
-def locate(name: str) -> Path:
+def locate(name: str, wanted: list[str] = MODEL_FILES) -> Path:
     """The directory of a model: a local one, or where the hub's client puts Qwen/Qwen2.5-0.5B.
 
+    wanted: the files that the hub is asked for.
     FileNotFoundError if there is no such directory, and the hub does not give the model.
     """
     path = Path(name)
@@ -119,7 +121,6 @@ def locate(name: str) -> Path:
                                 f"{path.name} in it; the hub is asked only where it is not")
     from huggingface_hub import snapshot_download
 
-    wanted = ["*.safetensors", INDEX, "config.json", *COMPANIONS]
     try:
         return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=["*/*"]))
     except Exception as error:  # the hub's client raises errors of its own, of httpx, and OSError
@@ -209,7 +210,9 @@ def find_weights(directory: Path, config: Config) -> list[Path]:
         unknown.remove("lm_head.weight")
         check_tied_head(place)
     # Old checkpoints store the frequencies of RoPE, which follow from the config.
-    wrong += [f"{name}: unknown" for name in sorted(unknown) if not name.endswith("inv_freq")]
+    for name in sorted(unknown):
+        if not name.endswith("inv_freq"):
+            wrong.append(f"{name}: unknown")
     if wrong:
         raise ValueError(f"{directory}: {len(wrong)} tensors do not fit its config.json: "
                          f"{'; '.join(wrong[:5])}")
@@ -302,13 +305,13 @@ def read_model(directory: Path, config: Config, device: torch.device, t: int) ->
     check_team(t, dist.get_world_size())
     with torch.device("meta"):
         model = Model(config).to(dtype)
-        whole = Model(config).to(dtype)
+        sharded = Model(config).to(dtype)
     if t == 1:
         return load(model.to_empty(device=device), directory)
     group, _ = dist.new_subgroups(t)
     model = tensor_parallel(model, group).to_empty(device=device)
-    whole = shard(whole, make_mesh(device.type), dtype).to_empty(device=device)
-    copy_weights(load(whole, directory), model)
+    sharded = shard(sharded, make_mesh(device.type), dtype).to_empty(device=device)
+    copy_weights(load(sharded, directory), model)
     return model
 
 

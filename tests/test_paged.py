@@ -183,7 +183,7 @@ def test_kernels_in_the_interpreter(interpreted):
 def test_kernels_compile_ahead_of_time(compiled):
     module.load_triton()
     work = dict(length_B="*i32", o_BJPRK="*fp32", stats_2BJPR="*fp32", P="i32", scale="fp32")
-    work |= dict(page_stride="i32", q_stride="i32")
+    work |= dict(page_stride="i32", q_stride="i32", stats_stride="i32")
     shape = dict(J=2, R=6, CHUNK=module._CHUNK, PARTS=module._PARTS)
     cases = []
     for dtype, K in (("bf16", 128), ("bf16", 64), ("fp32", 64), ("fp32", 16)):
