@@ -464,7 +464,7 @@ def evaluate(
     missing = [problem for problem in test.problems if problem.index in incomplete]
 
     def row_of(completion: Completion) -> dict:
-        return completion.row(missing[completion.problem], test.label)
+        return completion.row(missing[completion.place], test.label)
 
     def graded(completion: Completion) -> None:
         if on_row:

@@ -68,7 +68,7 @@ class Config:
     eps: float
     rope_theta: float
     rope_scaling: dict | None  # Llama 3's stretched frequencies, None for plain RoPE
-    max_position: int | None  # the longest sequence in training; nothing is computed with it
+    max_position: int | None  # the longest sequence in pretraining, for a warning alone
 
     @staticmethod
     def read(directory: str | Path) -> "Config":
@@ -122,7 +122,7 @@ class Config:
 
     @property
     def N(self) -> int:
-        """Parameters outside the embedding and the head: the N of the paper's C = 6ND."""
+        """Parameters outside the embedding and the head: the N of C = 6 N x tokens."""
         bias, norm = FAMILIES[self.family]
         qkv = self.H + 2 * self.J  # heads
         attention = (qkv + self.H) * self.K * self.D
@@ -141,7 +141,8 @@ class Config:
         """FLOPs of a forward pass; a multiply-add counts as two.
 
         tokens: through the layers. rows: through the head. pairs: of a query and a key, L(L+1)/2
-        for a sequence of L tokens. A backward pass costs twice as much, recomputation once.
+        for a sequence of L tokens. A backward pass costs twice as much, and
+        recomputation adds one forward pass.
         """
         layers = 2 * self.N * tokens
         attention = 4 * self.layers * self.H * self.K * pairs
@@ -200,16 +201,19 @@ class RMSNorm(nn.Module):
 
 
 def linear(x_TD, f) -> Tensor:
-    """x W^T + b by f.weight and f.bias; without gradients by f.packed, if the sampler set that."""
-    packed = getattr(f, "packed", None)
+    """x W^T + b by f.weight and f.bias; without gradients by f.reordered, if the sampler set that.
+
+    f is a Linear, an Embedding that is also the head, or the fused weights of several Linears.
+    """
+    reordered = getattr(f, "reordered", None)
     bias = getattr(f, "bias", None)
-    if packed is None or torch.is_grad_enabled():
+    if reordered is None or torch.is_grad_enabled():
         return F.linear(x_TD, f.weight, bias)
-    return torch.ops.mkldnn._linear_pointwise(x_TD, packed, bias, "none", [], "")
+    return torch.ops.mkldnn._linear_pointwise(x_TD, reordered, bias, "none", [], "")
 
 
 class Linear(nn.Linear):
-    packed = None  # the weight in the layout of oneDNN, while the sampler runs on a CPU
+    reordered = None  # the weight in the layout of oneDNN, while the sampler runs on a CPU
 
     def forward(self, x_TD) -> Tensor:
         return linear(x_TD, self)
@@ -283,7 +287,7 @@ class Layer(nn.Module):
 class Model(nn.Module):
     """recompute: keep only the inputs of the layers, and run each again in the backward pass."""
 
-    group = None  # the ranks that hold the model together, after tensor_parallel
+    group = None  # the ranks that each hold a part of the model, after tensor_parallel
 
     def __init__(self, config: Config, recompute: bool = False):
         super().__init__()
@@ -342,6 +346,7 @@ def packed_attention(length_B: list[int], device: torch.device | str) -> Callabl
     B = len(length_B)
     L = max(length_B)
     lengths = torch.tensor(length_B)
+    # Where the sequences start, then T: E is B + 1.
     start_E = F.pad(lengths.cumsum(0), (1, 0)).to(device, torch.int32)
     inside_BL = torch.arange(L) < lengths[:, None]
     place_T = inside_BL.flatten().nonzero()[:, 0].to(device)  # of each token in the flat batch
@@ -366,7 +371,7 @@ def packed_attention(length_B: list[int], device: torch.device | str) -> Callabl
 
 
 def varlen_attention(q_THK, k_TJK, v_TJK, start_E, L: int) -> Tensor:
-    """Flash attention on packed rows; start_E: int32, E = B + 1: where sequences start, then T."""
+    """Flash attention on packed rows. start_E, int32: where sequences start, then T."""
     from torch.nn.attention.varlen import varlen_attn  # some builds without CUDA lack it
 
     options = {"window_size": (-1, 0)}  # causal

@@ -2,16 +2,18 @@
 
     next token ~ softmax(logits / temperature), drawn as argmax(logits / temperature + Gumbel noise)
 
-The noise is a hash of (seed, step, problem, sample, position). A sample therefore does not depend
-on the rest of the batch, the order of the prompts, the number of ranks, or preemption. There is no
-top-k or top-p: the trainer differentiates the same distribution that the sampler draws from.
+The noise is a hash of (seed, step, problem, sample, position), where position counts the tokens of
+the completion. Up to rounding, a sample therefore does not depend on the rest of the batch, the
+number of ranks, or preemption. There is no top-k or top-p: the trainer differentiates the same
+distribution that the sampler draws from.
 
 Read in this order:
 - `naive_generate` says what is drawn: a forward over the whole sequence for every token.
 - `Scheduler` decides on the host, with deques and integers, which sequences run and which pages of
   the key-value cache they use.
-- `Runner` computes on the device: prefill, and a decode step that touches only preallocated
-  tensors and never synchronises with the host. `StepGraphs` replays such steps as CUDA graphs.
+- `Runner` computes on the device: prefill, and a decode step whose results all land in preallocated
+  tensors and which never synchronises with the host. `StepGraphs` replays such steps as CUDA
+  graphs.
 - `Sampler` joins the two. It draws what `naive_generate` draws, many times as fast.
 - `Rollout` draws with a sampler, has the samples graded and gathers them on every rank.
 
@@ -50,13 +52,14 @@ class Interrupted(Exception):
 class Sample:
     """One completion.
 
-    prompt: index in the list of prompts. ids: the tokens drawn, with the end token if it came.
+    p: index in the list of prompts. g: which of the G completions of the prompt.
+    ids: the tokens drawn, with the end token if it came.
     logp: their natural log-probabilities under the sampler at its temperature.
     finished: the end token came; otherwise the completion is truncated.
     """
 
-    prompt: int
-    sample: int
+    p: int
+    g: int
     ids: list[int] = field(default_factory=list)
     logp: list[float] = field(default_factory=list)
     finished: bool = False
@@ -85,11 +88,11 @@ def naive_generate(
     samples = [Sample(p, g) for p in range(len(prompts)) for g in range(G)]
     for s in samples:
         while len(s.ids) < max_new and not s.finished:
-            token_T = torch.tensor(prompts[s.prompt] + s.ids, device=device)
+            token_T = torch.tensor(prompts[s.p] + s.ids, device=device)
             T = len(token_T)
             position_T = torch.arange(T, device=device)
             logits_TV = model(token_T, position_T, packed_attention([T], device))
-            key = token_key(seed, step, problems[s.prompt], s.sample, len(s.ids))
+            key = token_key(seed, step, problems[s.p], s.g, len(s.ids))
             key_1 = key.view(1).to(device)
             token_1, logp_1 = sample(logits_TV[-1:], temperature, key_1)
             s.ids.append(token_1.item())
@@ -149,7 +152,7 @@ class Pages:
 
 @dataclass(eq=False)
 class Scheduler:
-    """Continuous batching: requests start in order, finished ones make room for waiting ones."""
+    """Continuous batching: requests start in order, ended ones make room for waiting ones."""
 
     waiting: deque[Group]
     pages: Pages
@@ -162,12 +165,16 @@ class Scheduler:
     def admit(self) -> tuple[list[Group], list[tuple[Group, Request]]]:
         """Give slots and pages to waiting requests: (groups to prefill, requests to start).
 
-        Nothing starts while few slots are free. Groups start in their order, up to the first one
-        that lacks a slot, or need + 2 free pages (need: pages of its prefix, 0 if it has them), or
-        that is not the first to prefill and would bring the prefixes over prefill_tokens. A group
-        without pages takes them and is to be prefilled. Then min(its requests, free slots, free
-        pages - 1) of its requests start. At the end, groups at the front with no request left
-        release their pages and leave the queue.
+        Nothing starts while fewer slots are free than slots // 8 or the waiting groups, whichever
+        is less, and at least 1. Then groups are taken in their order, up to the first one for which
+
+        - no slot is free,
+        - fewer pages are free than the pages that its prefix still needs, and two more, or
+        - prefill_tokens would be exceeded: by the prefixes to prefill, if it is not the first one.
+
+        A group whose prefix has no pages takes them and is to be prefilled. Then min(its requests,
+        free slots, free pages - 1) of its requests start. At the end, groups at the front with no
+        request left release their pages and leave the queue.
         """
         # A prefill costs a forward pass, so several slots are filled at a time.
         enough = max(1, min(self.slots // 8, len(self.waiting)))
@@ -196,8 +203,8 @@ class Scheduler:
                 fresh.append(group)
             count = min(room, len(group.requests), len(self.pages.free) - 1)  # one stays free
             started += [(group, self._start(group)) for _ in range(count)]
-        # Pages released here are still to be filled and copied from. The caller does both before
-        # any page is taken again.
+        # The caller fills these pages and copies from them before any page is taken again, so they
+        # can be released now.
         while self.waiting and not self.waiting[0].requests:
             self.pages.release(self.waiting.popleft().pages)
         return fresh, started
@@ -215,16 +222,16 @@ class Scheduler:
         return request
 
     def update(self, length_B: list[int], done_B: list[int]) -> list[Request]:
-        """Note what the device reports of each slot; remove and return the finished requests."""
-        finished = []
+        """Note what the device reports of each slot; remove and return the requests that ended."""
+        ended = []
         for request, length, done in zip(self.running, length_B, done_B, strict=True):
             request.length = length
             if done:
                 self.pages.release(request.pages)
-                finished.append(request)
-        if finished:
+                ended.append(request)
+        if ended:
             self.running = [request for request in self.running if not done_B[request.slot]]
-        return finished
+        return ended
 
     def grow(self) -> tuple[list[Request], list[Request]]:
         """Allocate the pages that the next decode steps may fill: (grown, preempted requests).
@@ -268,7 +275,8 @@ class Scheduler:
         return False
 
     def requeue(self, preempted: list[Request]) -> None:
-        """Put preempted requests, the youngest first, in front of the queue, with their tokens."""
+        """Put preempted requests, which come youngest first, in front of the queue, so that the
+        oldest is in front; what they have drawn becomes part of their prefix."""
         for request in preempted:
             prefix = request.prompt + request.sample.ids
             self.waiting.appendleft(Group(prefix, deque([request])))
@@ -319,7 +327,8 @@ def new_cache(model: Model, slots: int, M: int, S: int, kv_gb: float) -> Tensor:
     weight = model.model["layers"][0].self_attn.k_proj.weight
     J = len(weight) // c.K  # under tensor parallelism this rank's share
     page_bytes = 2 * c.layers * S * J * c.K * weight.dtype.itemsize
-    # Beyond its M pages a sequence uses the last page of its prompt while it starts.
+    # Beyond its M pages a sequence uses the last page of its prompt while it starts; `admit` asks
+    # for two pages more than the prompt needs.
     N = min(slots * (M + 1) + 2, int(kv_gb * 1e9 / page_bytes))
     if N < M + 2:
         raise ValueError(
@@ -417,9 +426,10 @@ class Runner:
         state = self.state.part(slice(0, B))
         page_BM = state.page_BM[:, :M]
         column_B1 = (state.length_B // self.S)[:, None]
-        page_B = state.page_BM.gather(1, column_B1)[:, 0]  # all M: empty slots keep old lengths
+        # From the whole table, since the old length of a done slot may point beyond column M.
+        page_B = state.page_BM.gather(1, column_B1)[:, 0]
         entry_B = page_B * self.S + state.length_B % self.S
-        entry_B = entry_B.masked_fill(state.done_B, -1)  # an empty slot writes nothing
+        entry_B = entry_B.masked_fill(state.done_B, -1)  # a done slot writes nothing
         seen_B = (state.length_B + 1).masked_fill(state.done_B, 0).int()  # and reads nothing
         # The kernel reads the tables as they are; torch on a CPU needs the pages in a row.
         located = None if self.kv.is_cuda else locate_keys(self.kv[0], page_BM, seen_B)
@@ -437,8 +447,8 @@ class Runner:
         """Draw and record a token for every slot, and mark the sequences that end with it."""
         key_B = position_key(state.key_B, state.drawn_B)
         token_B, logp_B = sample(logits_BV, self.temperature, key_B)
-        # A sequence that has ended goes on drawing, into the column behind its own tokens. There is
-        # one: a row has max_len columns, and the prompt, of at least one token, is not in it.
+        # A sequence that has ended goes on drawing, into the column behind its own tokens. That
+        # column exists, since drawn <= max_len - tokens of the prompt < max_len.
         column_B1 = state.drawn_B[:, None]
         state.id_BL.scatter_(1, column_B1, token_B[:, None])
         state.logp_BL.scatter_(1, column_B1, logp_B[:, None])
@@ -495,6 +505,7 @@ class StepGraphs:
             graph.replay()
             return
         # The first step compiles kernels, and cuBLAS and NCCL allocate: a capture forbids both.
+        # Capturing only records the step, without running it.
         self.runner.decode_step(B, M)
         if self.cuda:
             graph = torch.cuda.CUDAGraph()
@@ -530,7 +541,7 @@ class Sampler:
     kv_gb: memory for the cache in 1e9 bytes. No more is taken than `slots` sequences can use.
     page_size: tokens of a page. prefill_tokens: most tokens of prompts prefilled together.
     sync_every: decode steps between two synchronisations with the host (None: 8 on a GPU, else 1).
-    graphs: decode steps have rounded sizes, and are CUDA graphs on a GPU (None: on a GPU).
+    graphs: decode steps have rounded sizes, and are CUDA graphs on a GPU. None: only on a GPU.
     ValueError for a cache that cannot hold one sequence.
     """
 
@@ -579,16 +590,16 @@ class Sampler:
         seed: int,
         step: int = 0,
         problems: Sequence[int] | None = None,
-        on_finish: Callable[[Sample], None] | None = None,
+        on_end: Callable[[Sample], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
     ) -> list[Sample]:
         """G completions of every prompt (token ids), in the order of the prompts.
 
         max_new: most tokens to draw, one limit or one for each prompt. temperature 0 is greedy.
         problems: a number for each prompt that keys its noise (None: its place in the list).
-        on_finish: called with every sample as soon as it is complete.
+        on_end: called with every sample as soon as it has ended.
         should_stop: asked at every synchronisation; once it is true, Interrupted is raised.
-        ValueError for a prompt that is empty or too long for the cache.
+        ValueError for an empty prompt, a limit below 1, or both together over max_len.
         """
         limits = [max_new] * len(prompts) if isinstance(max_new, int) else max_new
         for p, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
@@ -612,11 +623,11 @@ class Sampler:
             groups, pages, self.runner.S, self.slots, self.sync_every, self.prefill_tokens
         )
         self.runner.begin(temperature, on_device=self.graphs is not None)
-        with packed(self.model):
-            self._run(on_finish, should_stop)
+        with reordered(self.model):
+            self._run(on_end, should_stop)
         return samples
 
-    def _run(self, on_finish, should_stop) -> None:
+    def _run(self, on_end, should_stop) -> None:
         """Synchronise, admit, decode, until nothing waits and nothing runs."""
         scheduler = self.scheduler
         stepper = self.graphs or self.runner
@@ -624,9 +635,9 @@ class Sampler:
             if should_stop and any_rank(should_stop(), self.model.group, self.device):
                 raise Interrupted
             if scheduler.running:
-                self._synchronise(on_finish)
+                self._synchronise(on_end)
             if self._admit():
-                continue  # synchronise first: that allocates their pages
+                continue  # synchronise first: new sequences need pages for their next tokens
             assert scheduler.running or not scheduler.waiting, "nothing can start: pages were lost"
             if scheduler.running:
                 B = len(scheduler.running)
@@ -634,25 +645,25 @@ class Sampler:
                 for _ in range(self.sync_every):
                     stepper.decode_step(B, M)
 
-    def _synchronise(self, on_finish) -> None:
-        """Remove finished sequences, allocate pages (preempting if needed), compact the slots."""
+    def _synchronise(self, on_end) -> None:
+        """Remove ended sequences, allocate pages (preempting if needed), compact the slots."""
         scheduler = self.scheduler
         B = len(scheduler.running)
         length_B, drawn_B, done_B = self.runner.read(B)
-        finished = scheduler.update(length_B, done_B)
+        ended = scheduler.update(length_B, done_B)
         grown, preempted = scheduler.grow()
-        for request in finished + preempted:
+        for request in ended + preempted:
             self.runner.collect(request.sample, request.slot, drawn_B[request.slot])
         scheduler.requeue(preempted)
         self.preempted += len(preempted)
         if len(scheduler.running) < B:
             self.runner.compact(scheduler.compact(), B)
         self.runner.write_tables(grown)
-        for request in finished:
+        for request in ended:
             s = request.sample
             s.finished = s.ids[-1] in self.stop_ids
-            if on_finish:
-                on_finish(s)
+            if on_end:
+                on_end(s)
 
     def _admit(self) -> bool:
         """Start the sequences for which there are slots and pages; False if there are none."""
@@ -730,16 +741,17 @@ def side_by_side(*linears: Linear) -> SimpleNamespace:
     return fused
 
 
-# Elements of a weight. Calling a product with a packed weight costs 10 us more: too much below.
-PACKED_FROM = 2**18
+# Elements of a weight. Calling a product with a reordered weight costs 10 us more, which outweighs
+# the gain for smaller ones.
+REORDERED_FROM = 2**18
 
 
 @contextmanager
-def packed(model: Model):
+def reordered(model: Model):
     """Keep copies of the large weights in oneDNN's layout, for a fused float32 model on a CPU.
 
     Decoding consists of products with few rows, which such weights make up to twice as fast.
-    Packing costs a few readings of the weights. Each entry packs anew, so no copy is out of date.
+    It costs a few readings of the weights. Each entry reorders anew, so no copy is out of date.
     """
     weight = model.head.weight
     on_cpu = not weight.is_cuda and torch.backends.mkldnn.is_available()
@@ -750,14 +762,14 @@ def packed(model: Model):
         linears += [attention.fused, attention.o_proj, mlp.fused, mlp.down_proj]
     if not on_cpu or weight.dtype != torch.float32:
         linears = []
-    linears = [linear for linear in linears if linear.weight.numel() >= PACKED_FROM]
+    linears = [linear for linear in linears if linear.weight.numel() >= REORDERED_FROM]
     try:
         for linear in linears:
-            linear.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach())
+            linear.reordered = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach())
         yield
     finally:
         for linear in linears:
-            linear.packed = None
+            linear.reordered = None
 
 
 # ---- A rollout: draw and grade ------------------------------------------------------------------
@@ -767,8 +779,8 @@ def packed(model: Model):
 class Completion:
     """A graded sample: all that a rank needs to know of a sequence that another rank drew."""
 
-    problem: int  # index in the list of problems
-    sample: int
+    place: int  # of its problem, in the list of problems
+    sample: int  # which of the completions of the problem
     prompt: list[int]  # token ids
     ids: list[int]
     logp: list[float]
@@ -832,7 +844,8 @@ class Rollout:
         Each rank draws for its share of the problems, and every rank gets all completions. Ranks
         that hold a model together draw together, and each grades its share.
         on_graded: called with every completion that this rank grades, once it is graded.
-        progress: called with the number of finished sequences, of all ranks by this one's share.
+        progress: called with the number of sequences that ended on all ranks, if all are as far
+        as this one.
         """
         grading = Grading(self, problems, G, on_graded, progress)
         interrupted = False
@@ -845,7 +858,7 @@ class Rollout:
                 self.seed,
                 step,
                 problems=[problem.index for problem in grading.problems],
-                on_finish=grading.finish,
+                on_end=grading.end,
                 should_stop=self.should_stop,
             )
             grading.settle()
@@ -857,11 +870,11 @@ class Rollout:
         if any_rank(interrupted, everyone, self.sampler.device):
             raise Interrupted
         completions = gather(grading.graded)
-        return sorted(completions, key=lambda c: (c.problem, c.sample))
+        return sorted(completions, key=lambda c: (c.place, c.sample))
 
 
 class Grading:
-    """The share of a rollout that this rank draws, and the verdicts on what it grades of that."""
+    """The share of a rollout that this rank draws, and the verdicts on those that it grades."""
 
     def __init__(self, rollout: Rollout, problems: Sequence[Problem], G: int, on_graded, progress):
         rank = dist.get_rank() if dist.is_initialized() else 0
@@ -877,20 +890,20 @@ class Grading:
         self.G = G
         self.on_graded = on_graded
         self.progress = progress
-        self.finished = 0
+        self.ended = 0
         self.pending: deque[tuple[Sample, str, Future[Verdict]]] = deque()
         self.graded: list[Completion] = []
         # Threads wait for the processes that run programs; these get half of the processors.
         self.pool = ThreadPoolExecutor(max(1, (os.cpu_count() or 2) // (2 * world)))
 
-    def finish(self, s: Sample) -> None:
-        """Have a finished sample graded, unless another member of the team does that."""
-        self.finished += 1
+    def end(self, s: Sample) -> None:
+        """Have a sample that has ended graded, unless another member of the team does that."""
+        self.ended += 1
         if self.progress:
-            self.progress(self.finished * self.total // len(self.places))
-        if (s.prompt * self.G + s.sample) % self.team == self.member:
+            self.progress(self.ended * self.total // len(self.places))
+        if (s.p * self.G + s.g) % self.team == self.member:
             text = self.rollout.renderer.text(s.ids)
-            problem = self.problems[s.prompt]
+            problem = self.problems[s.p]
             verdict = submit(self.rollout.grader, self.pool, problem, text)
             self.pending.append((s, text, verdict))
         while self.pending and self.pending[0][2].done():
@@ -910,9 +923,9 @@ class Grading:
     def _complete(self) -> None:
         s, text, verdict = self.pending.popleft()
         completion = Completion(
-            self.places[s.prompt],
-            s.sample,
-            self.prompts[s.prompt],
+            self.places[s.p],
+            s.g,
+            self.prompts[s.p],
             s.ids,
             s.logp,
             s.finished,

@@ -188,8 +188,8 @@ def gap(model: Model, prompts, limits: list[int], flags: Flags) -> tuple[float, 
     verdict = Verdict(0.0, "no_answer", None, "")
     completions = []
     for s in new_sampler(model, flags).generate(prompts, 1, limits, 1.0, seed=0):
-        prompt = prompts[s.prompt]
-        completion = Completion(s.prompt, 0, prompt, s.ids, s.logp, s.finished, "", verdict)
+        prompt = prompts[s.p]
+        completion = Completion(s.p, 0, prompt, s.ids, s.logp, s.finished, "", verdict)
         completions.append(completion)
     lengths = [len(c.prompt) + len(c.ids) for c in completions]
     (micro_batches,) = pack(lengths, ranks=1, budget=16384)

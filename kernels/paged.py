@@ -4,14 +4,15 @@
 
 The cache of one layer is kv_2NSJK: keys, then values, in N pages of S tokens, S a power of two.
 Token n of a sequence lies in page page_M[n // S] at n % S; this place is the flat *entry*
-page S + n % S. The cache must hold finite numbers everywhere, so allocate it with zeros: what lies
-beyond a length is multiplied by a probability of 0.
+page * S + n % S. The cache must hold finite numbers everywhere, so allocate it with zeros: what
+lies beyond a length is multiplied by a probability of 0.
 
-By count, `decode` reads each key and value once: 2 J K length values per sequence (4 MB in bf16 for
-4096 tokens of Qwen2.5-7B, one layer), which is all that matters next to q, o and the page table.
+By count, `decode` reads each key and value once: 2 J K length numbers per sequence (8 MB in bf16
+for 4096 tokens of Qwen2.5-7B, one layer), which is all that matters next to q, o and the table.
 
 Letters: B sequences, T new tokens, M pages of a sequence, L = M S tokens, H query heads,
-J key-value heads, each read by R = H / J query heads, K head size.
+J key-value heads, each read by R = H / J query heads, K head size. The letters of the kernels'
+blocks are local.
 """
 
 import functools
@@ -21,9 +22,9 @@ import torch.nn.functional as F
 
 from kernels import ceil_div
 
-# A sequence is cut into chunks of 256 keys, and from 4096 keys on into 16 longer ones. These are
-# enough programs to fill a GPU with few sequences. The cut, hence the order of the sums, depends on
-# the length of the sequence and never on the batch.
+# A sequence is cut into chunks of 256 keys, and beyond 4096 keys into at most 16 longer ones. These
+# are enough programs to fill a GPU with few sequences. The cut, hence the order of the sums,
+# depends on the length of the sequence and never on the batch.
 _CHUNK = 256
 _PARTS = 16
 
@@ -53,12 +54,13 @@ def locate_keys(kv_2NSJK, page_BM, length_B):
     """
     _, N, S, _, _ = kv_2NSJK.shape
     _, M = page_BM.shape
-    page = page_BM.flatten().clamp(min=0)  # entries beyond a length may hold anything below N
+    page = page_BM.flatten().clamp(min=0)  # pages beyond a length may be any number below N
     n_L = torch.arange(M * S, device=length_B.device)
     beyond_BL = n_L >= length_B[:, None]
     # Numbers: torch's attention would turn booleans into numbers in every layer.
     mask_BL = torch.zeros(beyond_BL.shape, dtype=kv_2NSJK.dtype, device=length_B.device)
     mask_BL.masked_fill_(beyond_BL, -torch.inf)
+    # In the cache as 2 N pages, the values of page p are page N + p.
     return torch.cat((page, page + N)), mask_BL[:, None, None]
 
 
@@ -268,10 +270,10 @@ def decode(q_BHK, kv_2NSJK, page_BM, length_B, located=None):
     """o_BHK, in the dtype of q: attention of one query per sequence over its first length_B keys.
 
     page_BM, length_B: int32. H is a multiple of J; query head h reads key-value head h // (H / J).
-    The softmax is float32. A length of 0 gives zeros. Entries of page_BM beyond a length do not
-    matter (any value below N), but a CPU gathers them: keep the table narrow.
+    The softmax is float32. A length of 0 gives zeros. Pages of page_BM beyond a length do not
+    matter (any number below N), but a CPU gathers them: keep the table narrow.
     located: the result of `locate_keys` for the same tables and lengths, if it is there already.
-    ValueError if H is not a multiple of J, or for sizes that the kernel does not take.
+    ValueError if H is not a multiple of J, or on a GPU for sizes that the kernel does not take.
     """
     H = q_BHK.shape[1]
     J = kv_2NSJK.shape[3]

@@ -4,8 +4,9 @@
     u_v = hash(key, v) in (0, 1)
 
 This is an exact draw from softmax(logits / temperature) (the Gumbel-max trick). u_v is a hash of v
-and of the token's key (seed, step, problem, sample, position). A draw therefore depends on nothing
-else: not on the batch, the device, the number of ranks, or where a run was resumed.
+and of the token's key (seed, step, problem, sample, position), where position counts the tokens of
+the completion. The noise therefore depends on nothing else: not on the batch, the device, the
+number of ranks, or where a run was resumed.
 
 By count, the kernels read the logits once: 2 V bytes per row in bf16, 0.3 MB at V = 151,936. The
 torch reference reads and writes arrays of that length about 20 times.
@@ -20,8 +21,9 @@ import torch
 
 from kernels import ceil_div
 
-# Odd 64-bit constants (digits of the square roots of 2, 3, 5, 7 and 11), one per field of the key.
-# Their products are summed, so two keys collide only where the sums meet modulo 2**64.
+# Odd 64-bit constants, one per field of the key: digits of the square roots of 2, 3, 7 and 11, and
+# of the golden ratio. Their products are summed, so two keys collide only where the sums meet
+# modulo 2**64.
 _FIELDS = (
     0x6A09E667F3BCC909,
     0xBB67AE8584CAA73B,
@@ -96,8 +98,8 @@ def uniform(key_B, V):
     """u_BV, float32: the uniforms of the noise, a hash of (key, vocabulary index); never 0 or 1.
 
     The shifts are arithmetic, which saves a mask: x ^ (x >> s) sends x and ~x to one value in
-    [0, 2**31). The last one yields 31 bits. They are exactly uniform over keys, because the upper
-    half of the key is added just before it.
+    [0, 2**31). So the last shift leaves 31 bits. They are exactly uniform over keys, because the
+    upper half of the key is added just before that shift.
     """
     low_B1, high_B1 = key_B.contiguous().view(torch.int32).view(len(key_B), 2, 1).unbind(1)
     index_V = torch.arange(V, dtype=torch.int32, device=key_B.device)
@@ -143,10 +145,10 @@ def sample_reference(logits_BV, temperature, key_B):
     score_BV = z_BV
     if weight is not None:
         # log1p keeps all 31 bits of the small uniforms, which are the ones that win.
-        noise_BV = uniform(key_B, z_BV.shape[1]).neg_().log1p_().neg_().log_()
+        log_E_BV = uniform(key_B, z_BV.shape[1]).neg_().log1p_().neg_().log_()  # -G
         if isinstance(weight, torch.Tensor):
-            noise_BV *= weight
-        score_BV = z_BV - noise_BV
+            log_E_BV *= weight
+        score_BV = z_BV - log_E_BV
     token_B = score_BV.argmax(1)
     logp_B = z_BV.gather(1, token_B[:, None])[:, 0] - z_BV.logsumexp(1)
     return token_B, logp_B
@@ -199,8 +201,8 @@ def load_triton():
         """One block of one row: its winner (index, score) and its part (maximum, sum) of the LSE.
 
         The winner has the largest z - log E. That is the smallest exp(top - z) E, the winner of a
-        race between exponential times, which needs no logarithm per token. A token 88 below the top
-        has an infinite time and never wins. The greedy winner has the smallest top - z.
+        race between exponential times, which saves the logarithm of E. A token 89 below the top has
+        an infinite time and never wins. The greedy winner has the smallest top - z.
         """
         row = tl.program_id(0)
         part = tl.program_id(1)

@@ -254,15 +254,15 @@ def measure(directory: Path, problems: Sequence[data.Problem], n: int, temperatu
         completions = rollout.draw(problems, n, temperature, step=0)
     table = {}
     for level in levels:
-        mine = [c for c in completions if problems[c.problem].difficulty == level]
+        mine = [c for c in completions if problems[c.place].difficulty == level]
         table[level] = scores(mine, level)
     return table
 
 
 def scores(completions: list, level: int) -> Scores:
     full = [c for c in completions if c.text.count("=") == level]
-    problems = {c.problem for c in completions}
-    solved = {c.problem for c in completions if c.verdict.score}
+    problems = {c.place for c in completions}
+    solved = {c.place for c in completions if c.verdict.score}
     return Scores(
         right=sum(c.verdict.score for c in completions) / len(completions),
         full=len(full) / len(completions),

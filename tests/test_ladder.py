@@ -110,7 +110,7 @@ def test_a_base_that_cannot_do_a_level_is_refused():
 def test_scores_count_completions_and_solved_problems():
     # Caught: pass@n over completions, the share right among all for that among full ones.
     def completion(problem, text, score):
-        return SimpleNamespace(problem=problem, text=text, verdict=SimpleNamespace(score=score))
+        return SimpleNamespace(place=problem, text=text, verdict=SimpleNamespace(score=score))
 
     found = ladder.scores([completion(0, "a=1;b=2", 1.0), completion(0, "a=1;b=3", 0.0),
                            completion(1, "", 1.0), completion(2, "a=1", 0.0)], level=2)

@@ -56,7 +56,7 @@ def draw(
 
 
 def texts(samples):
-    return {(s.prompt, s.sample): s.ids for s in samples}
+    return {(s.p, s.g): s.ids for s in samples}
 
 
 def assert_same(samples, expected, atol=3e-5):
@@ -89,9 +89,9 @@ def test_log_probs_are_the_trainers(ours):
     for s in samples:
         assert s.finished == (s.ids[-1] == END) and END not in s.ids[:-1]
         assert s.finished or len(s.ids) == 24
-        token_T = torch.tensor(PROMPTS[s.prompt] + s.ids)
+        token_T = torch.tensor(PROMPTS[s.p] + s.ids)
         T = len(token_T)
-        row_R = torch.arange(len(PROMPTS[s.prompt]) - 1, T - 1)
+        row_R = torch.arange(len(PROMPTS[s.p]) - 1, T - 1)
         attend = packed_attention([T], "cpu")
         with torch.no_grad():
             logp_R, _ = model(token_T, torch.arange(T), attend, row_R, token_T[row_R + 1], 0.8)
@@ -103,7 +103,7 @@ def test_greedy_tokens_are_those_of_transformers(checkpoint, ours, family):
     samples, _ = draw(ours(family), G=1, temperature=0.0)
     oracle = checkpoint(family)[1]
     for s in samples:
-        prompt = torch.tensor([PROMPTS[s.prompt]])
+        prompt = torch.tensor([PROMPTS[s.p]])
         expected = oracle.generate(
             prompt,
             attention_mask=torch.ones_like(prompt),
@@ -230,7 +230,7 @@ def shared_draw(tied, graphs):
     assert addresses == [p.data_ptr() for p in model.parameters()]
     for temperature in (0.0, 1.0):
         samples += sampler.generate(PROMPTS, 2, 24, temperature, 0)
-    drawn = [(s.prompt, s.sample, s.ids, s.logp) for s in samples]
+    drawn = [(s.p, s.g, s.ids, s.logp) for s in samples]
     return drawn, sampler.runner.kv.shape[4], sum(p.numel() for p in model.parameters())
 
 
@@ -254,7 +254,7 @@ def test_ranks_that_share_a_model_draw_what_one_draws(tied, graphs):
     assert two["sampler's copy"] == pytest.approx(2 * first[2], rel=0.01)
     assert two["pages"] == one["pages"] / 2
     for (*key, ids, logp), e in zip(first[0], expected, strict=True):
-        assert (*key, ids) == (e.prompt, e.sample, e.ids)
+        assert (*key, ids) == (e.p, e.g, e.ids)
         torch.testing.assert_close(torch.tensor(logp), torch.tensor(e.logp), atol=3e-5, rtol=0)
 
 
@@ -343,9 +343,9 @@ def test_preempted_sequences_lose_nothing(ours):
 def test_finished_samples_are_handed_out_once_and_complete(ours):
     handed = []
     sampler = Sampler(ours(), [END], slots=2, max_len=64, page_size=8)
-    samples = sampler.generate(PROMPTS, 3, 24, 1.0, 0, on_finish=lambda s: handed.append(
-        (s.prompt, s.sample, len(s.ids), s.finished)))
-    assert sorted(handed) == [(s.prompt, s.sample, len(s.ids), s.finished) for s in samples]
+    samples = sampler.generate(PROMPTS, 3, 24, 1.0, 0, on_end=lambda s: handed.append(
+        (s.p, s.g, len(s.ids), s.finished)))
+    assert sorted(handed) == [(s.p, s.g, len(s.ids), s.finished) for s in samples]
 
 
 def test_pages_are_counted():
@@ -364,7 +364,7 @@ def play(scheduler, final):
     finished = []
     for _ in range(10_000):
         B = len(scheduler.running)
-        final_B = [final[request.sample.prompt] for request in scheduler.running]
+        final_B = [final[request.sample.p] for request in scheduler.running]
         length_B = [request.length + scheduler.sync_every for request in scheduler.running]
         length_B = [min(pair) for pair in zip(length_B, final_B, strict=True)]
         done_B = [length == end for length, end in zip(length_B, final_B, strict=True)]
@@ -506,7 +506,7 @@ def test_weights_are_packed_while_a_cpu_samples(ours, family, tied, monkeypatch)
     seen = []
 
     def packs():
-        return [getattr(linear, "packed", None) is not None for linear in linears]
+        return [getattr(linear, "reordered", None) is not None for linear in linears]
 
     def watched(*arguments):
         seen.append(packs())
@@ -529,7 +529,7 @@ def test_weights_are_packed_while_a_cpu_samples(ours, family, tied, monkeypatch)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        sampler.generate(PROMPTS, 4, 24, 1.0, 0, on_finish=leave)
+        sampler.generate(PROMPTS, 4, 24, 1.0, 0, on_end=leave)
     assert not any(packs())
 
 
@@ -565,7 +565,7 @@ def test_every_prompt_can_have_its_own_limit(ours):
     model = ours()
     limited, _ = draw(model, max_new=[1, 5, 24, 9, 3])
     for s, full in zip(limited, draw(model)[0], strict=True):
-        assert s.ids == full.ids[: [1, 5, 24, 9, 3][s.prompt]] and s.finished == (s.ids[-1] == END)
+        assert s.ids == full.ids[: [1, 5, 24, 9, 3][s.p]] and s.finished == (s.ids[-1] == END)
 
 
 def test_stop_tokens_come_from_every_source(tmp_path):
@@ -602,7 +602,7 @@ def test_generate_ends_when_asked_and_can_be_called_again(ours):
         return len(asked) == 40
 
     with pytest.raises(Interrupted):
-        sampler.generate(PROMPTS, 4, 24, 1.0, 0, on_finish=ended.append, should_stop=should_stop)
+        sampler.generate(PROMPTS, 4, 24, 1.0, 0, on_end=ended.append, should_stop=should_stop)
     assert len(asked) == 40 and 0 < len(ended) < 20
     again = sampler.generate(PROMPTS[2:3], 3, 24, 1.0, 0, should_stop=lambda: False)
     assert_same(again, expected)
@@ -652,11 +652,11 @@ def test_a_rollout_is_drawn_and_graded(ours):
     keys = [problem.index for problem in PROBLEMS]
     expected = naive_generate(model, PROMPTS, 3, 24, 0.8, 3, 4, keys, [END])
     order = [(p, g) for p in range(5) for g in range(3)]
-    assert [(c.problem, c.sample) for c in completions] == order
+    assert [(c.place, c.sample) for c in completions] == order
     assert counts == list(range(1, 16))
-    assert sorted(graded, key=lambda c: (c.problem, c.sample)) == completions
+    assert sorted(graded, key=lambda c: (c.place, c.sample)) == completions
     for c, e in zip(completions, expected, strict=True):
-        assert (c.prompt, c.ids, c.finished) == (PROMPTS[e.prompt], e.ids, e.finished)
+        assert (c.prompt, c.ids, c.finished) == (PROMPTS[e.p], e.ids, e.finished)
         assert c.text == " ".join(map(str, e.ids)) and c.verdict.score == e.finished
     row = completions[4].row(PROBLEMS[1], "five")
     assert (row["source"], row["problem"], row["sample"]) == ("five", 10, 1)
@@ -700,7 +700,7 @@ def test_ranks_share_a_rollout(together):
     (first, graded), (second, rest) = ranks.run(2, rollouts_on_ranks, together, None)
     assert first == second and len(graded) + len(rest) == 15 and graded and rest
     for c, expected in zip(first, alone, strict=True):
-        assert (c.problem, c.sample, c.ids) == (expected.problem, expected.sample, expected.ids)
+        assert (c.place, c.sample, c.ids) == (expected.place, expected.sample, expected.ids)
 
 
 @pytest.mark.parametrize("together", [False, True])

@@ -48,7 +48,7 @@ def synchronise(scheduler, sync_every, events):
 
 
 def name(request):
-    return f"{request.sample.prompt}.{request.sample.sample}"
+    return f"{request.sample.p}.{request.sample.g}"
 
 
 def test_scheduler(check):
