@@ -35,6 +35,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
+from textwrap import fill
 
 import numpy as np
 from scipy.optimize import least_squares
@@ -94,12 +95,15 @@ def label(N):
 
 
 def read_runs(paths, source=None):
-    """Rows (dicts) of the evaluations in metrics.jsonl files: run, N, settings, step, D, C, L.
+    """Rows (dicts) of the evaluations of runs: run, N, settings, step, D, C, L.
 
+    paths: the runs' directories, or their metrics.jsonl.
     source: the evaluation set to use, by default the first one met. ValueError names the file.
     """
     rows = []
     for path in map(Path, paths):
+        if path.is_dir():
+            path = path / "metrics.jsonl"
         try:
             found = read_run(path, source)
         except KeyError as e:
@@ -110,6 +114,10 @@ def read_runs(paths, source=None):
 
 
 def read_run(path, source):
+    for needed in (path, path.with_name("flags.json")):
+        if not needed.is_file():
+            raise ValueError(f"{needed}: no such file; give runs/NAME/metrics.jsonl, "
+                             "with flags.json beside it")
     flags = json.loads(path.with_name("flags.json").read_text())
     records = read_lines(path)
     trains = [r for r in records if r["kind"] == "train"]
@@ -787,7 +795,8 @@ def extrapolate_one(p, first_x_n, N, x_T):
 def forecast_size(law, target):
     """Inter-model: a size that was not fitted, beside naive rivals. Rows (dicts).
 
-    The first two variants are blind; the others refit E on the target, as the paper does.
+    The blind variants read no loss of the target; the others refit E on it, as the paper does.
+    The naive rivals are the line and the slope of the largest fitted size.
     """
     big = law.curves[-1]
     own = fit([big], shape="free")
@@ -796,11 +805,11 @@ def forecast_size(law, target):
     blind_T, blind_BT = extrapolate(law, N, X_T)
     name = label(big.N)
     variants = {
-        "law, everything extrapolated": blind_T,
-        f"naive: line of {name}": own.predict(big.N, X_T),
-        "law, slope only (E refitted on the target)": target.line(law.slope([N])),
-        "k = a N^b, slope only (E refitted on the target)": target.line(power.slope([N])),
-        f"naive: slope of {name} (E refitted on the target)": target.line(own.k),
+        "law, blind": blind_T,
+        f"{name} line, blind": own.predict(big.N, X_T),
+        "law k, E refit": target.line(law.slope([N])),
+        "a N^b, E refit": target.line(power.slope([N])),
+        f"{name} k, E refit": target.line(own.k),
     }
     rows = []
     for variant, L_hat_T in variants.items():
@@ -816,7 +825,7 @@ def forecast_steps(early, later):
     Rows (dicts)."""
     variants = {name: predict_rival(name, early, later) for name in RIVALS}
     last = [(c.L_T, np.full(len(c), e.L_T[-1])) for e, c in zip(early, later, strict=True)]
-    variants["naive: last value carried forward"] = last
+    variants["last value kept"] = last
     rows = []
     for variant, pairs in variants.items():
         rows.append({"protocol": "intra", "variant": variant} | score(pairs))
@@ -966,17 +975,17 @@ TITLES = {
 # ---------------------------------------------------------------- 6. The command
 TABLES = {  # the lists of fit.json: title and columns on the terminal
     "slopes": (
-        "k of each size, decades of L per decade of X: its own slope (free), and the law's",
-        "model_type x N free law"),
+        "k of each size, decades of L per decade of X: free and by the law",
+        "N free law"),
     "fits": (
-        "The law (95% intervals in brackets)",
-        "model_type x protocol loss r2_log verdict"),
+        "The law, with 95% intervals in brackets",
+        "protocol loss r2_log verdict"),
     "alternatives": (
-        "Rivals on the same points (aicc: smaller is better)",
-        "model_type x name parameters r2_log aicc"),
+        "Rivals on the same points; the smaller aicc is the better",
+        "name parameters r2_log aicc"),
     "forecasts": (
-        "Forecasts of points not seen (r2 within sizes; mae: mean |error| of L)",
-        "model_type x protocol N variant r2 mae last_L forecast"),
+        "Forecasts of new points: r2 within sizes, mae = mean |error| of L",
+        "protocol variant r2 mae last_L forecast"),
 }
 
 
@@ -1001,22 +1010,23 @@ def cell(row, column):
 
 
 def table(title, columns, rows):
-    """Text for a terminal. Rows are dicts; an interval COLUMN_ci stands behind its number."""
+    """Text in 80 columns. Rows are dicts; an interval COLUMN_ci stands behind its number."""
     cells = [columns]
     for row in rows:
         cells.append([cell(row, column) for column in columns])
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    before_last = " " * sum(width + 2 for width in widths[:-1])
     lines = [title]
     for row in cells:
-        padded = map(str.ljust, row, widths)
-        lines.append("  " + "  ".join(padded).rstrip())
+        line = "  ".join(map(str.ljust, row, widths))
+        lines.append(fill(line, 80, subsequent_indent=before_last))
     return "\n".join(lines)
 
 
 @dataclass
 class Flags:
-    """Fit the scaling law of RL post-training to finished runs, or to a table of points."""
-    runs: tuple[Path, ...]  # metrics.jsonl files of finished runs
+    """Fit the scaling law of RL post-training to finished runs, or to given points."""
+    runs: tuple[Path, ...]  # directories of finished runs, or their metrics.jsonl
     points: Path | None = None
     """instead of runs, a CSV: N (billions; 7e-6 is 7,000 parameters), L, and C or D (or X and
     x_kind); optional step, run, seed, model_type, reuse, group"""
@@ -1039,7 +1049,9 @@ RANGES = {
 def check(flags):
     """ValueError for flags that make no sense."""
     if bool(flags.runs) == bool(flags.points):
-        raise ValueError("give metrics.jsonl files, or --points FILE")
+        raise ValueError("give runs/NAME/metrics.jsonl, or --points FILE")
+    if flags.points and not flags.points.exists():
+        raise ValueError(f"--points {flags.points}: no such file; give a CSV of points")
     for name, (low, high) in RANGES.items():
         value = getattr(flags, name)
         if value is not None and not low <= value <= high:
@@ -1120,10 +1132,12 @@ def main(argv=None):
     result = {"inputs": list(map(str, inputs)), "bootstrap": flags.bootstrap}
     result |= {name: [] for name in TABLES}
     studies = defaultdict(list)  # by model type
+    tables = {}
     for (model_type, x), curves in sets.items():
         s = study(curves, flags)
         studies[model_type].append(s)
-        for name, rows in tables_of(s, flags).items():
+        tables[model_type, x] = tables_of(s, flags)
+        for name, rows in tables[model_type, x].items():
             result[name] += [{"x": x, "model_type": model_type} | row for row in rows]
 
     flags.out.mkdir(parents=True, exist_ok=True)
@@ -1132,9 +1146,10 @@ def main(argv=None):
     for model_type, found in studies.items():
         draw_laws(flags.out, model_type, found)
     for name, (title, columns) in TABLES.items():
-        if result[name]:
-            print(table(title, columns.split(), result[name]))
-            print()
+        for (model_type, x), found in tables.items():
+            if found[name]:
+                print(table(f"{title} ({model_type}, {x})", columns.split(), found[name]))
+                print()
     print(f"wrote {flags.out}/fit.json and the figures beside it")
 
 

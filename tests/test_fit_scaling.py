@@ -272,7 +272,7 @@ def test_forecasts_are_exact_where_the_law_holds():
         assert (r["mae"] < 1e-7 and r["r2"] > 1 - 1e-6) if exact else r["mae"] > 1e-4, r
     rows = {r["variant"]: r["mae"] for r in fs.forecast_steps(*fs.split(curves, 20))}
     assert max(rows["saturating"], rows["free"]) < 1e-7
-    assert min(rows["constant"], rows["naive: last value carried forward"]) > 1e-3
+    assert min(rows["constant"], rows["last value kept"]) > 1e-3
 
 
 def test_forecasts_read_no_loss_of_their_target():
@@ -285,7 +285,7 @@ def test_forecasts_read_no_loss_of_their_target():
     a, b = ({r["variant"]: r["forecast"] for r in fs.forecast_size(law, c)}
             for c in (target, changed))
     same = {variant: a[variant] == b[variant] for variant in a}
-    assert same.pop("law, everything extrapolated") and same.pop("naive: line of 32B")
+    assert same.pop("law, blind") and same.pop("32B line, blind")
     assert len(same) == 3 and not any(same.values())
     late = [replace(c, L_ST=np.where(c.step_T > 20, 0.5 * c.L_ST, c.L_ST)) for c in curves]
     for name in fs.RIVALS:
@@ -369,7 +369,7 @@ def test_rows_of_other_settings_are_no_seeds():
 def test_test_loss_is_read(tmp_path):
     # fails when an evaluation's `loss` is preferred, which is the surrogate of a training line
     path = Path(write_run(tmp_path / "run", 20_000, 0.1, 0))
-    before = fs.read_runs([path])
+    before = fs.read_runs([path.parent])  # the run's directory will do
     path.write_text(path.read_text().replace('"source"', '"loss": 0.01, "source"'))
     assert fs.read_runs([path]) == before and len(before) == 31
 
@@ -419,6 +419,15 @@ def test_bad_runs_are_named(tmp_path, change, message):
     with pytest.raises(ValueError, match=message) as e:
         fs.read_runs(paths)
     assert "n84000s1" in str(e.value)
+
+
+@pytest.mark.parametrize("missing", ["metrics.jsonl", "flags.json"])
+def test_a_missing_file_of_a_run_is_named(tmp_path, missing):
+    # Caught: a complaint about another file than the missing one.
+    path = Path(write_run(tmp_path / "run", 20_000, 0.1, 0))
+    path.with_name(missing).unlink()
+    with pytest.raises(ValueError, match=rf"run/{missing}: no such file; give runs/NAME/metrics"):
+        fs.read_runs([path.parent])
 
 
 # ---------------------------------------------------------------- tables
@@ -478,7 +487,7 @@ def test_solved_points_are_explained(tmp_path):
     (["--upto", "-1"], "--upto -1.0: give a number from"),
     (["--first", "nan"], "--first nan"),
     (["--bootstrap", "-5"], "--bootstrap -5"),
-    (["run/metrics.jsonl"], "metrics.jsonl files, or --points"),
+    (["run/metrics.jsonl"], "metrics.jsonl, or --points"),
 ])
 def test_flags_are_checked(tmp_path, flags, message):
     csv, out = PAPER / "points.csv", tmp_path / "o"
@@ -492,8 +501,8 @@ def test_command_ends_with_one_line(tmp_path):
     """No traceback for a missing file; and nothing of the drawing library is imported for that."""
     command = [sys.executable, str(ROOT / "fit_scaling.py"), "--points", str(tmp_path / "no.csv")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 1 and done.stderr.startswith("fit_scaling: [Errno 2]")
-    assert done.stderr.count("\n") == 1
+    assert done.returncode == 1 and done.stderr.startswith("fit_scaling: --points ")
+    assert "no.csv: no such file" in done.stderr and done.stderr.count("\n") == 1
     code = "import sys, fit_scaling; print({'matplotlib', 'tyro', 'torch'} & sys.modules.keys())"
     alone = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert alone.stdout.strip() == "set()"
@@ -508,13 +517,15 @@ def test_sizes_read_as_people_write_them(N, text):
 
 
 def test_table_aligns_and_shows_intervals():
-    rows = [{"N": 72, "L": 0.5, "L_ci": [0.4, 0.61]}, {"N": 8.4e-5, "name": "x"}]
+    long = " ".join(["word"] * 15)
+    rows = [{"N": 72, "L": 0.5, "L_ci": [0.4, 0.61]}, {"N": 8.4e-5, "name": long}]
     text = fs.table("Title", ["N", "L", "name"], rows)
     lines = [
         "Title",
-        "  N    L                name",
-        "  72B  0.5 [0.4, 0.61]  -",
-        "  84k  -                x",
+        "N    L                name",
+        "72B  0.5 [0.4, 0.61]  -",
+        "84k  -                " + " ".join(["word"] * 11),
+        "                      " + " ".join(["word"] * 4),
     ]
     assert text.splitlines() == lines
 
