@@ -14,7 +14,7 @@ counters and two file lengths are the whole state, for any number of ranks.
 A checkpoint may come from somebody else, so nothing in it is executed: its metadata is read with a
 list of allowed classes, and links in the directory of a run are refused.
 
-    python -m runtime.checkpoint RUN_OR_CHECKPOINT OUT_DIR      # writes Hugging Face safetensors
+    python -m runtime.checkpoint RUN OUT      # writes Hugging Face safetensors
 """
 
 import fcntl
@@ -30,7 +30,7 @@ from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.distributed as dist
@@ -334,6 +334,7 @@ def open_alone(flags: dict, free: set[str], fresh: Path, data: dict[str, str]):
     restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
     resume = flags["resume"] or ("auto" if restarted else "")
     run = find_run(flags, free, fresh, resume)
+    others = any(fresh.parent.glob("*/flags.json"))
     is_run = (run / "flags.json").exists()
     if run.exists() and not (resume and is_run):
         way = f"to go on with it: --resume {run}; else " if is_run else ""
@@ -344,6 +345,8 @@ def open_alone(flags: dict, free: set[str], fresh: Path, data: dict[str, str]):
     run.mkdir(parents=True, exist_ok=True)
     lock = take_lock(run)
     checkpoint, notes = prepare(run, flags, free, data)
+    if resume == "auto" and run == fresh and others:
+        notes.append("no unfinished run with these flags: a new one begins")
     return Opened(run, checkpoint, notes, fresh=not is_run), lock
 
 
@@ -504,10 +507,12 @@ def export(path: Path, target: Path, dtype: torch.dtype | None = None) -> Path:
     """Write a checkpoint, or the newest of a run, in Hugging Face layout; returns the checkpoint.
 
     dtype None: the one in which the run computed. Under torchrun each process holds only its share
-    of the model. FileNotFoundError if there is no whole checkpoint, FileExistsError if the target
-    exists.
+    of the model. ValueError for a model in Hugging Face layout, FileNotFoundError if there is no
+    whole checkpoint, FileExistsError if the target exists.
     """
     if not (path / "state.json").exists():
+        if (path / "config.json").exists():
+            raise ValueError(f"{path} is in Hugging Face layout already; use it as it is")
         known = whole_checkpoints(path)
         if not known:
             raise FileNotFoundError(
@@ -536,14 +541,16 @@ def export(path: Path, target: Path, dtype: torch.dtype | None = None) -> Path:
 @dataclass
 class Export:
     # a run, of which the newest checkpoint is taken, or one of its checkpoints
-    source: tyro.conf.Positional[Path]
-    target: tyro.conf.Positional[Path]  # the new directory
-    # of the weights; the one in which the run computed if not given
+    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    # the new directory
+    target: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+    # number type of the weights; the one in which the run computed if not given
     dtype: Literal["", "float32", "bfloat16", "float16"] = ""
 
 
 def main() -> None:
-    flags = parse(Export, sys.argv[1:], "Turn a checkpoint of a run into Hugging Face safetensors.")
+    about = "Turn a checkpoint of a run into Hugging Face safetensors."
+    flags = parse(Export, sys.argv[1:], about, prog="python -m runtime.checkpoint")
     if "RANK" in os.environ:
         dist.init_process_group("gloo")
     dtype = getattr(torch, flags.dtype) if flags.dtype else None

@@ -16,17 +16,18 @@ import tyro
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def parse(flags_class: type, argv: list[str], description: str, default=None):
+def parse(flags_class: type, argv: list[str], description: str, default=None, prog=None):
     """Flags of the class from the arguments.
 
     default: an instance that holds the values of flags that the arguments do not name, such as
-    those of a resumed run. A wrong flag ends the process with code 2 and a message, which only one
-    process of a machine prints.
+    those of a resumed run. prog: what the help calls the program; None is the path of its file.
+    A wrong flag ends the process with code 2 and a message, which one process of a machine prints.
     """
     argv = expand_files(argv)
     speaks = int(os.environ.get("LOCAL_RANK", 0)) == 0
     return tyro.cli(
         flags_class,
+        prog=prog,
         args=argv,
         default=default,
         description=description,

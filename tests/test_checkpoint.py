@@ -190,8 +190,10 @@ def test_export_is_read_by_transformers(checkpoint, tmp_path):
         ) == set(before)
     with pytest.raises(FileExistsError, match="hf exists already"):
         export(tmp_path, tmp_path / "hf")
-    with pytest.raises(FileNotFoundError, match="neither a checkpoint nor a run"):
+    with pytest.raises(ValueError, match="hf is in Hugging Face layout already"):
         export(tmp_path / "hf", tmp_path / "x")
+    with pytest.raises(FileNotFoundError, match="neither a checkpoint nor a run"):
+        export(tmp_path / "nothing", tmp_path / "x")
 
 
 def write_metadata(checkpoint: Path):
@@ -269,7 +271,8 @@ def test_runs_are_found_refused_or_begun(tmp_path):
     assert "made with other flags: --lr 0.2 (there 0.1)" in answer(
         out=str(run), resume="auto", lr=0.2
     )
-    assert answer(resume="auto", lr=0.3) == (Path(fresh), None, [])
+    begun = "no unfinished run with these flags: a new one begins"
+    assert answer(resume="auto", lr=0.3) == (Path(fresh), None, [begun])
     assert answer(out=str(tmp_path / "later"), resume="auto") == (tmp_path / "later", None, [])
 
 
