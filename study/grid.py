@@ -1,9 +1,9 @@
-"""The paper's findings, remade on a laptop: a grid of runs, and the report on them (report.py).
+"""The paper's findings, remade on a laptop: a grid of runs, and a report on them.
 
-    python -m study.grid            # the full grid on models/ladder: 90 minutes on two cores
+    python -m study.grid            # models/ladder: 90 minutes on two cores
     python -m study.grid --quick    # a smaller grid, in under 15 minutes
-    python -m study.grid --models Qwen/Qwen2.5-0.5B Qwen/Qwen2.5-1.5B Qwen/Qwen2.5-3B \\
-        --recipe recipes/paper.args --torchrun='--nproc_per_node 8' --out runs/full
+    python -m study.grid --out runs/full --models Qwen/Qwen2.5-{0.5B,1.5B,3B} \\
+        --recipe recipes/paper.args --torchrun='--nproc_per_node 8'
 
 The grid is a plain list of runs, each a `torchrun grpo.py` command; --list prints them. Finished
 runs are skipped and interrupted runs are resumed, so Ctrl-C loses nothing: give the same command
@@ -139,6 +139,8 @@ def check_models(f: Flags) -> None:
     """ValueError unless --models, --recipe and --quick make a grid."""
     if bool(f.models) != bool(f.recipe) or (f.models and f.quick):
         raise ValueError("--models and --recipe go together, and without --quick")
+    if f.list:  # needs no size, which may be on the hub
+        return
     by_kind = {"base": [], "instruct": []}
     for model in f.models:
         kind = "instruct" if "instruct" in model.lower() else "base"
@@ -233,7 +235,7 @@ class Grid:
                     bar.refresh()
             except KeyboardInterrupt:
                 self.stop()
-                tqdm.write("stopping: each run writes a checkpoint first; "
+                tqdm.write("stopping after a checkpoint of each run; "
                            "the same command goes on from there")
         for future in futures:
             future.result()  # raises what went wrong in a thread
@@ -266,7 +268,8 @@ def execute_all(grid: Grid, runs: list[Run]) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    f = tyro.cli(Flags, args=argv, description=__doc__)
+    usage = __doc__[:__doc__.index("The grid is")]
+    f = tyro.cli(Flags, prog="python -m study.grid", args=argv, description=usage)
     check_models(f)
     runs = real_grid(f.models, f.recipe, f.seeds) if f.models else ladder_grid(f.quick)
     cores = os.cpu_count() or 1

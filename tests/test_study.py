@@ -146,7 +146,7 @@ def test_the_grid_is_what_it_says():
     assert {run.arm for run in runs if run.part == "sizes"} == {"constant", "inverse"}
 
 
-def test_real_models_get_the_same_questions_once(tmp_path, monkeypatch):
+def test_real_models_get_the_same_questions_once(tmp_path, monkeypatch, capsys):
     # Caught: the recipe's own reuse and group run twice, a sweep of another model than the middle
     # one, a page without a title.
     recipe = tmp_path / "r.args"
@@ -173,6 +173,9 @@ def test_real_models_get_the_same_questions_once(tmp_path, monkeypatch):
         study.main(argv)
     with pytest.raises(ValueError, match="--models and --recipe go together"):
         study.main(["--models", "models/tiny"])
+    monkeypatch.setattr(study, "size", None)  # --list looks up no model
+    study.main(["--list", "--models", "a/S", "a/M", "a/L", "--recipe", str(recipe), "--seeds", "2"])
+    assert capsys.readouterr().out.count("torchrun ") == 6 + sweep
 
 
 SPACED = sorted({round(2 ** (i / 2)) for i in range(13)})
