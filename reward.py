@@ -30,10 +30,9 @@ The rules of equality. Each has a block of examples in tests/test_reward.py.
 11. Where a text has two readings (1,000 as a number or a list; \log to base e or 10), the one
     that suits the truth counts.
 
-Text is never run as code. The parser builds sympy expressions with evaluate=False, because a
-sympy object otherwise computes while it is built (2**10**10 hangs). The values of expressions
-come from `Values`, which walks over them with mpmath and checks sizes before it computes;
-sympy's evalf, subs and simplify have no such bounds.
+Text is never run as code. The parser builds sympy expressions that are not evaluated, because
+sympy otherwise computes while it builds (2**10**10 hangs). `Numbers` walks over them with mpmath
+and checks sizes before it computes; sympy's evalf, subs and simplify have no such bounds.
 """
 
 import argparse
@@ -41,6 +40,7 @@ import importlib.util
 import itertools
 import json
 import math
+import operator
 import os
 import queue
 import random
@@ -69,23 +69,19 @@ MAX_ITEMS = 200  # of a list
 MAX_BRACES = 10_000  # in a box
 MAX_DIGITS = 1000  # of a literal
 MAX_BITS = 100_000  # of precision; 2022! has 19,283 bits and needs twice as many
-SECONDS = 1.0  # of this thread's work on one comparison, so that a busy machine changes no reward
+SECONDS = 1.0  # of a thread's work on one comparison, so that a busy machine changes no reward
 
-
-class Local(threading.local):
-    """Of a thread: the deadline of its comparison, its steps, its mpmath context."""
-
-    deadline, steps, mp = math.inf, 0, None
-
-
-LOCAL = Local()
+# One comparison at a time: the deadline and the precision of `mp` belong to it.
+LOCK = threading.Lock()
+mp = mpmath.MPContext()
+deadline = math.inf
 
 
 class Refused(Exception):
-    """(verdict, message): not mathematics that we know (unparsed), or a bound is reached."""
+    """(message, verdict): not mathematics that we know (unparsed), or a bound is reached."""
 
 
-class Undefined(Refused):
+class Undefined(Exception):
     """There is no value here, or no set of real numbers."""
 
 
@@ -94,19 +90,12 @@ class NotReal(Undefined):
 
 
 def fail(message: str, verdict: str = "unparsed"):
-    raise Refused(verdict, message)
-
-
-def undefined(message: str):
-    raise Undefined("wrong", message)
+    raise Refused(message, verdict)
 
 
 def in_time():
-    """Raise once this thread has worked on its comparison for SECONDS; called where work grows.
-
-    The clock is read at every 16th call, since reading it is slow on some systems."""
-    LOCAL.steps += 1
-    if LOCAL.steps % 16 == 0 and time.thread_time() > LOCAL.deadline:
+    """Raise once a comparison has taken SECONDS; called where work grows."""
+    if time.thread_time() > deadline:
         fail(f"more than {SECONDS} s", "timeout")
 
 
@@ -163,8 +152,8 @@ def extract(text: str) -> str | None:
         joiner = JOINER.fullmatch(SPACE.sub("", text[end:start][:60]))
         answer = f"{answer} {joiner[1]} {content}" if answer and joiner else content
         end = stop
-    heads = [] if BOX.search(text) else list(HEAD.finditer(text))
-    if heads:
+    heads = list(HEAD.finditer(text))
+    if heads and not BOX.search(text):
         line = text[heads[-1].end() :].lstrip(" \t\r\n*:$").removeprefix("\\[").lstrip()
         answer = STOP.split(line, maxsplit=1)[0].strip("* \t")
     return answer or None
@@ -192,119 +181,134 @@ SPELLED = {}
 for group in re.split(r"\n? {3,}", SIGNS.strip()):
     sign, *spellings = group.split()
     SPELLED |= dict.fromkeys(spellings, sign)
-FUNCTIONS = """arcsin arccos arctan arccot arcsec arccsc arsinh arcosh artanh sinh cosh tanh coth
-    arctg cosec sin cos tan cot sec csc exp log cis abs ctg lg ln tg""".split()
-DECORATIONS = """angle triangle overline bar widehat overrightarrow underline measuredangle vec
-    hat tilde mathcal mathbb dot""".split()
 SPELLING = re.compile(
     r"\\\\|\\(?:pi(?=[A-Z])|[a-zA-Z]+|[{}%$|])"  # \pi in \piR, a slip
     r"|\+/-|<=|>=|!=|==|\*\*|\.\.\.|\b(?:US\$|USD\b|EUR\b|GBP\b|INR\b|Rs\b\.?)|[^\x00-\x7f]"
 )
-NUMBERS = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen
-    fifteen sixteen seventeen eighteen nineteen twenty""".split()
-NUMBERS = {name: value for value, name in enumerate(NUMBERS)}
 # Characters that are not seen: controls, zero-width characters, marks of direction.
 INVISIBLE = re.compile(
     "[\x00-\x08\x0e-\x1f\x7f-\x9f\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]"
 )
 LOOKALIKES = str.maketrans({"˚": "°", "º": "°", "。": ".", "ℝ": "\\R ", "ℤ": "\\Z "})
-SCRIPTS = re.compile("([¼-¾⅐-⅞])|[⁰¹²³⁴⁵⁶⁷⁸⁹⁻ⁿ]{1,99}")  # ½, x²
+FRACTION = re.compile("[¼-¾⅐-⅞]")  # ½
+EXPONENT = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻ⁿ]{1,99}")  # ²
 
-
-def script(found) -> str:
-    r"""2⅕ as 2\frac{1}{5}, x² as x^{2}: the normal form alone would read 21/5 and x2."""
-    text = unicodedata.normalize("NFKC", found[0])
-    return rf"\frac{{{text.replace('⁄', '}{')}}}" if found[1] else f"^{{{text}}}"
-
-
-def mixed(found) -> str:
-    r"""1\frac34 as (1+3/4), if the fraction is below one."""
-    whole, above, below = found.groups()
-    return f"({whole}+{above}/{below})" if int(above) < int(below) else found[0]
+# Rules "pattern → replacement   # example", applied in this order to a text whose spaces are
+# single, so that every pattern is linear. ␣ is a space; QUOTED is the function below.
+BEFORE = r"""
+    # \\[2pt] between rows
+    \\\\ ?\[-?[\d.]{1,9} ?(?:pt|em|ex|mm)\] → \\\\
+    \\(?:textcolor|color) ?\{\w*\} →   # {\color{red}5}
+    \\(?:left|right|middle)(?![a-zA-Z]) ?\.?|\\[bB]igg?[lrm]?(?![a-zA-Z]) →   # \left(
+    # \displaystyle 5
+    \\(?:displaystyle|textstyle|[lL]arge|limits|nolimits|rm|bf|it)(?![a-zA-Z]) →
+    # \boxed{\boxed{5}}, \begin{cases}
+    \\(?:boxed|fbox) ?(?=\{)|\\(?:begin|end) ?\{(?:cases|align(?:ed|\*)?|gathered)\} →
+    & ?(?==) →   # x &= 1
+    \\begin ?\{[a-zA-Z]{1,12}\*?\}(?:\{[lcr|]{1,20}\})? → ⟦   # \begin{array}{cc}
+    (?:\\\\)? ?\\end ?\{[a-zA-Z]{1,12}\*?\} → ⟧   # \\ \end{pmatrix}
+    (?<!\\)\\[()\[\]]|(?<!\\)(?<!US)\$|" → ␣   # \( \) \[ \] $
+    (?<=\d) ?(?:\{,\}|,\\!|\\!,|\{,\\!\}|\\,) ?(?=\d{3}) →   # 1{,}000, 3,\!250, 1\,000
+    (?<!\\)\\[!,;:> ]|~|\\(?:thin|med|thick)space → ␣   # 5\,cm, a~b
+    (?<![\d.,])(\d{1,3}) (\d{3})(?: (\d{3}))?(?![\d/]) → \1\2\3   # 1 000
+    \\q?quad → ␣   # x \quad y
+    \\(?:[dtcs]|nice)(frac|binom)(?![a-zA-Z]) → \\\1␣   # \dfrac, \nicefrac, \dbinom
+    \\operatorname\*? ?\{([a-zA-Z]+)\} → \\\1␣   # \operatorname{sech}
+    \\(?:mathbb|mathbf|Bbb) ?\{? ?([RZ])(?![a-zA-Z]) ?\}? → \\\1␣   # \mathbf{R}
+    # \mathbf{A}\mathbf{B} is not \mathbf{B}\mathbf{A}
+    \\mathbf ?\{(\w)\} ?(?:\\times)? ?\\mathbf ?\{(\w)\} → V_{\1\2}
+    # \mathbf{x}
+    \\(?:math(?:bf|it|ord)|boldsymbol|bm|pmb|ensuremath) ?\{([^{}]*)\} → ␣\1␣
+    \\(?:text[a-z]{2,6}|math(?:rm|sf|tt|normal)|[mh]box|emph) ?\{ → \\text{   # \mathrm{cm}
+    \\text ?\{((?:[^{}]|\{[^{}]*\})*)\} → QUOTED   # \text{ cm}
+    " ?((?:a?r?c?(?:sin|cos|tan|cot|sec|csc)h?|arctg|cis|log|ln|lg|exp)) ?" → \\\1␣   # \text{cis}
+    ([\])}]) ?U ?(?=[\[(\\]) → \1\\cup␣   # (0,1)U(2,3)
+    & ?"? ?(?:if|for|when)\b ?"? → &␣   # x & \text{if } x > 0
+    \( ?(?:\\[bp]?mod\b|"? ?mod\b ?"?)([^()]*)\) → ␣mod \1   # (mod 4)
+    \\[pb]?mod(?![a-z])|" ?mod ?" → ␣mod␣   # \pmod{4}
+    \^ ?\\circ(?![a-zA-Z])|\^ ?\{ ?\\circ ?\} → °   # 60^\circ
+    \^ ?\\prime|\^ ?\{ ?\\prime ?\} → '   # f^{\prime}
+    ° ?"? ?([CF])\b ?"? → ␣"degree\1"   # 77° F
+    [("]? ?\b(?:in )?base ?(\d{1,2})\b ?[)"]? → _{\1}   # 204 (base 5)
+    " ?([0-9A-F]{2,40}) ?" ?_ → \1_   # \mathrm{FF}_{16}
+    # f^{-1}(x), A^{-1} =
+    (?<![a-zA-Z\\])([A-Zf-h]) ?\^ ?\{? ?-1 ?\}? ?(?=[(=]) → \1_{-}
+    \\frac ?\{ ?(?:d|\\partial) ?(\w) ?\} ?\{ ?(?:d|\\partial) ?\w ?\} → \1'   # \frac{dy}{dx}
+    (frac|binom|log_) ?(\d)(?= ?[\d{]) → \1{\2}   # \frac12
+    ((?:frac|binom) ?\{[^{}]*\}) ?(\d) → \1{\2}   # \frac{1}2
+    (?<=\d) (\d{1,9})/(\d{1,9}) → \\frac{\1}{\2}   # 1 3/4
+    # 1\frac{3}{4}
+    (?<![\w^_.)}\]/])(\d{1,99}) ?\\frac ?\{ ?(\d{1,99}) ?\} ?\{ ?(\d{1,99}) ?\} → (\1+\2/\3)
+    \{([^{}]*)\\(over|choose)(?![a-z])([^{}]*)\} → \\\2{\1}{\3}   # {1 \over 2}, {5 \choose 2}
+    # 0.333\ldots, 0.\overline{3}, 0.\dot{1}\dot{2} are 0.[3], 0.[12]
+    (\.\d{0,9}?)(\d{1,9}?)\2{1,99} ?(?:\.{3}|\\[lc]?dots)(?! ?[+,]) → \1[\2]
+    (\.\d*) ?\\(?:overline|bar|dot) ?\{?(\d+)\}?(?: ?\\dot ?\{?(\d)\}?)? → \1[\2\3]
+    (\.)\((\d+)\) → \1[\2]   # 0.(3)
+    # \frac{\pi}{4}+k\pi, k \in \mathbb{Z}
+    ^(.*?([j-n]).*?)[,;(] ?\(? ?\2 ?\\in ?(?:\\mathbb)? ?\\?\{?[ZN]\}? ?\)?$ → \1
+    # cx \text{ for some constant } c
+    " ?(?:for|where)\b(?=.*(?:\\in\b|integer|all|any|every|some|constant|real))[^,;]*$ →
+    # \text{The answer is } 5
+    (?i)^"? ?(?:the )?(?:final )?answer(?: is)?:? ?"? ?(?=[\d$\\(-]) →
+    (?i)"? ?\ball (?:real numbers|reals)\b ?"? → ␣\\R␣   # \text{all real numbers}
+    # \mathbb{R} \text{ except } 3
+    \\R[ "]*(?:except|without)[ "]*(?:x ?= ?)?([^"\\]+)$ → \\R \\setminus\\{\1\\}
+    # \text{no solution}
+    (?i)^"? ?(?:there (?:is|are) )?no (?:real )?(?:solutions?|roots?)\.? ?"?$ → \\emptyset
+    (\d+) ?° ?(\d+) ?' → (\1+\2/60)°   # 30°30'
+    ^\|([^|]+)\| ?(<|\\leq?|≤) ?([\d./]+)$ → -\3 \2 \1 \2 \3   # |x| < 2
+    # x^2 < 4
+    ^(\w) ?\^ ?\{? ?2 ?\}? ?(<|\\leq?|≤) ?([\d./]+)$ → -\\sqrt{\3} \2 \1 \2 \\sqrt{\3}
+    "? ?\b(hours?|h|feet|ft)[ ",]*(?:and)? *(?=\d) → ␣\1␣   # 2 hours and 13 minutes
+    ([\d}]|\\pi) ?(?:≈|\\approx).*$ → \1   # \frac13 \approx 0.33
+    (?i)\b([ap])\. ?m\b\.? → \1m   # 6:30 p.m.
+    \b(?:square|sq\.?) (\w{1,20}) → \1^2   # 5 square feet
+    \bper cent\b → percent   # 5 per cent
+    (?<=\d)( ?"? ?)dozens?\b → *12\1   # 2 dozen eggs
+    (?<=\d)( ?"? ?)thousands?\b → *10^3\1   # 5 thousand
+    (?i)(?<=\d)( ?"? ?)millions?\b → *10^6\1   # 5 million
+    ^(?:=|\\approx|≈) ? →   # = 5
+    (?<=\d) ?x ?(?=10\^) → *   # 1.5x10^3
+    (?<=\d) to (?=\d{1,9}$) → :   # 3 to 2
+    (?<![a-zA-Z\\])(sqrt|infinity|pi)(?![a-z]) → \\\1␣   # sqrt(2)
+    ␣\([a-z]{3,20}\)$ →   # 42 (apples)
+"""
+# The same for a text in our signs.
+AFTER = r"""
+    # 1±√5 as 1+√5,1-√5, in a set or a list; (±1,2) as (+1,2),(-1,2)
+    ^\(.*[±∓].*\)$|[^,;=≠⦃⦄]*[±∓](?:(?!"? ?(?:or|and)\b)[^,;⦄])* → BOTH_SIGNS
+    # ⦃x | x > 3⦄
+    ^(?:\w ?= ?)?⦃ ?\w(?: ?= ?\(-∞,∞\))? ?[|∣:](?!=)([^⦃⦄]*)⦄$ → \1
+    ^\{([^{}]*,[^{}]*)\}$ → ⦃\1⦄   # {1,2}
+    # $5 as 5$
+    (?<![\d}])(?<![\d}] )"? ?([$€£¥]) ?"? ?(-?(?:\\frac )?[\d.{√](?:[^$€£¥;", ]|,(?=\d))*) → \2\1
+    \b([rstxyz])_ ?\{?\d\}?(?= ?=) → \1   # x_1 = 1, x_2 = 2
+    ^[a-zA-Z] ?≠([^=<>≤≥≠]*,[^=<>≤≥≠]*)$ → (-∞,∞)∖⦃\1⦄   # x ≠ 1, 2
+    # x = 1, 2 as x = ⦃1, 2⦄
+    ^([a-zA-Z] ?=)(?!.*\d,\d{3}\b)([^=<>≤≥≠([⦃]*,[^=<>≤≥≠]*)$ → \1⦃\2⦄
+"""
 
 
 def quoted(found) -> str:
     r"""\text{ cm and } as " cm " and, \text{5 apples} as 5 " apples", \text{5} as 5."""
-    pieces = re.sub(r"(?i)(^ ?[\d./]+(?= |$)|,|\b(?:and|or)\b)", r'" \1 "', found[1])
+    pieces = re.sub(r"(?i)(^ ?[\d./:]+(?= |$)|,|\b(?:and|or)\b)", r'" \1 "', found[1])
     return re.sub('" *"', " ", f'"{pieces}"')
 
 
-NAME = r"[a-zA-Z]{1,12}\*?"
-TEXT_STYLES = r"text(?:bf|it|rm|sf|tt|normal|up|sc|md)?|math(?:rm|sf|tt|normal)|mbox|hbox|emph"
-SQUARE = r"\^ ?(?:2|\{ ?2 ?\})"
-MATH_STYLES = r"math(?:bf|it|ord)|boldsymbol|bm|pmb|ensuremath"
-# Applied in this order to a text whose spaces are single, so that every pattern is linear.
-CLEAN = (
-    (r"\\\\ ?\[-?[\d.]{1,9} ?(?:pt|em|ex|mm)\]", r"\\\\"),  # \\[2pt] between rows
-    (r"\\(?:textcolor|color) ?\{\w*\}", ""),  # {\color{red}5}
-    (r"\\(?:left|right|middle)(?![a-zA-Z]) ?\.?|\\[bB]igg?[lrm]?(?![a-zA-Z])", ""),  # \left(
-    # \displaystyle 5
-    (r"\\(?:displaystyle|textstyle|[lL]arge|limits|nolimits|rm|bf|it)(?![a-zA-Z])", ""),
-    # \boxed{\boxed{5}}, \begin{cases}
-    (r"\\(?:boxed|fbox) ?(?=\{)|\\(?:begin|end) ?\{(?:cases|align(?:ed|\*)?|gathered)\}", ""),
-    (r"& ?(?==)", ""),  # x &= 1
-    (rf"\\begin ?\{{{NAME}\}}(?:\{{[lcr|]{{1,20}}\}})?", "⟦"),  # \begin{array}{cc}
-    (rf"(?:\\\\)? ?\\end ?\{{{NAME}\}}", "⟧"),  # \\ \end{pmatrix}
-    (r"(?<!\\)\\[()\[\]]|(?<!\\)(?<!US)\$|\"", " "),  # \( \) \[ \] $
-    (r"(?<=\d) ?(?:\{,\}|,\\!|\\!,|\{,\\!\}|\\,) ?(?=\d{3})", ""),  # 1{,}000, 3,\!250, 1\,000
-    (r"(?<!\\)\\[!,;:> ]|~|\\(?:thin|med|thick)space", " "),  # 5\,000, a~b
-    (r"(?<![\d.,])(\d{1,3}) (\d{3})(?: (\d{3}))?(?![\d/])", r"\1\2\3"),  # 1 000
-    (r"\\q?quad", " "),  # x \quad y
-    (r"\\(?:[dtcs]|nice)(frac|binom)(?![a-zA-Z])", r"\\\1 "),  # \dfrac, \nicefrac, \dbinom
-    (r"\\operatorname\*? ?\{([a-zA-Z]+)\}", r"\\\1 "),  # \operatorname{lcm}
-    (r"\\(?:mathbb|mathbf|Bbb) ?\{? ?([RZ])(?![a-zA-Z]) ?\}?", r"\\\1 "),  # \mathbf{R}
-    (r"\\mathbf ?\{(\w)\} ?(?:\\times)? ?\\mathbf ?\{(\w)\}", r"V_{\1\2}"),  # AB is not BA
-    (rf"\\(?:{MATH_STYLES}) ?\{{([^{{}}]*)\}}", r" \1 "),  # \mathbf{x}
-    (rf"\\(?:{TEXT_STYLES}) ?\{{((?:[^{{}}]|\{{[^{{}}]*\}})*)\}}", quoted),  # \text{ cm}
-    (rf'" ?(?!min)({"|".join(FUNCTIONS)}) ?"', r"\\\1 "),  # \text{cis}
-    (r"([\])}]) ?U ?(?=[\[(\\])", r"\1\\cup "),  # (0,1)U(2,3)
-    (r'& ?"? ?(?:if|for|when)\b ?"?', "& "),  # x & \text{if } x > 0
-    (r'\( ?(?:\\[bp]?mod\b|"? ?mod\b ?"?)([^()]*)\)', r" mod \1"),  # (mod 4)
-    (r'\\[pb]?mod(?![a-z])|" ?mod ?"', " mod "),  # \pmod{4}
-    (r"\^ ?\\circ(?![a-zA-Z])|\^ ?\{ ?\\circ ?\}", "°"),  # 60^\circ
-    (r"\^ ?\\prime|\^ ?\{ ?\\prime ?\}", "'"),  # f^{\prime}
-    (r'° ?"? ?([CF])\b ?"?', r' "degree\1"'),  # 77° F
-    (r'[("]? ?\b(?:in )?base ?(\d{1,2})\b ?[)"]?', r"_{\1}"),  # 204 (base 5)
-    (r'" ?([0-9A-F]{2,40}) ?" ?_', r"\1_"),  # \mathrm{FF}_{16}
-    (r"(?<![a-zA-Z\\])([A-Zf-h]) ?\^ ?\{? ?-1 ?\}? ?(?=[(=])", r"\1_{-}"),  # f^{-1}(x), A^{-1} =
-    (r"\\frac ?\{ ?(?:d|\\partial) ?(\w) ?\} ?\{ ?(?:d|\\partial) ?\w ?\}", r"\1'"),  # dy/dx
-    (r"(frac|binom|log_) ?(\d)(?= ?[\d{])", r"\1{\2}"),  # \frac12
-    (r"((?:frac|binom) ?\{[^{}]*\}) ?(\d)", r"\1{\2}"),  # \frac{1}2
-    (r"(?<=\d) (\d{1,9})/(\d{1,9})", r"\\frac{\1}{\2}"),  # 1 3/4
-    # 1\frac{3}{4}
-    (r"(?<![\w^_.)}\]/])(\d{1,99}) ?\\frac ?\{ ?(\d{1,99}) ?\} ?\{ ?(\d{1,99}) ?\}", mixed),
-    # {1 \over 2}, {5 \choose 2}
-    (r"\{([^{}]*)\\(over|choose)(?![a-z])([^{}]*)\}", r"\\\2{\1}{\3}"),
-    # 0.333\ldots goes on
-    (r"(\.\d{0,9}?)(\d{1,9}?)\2{1,99} ?(?:\.{3}|\\[lc]?dots)(?! ?[+,])", r"\1\\overline{\2}"),
-    # \frac{\pi}{4}+k\pi, k \in \mathbb{Z}
-    (r"^(.*?([j-n]).*?)[,;(] ?\(? ?\2 ?\\in ?(?:\\mathbb)? ?\\?\{?[ZN]\}? ?\)?$", r"\1"),
-    # cx \text{ for some constant } c
-    (r'" ?(?:for|where)\b(?=.*(?:\\in\b|integer|all|any|every|some|constant|real))[^,;]*$', ""),
-    (r'(?i)^"? ?(?:the )?(?:final )?answer(?: is)?:? ?"? ?(?=[\d$\\(-])', ""),  # "The answer is" 5
-    (r'(?i)"? ?\ball (?:real numbers|reals)\b ?"?', r" \\R "),  # \text{all real numbers}
-    # \mathbb{R} \text{ except } 3
-    (r'\\R[ "]*(?:except|without)[ "]*(?:x ?= ?)?([^"\\]+)$', r"\\R \\setminus\\{\1\\}"),
-    # \text{no solution}
-    (r'(?i)^"? ?(?:there (?:is|are) )?no (?:real )?(?:solutions?|roots?)\.? ?"?$', r"\\emptyset"),
-    (r"(\d+) ?° ?(\d+) ?'", r"(\1+\2/60)°"),  # 30°30'
-    (r"^\|([^|]+)\| ?(<|\\leq?|≤) ?([\d./]+)$", r"-\3 \2 \1 \2 \3"),  # |x| < 2
-    (rf"^(\w) ?{SQUARE} ?(<|\\leq?|≤) ?([\d./]+)$", r"-\\sqrt{\3} \2 \1 \2 \\sqrt{\3}"),  # x^2 < 4
-    (r'"? ?\b(hours?|h|feet|ft)[ ",]*(?:and)? *(?=\d)', r" \1 "),  # 2 hours and 13 minutes
-    (r"([\d}]|\\pi) ?(?:≈|\\approx).*$", r"\1"),  # \frac13 \approx 0.33
-    (r"(?i)\b([ap])\. ?m\b\.?", r"\1m"),  # 6:30 p.m.
-    (r"\b(?:square|sq\.?) (\w{1,20})", r"\1^2"),  # 5 square feet
-    (r"\bper cent\b", "percent"),  # 5 per cent
-    (r'(?<=\d)( ?"? ?)dozens?\b', r"*12\1"),  # 2 dozen eggs
-    (r'(?<=\d)( ?"? ?)thousands?\b', r"*10^3\1"),  # 5 thousand
-    (r'(?i)(?<=\d)( ?"? ?)millions?\b', r"*10^6\1"),  # 5 million
-    (r"^(?:=|\\approx|≈) ?", ""),  # = 5
-    (r"(?<=\d) ?x ?(?=10\^)", "*"),  # 1.5x10^3
-    (r"(?<=\d) to (?=\d{1,9}$)", ":"),  # 3 to 2
-    (r"(?<![a-zA-Z\\])(sqrt|infinity|pi)(?![a-z])", r"\\\1 "),  # sqrt(2)
-    (r" \([a-z]{3,20}\)$", ""),  # 42 (apples)
-)
-CLEAN = [(re.compile(pattern), new) for pattern, new in CLEAN]
+SIGNED = str.maketrans("±∓", "+-"), str.maketrans("±∓", "-+")
+
+
+def both_signs(found) -> str:
+    return ",".join(found[0].translate(signs) for signs in SIGNED)
+
+
+def rules(table: str) -> list:
+    """[(pattern, replacement)] of a table."""
+    found = []
+    for pattern, new in re.findall(r"(?m)^ *(?!#)(\S.*?) →(?: (\S.*?))?(?: {3}# .*)?$", table):
+        new = {"QUOTED": quoted, "BOTH_SIGNS": both_signs}.get(new) or new.replace("␣", " ")
+        found.append((re.compile(pattern.replace("␣", " ")), new))
+    return found
 
 
 def spell(found) -> str:
@@ -313,17 +317,25 @@ def spell(found) -> str:
     return SPELLED.get(text) or (f"{text} " if text[-1].isalpha() and text.isascii() else text)
 
 
+BEFORE, AFTER = rules(BEFORE), rules(AFTER)
+
+
 @lru_cache(2048)
 def clean(text: str) -> str:
     r"""One spelling for what has many: rule 2."""
     text = INVISIBLE.sub("", text).translate(LOOKALIKES)
-    text = unicodedata.normalize("NFKC", SCRIPTS.sub(script, text))
+    text = EXPONENT.sub(r"^{\g<0>}", FRACTION.sub(r" \g<0>", text))
+    text = unicodedata.normalize("NFKC", text)  # ½ is 1⁄2, ５ is 5
+    text = re.sub(r"(\d+)⁄(\d+)", r"\\frac{\1}{\2}", text)
     if "\\\\" in text and ("\\begin" not in text or not re.search(r"(?<!\\)\\(?!\\)", text)):
         text = text.replace("\\\\", "\\")  # all are doubled, as in one truth in nine
     text = " ".join(text.split())
-    for pattern, new in CLEAN:
+    for pattern, new in BEFORE:
         text = pattern.sub(new, text)
-    return " ".join(SPELLING.sub(spell, text).split()).strip(" ,;").rstrip(" .,;")
+    text = " ".join(SPELLING.sub(spell, text).split())
+    for pattern, new in AFTER:
+        text = pattern.sub(new, text)
+    return text.strip(" ,;").rstrip(" .,;")
 
 
 # ---- reading: an answer is taken apart as text --------------------------------------------------
@@ -334,9 +346,9 @@ class Form(NamedTuple):
 
     value  one sympy expression; sign is the text of a decimal, whose places count in rule 4
     words  a word, a date or a time
-    unit   the bare value, and for 50% or 60° the number that it is, else None; sign is the unit
+    unit   the bare value, and for 50% or 60° the number that it is; sign is the unit
     seq    a tuple, vector, matrix, ratio or interval; sign is its brackets
-    list   sign is what joins the items: , or and or ±
+    list   sign is what joins the items: , or and or
     names  equations of several names: x = 1, y = 2
     =      the sides of an equation; sign is the name, if the first side is one
     <      the sides of inequalities; sign has one sign for each pair of sides
@@ -349,15 +361,9 @@ class Form(NamedTuple):
 
 
 OPENING, CLOSING = "([{⦃⌊⌈⟦", ")]}⦄⌋⌉⟧"
-SIGNED = str.maketrans("±∓", "+-"), str.maketrans("±∓", "-+")
 MIRRORED = str.maketrans(">≥", "<≤")
-BUILDER = re.compile(r"\w(?: ?= ?\(-∞,∞\))? ?[|∣:](?!=)(.*)")  # {x | x > 3} is read as x > 3
-VERBATIM = re.compile(
-    r'"?(\d{1,2}:[0-5]\d|\d{1,2}/\d{1,2}/\d{2,4})(?:[ "]{0,3}([ap])m ?"?)?', re.I
-)  # 5:25 am, 2/4/2000
+MOMENT = re.compile(r"\d{1,2}:[0-5]\d|\d{1,2}/\d{1,2}/\d{2,4}")  # 5:25, 2/4/2000
 DECIMAL = re.compile(r"-?\d*\.\d+")  # -1.41
-WORD = re.compile(r"[A-Za-z][A-Za-z .'-]+")  # even, Bob
-NO_WORD = re.compile(rf"[a-z]?(?:{'|'.join(FUNCTIONS)})[a-z]?")  # sinx, xlnx
 
 
 def split(text: str, separators: str) -> tuple[list[str], list[str]]:
@@ -381,66 +387,40 @@ def split(text: str, separators: str) -> tuple[list[str], list[str]]:
 def read(text: str) -> Form:
     """The Form of a cleaned text, split at what binds least. Raises Refused."""
     text = text.strip(" ,;¶").rstrip(" .")
-    if found := VERBATIM.fullmatch(text):
-        moment = Form("words", (found[1].removeprefix("0"),))
-        return Form("unit", (moment, None), f"{found[2].lower()}m") if found[2] else moment
     for separators, build in LEVELS:
         parts, signs = split(text, separators)
         if signs:
             return build(parts, signs)
-    if re.match("[^{⦃].*[±∓]|[±∓]", text):
-        return Form("list", flat(read(text.translate(pair)) for pair in SIGNED), "±")
-    return bracketed(text) or unit(text) or word(text) or value(Parser(text).whole(), text)
+    return bracketed(text) or unit(text) or word(text) or number(text)
 
 
-def value(expr, text: str = "") -> Form:
-    return Form("value", (expr,), text if DECIMAL.fullmatch(text) else "")
-
-
-def flat(forms, signs: str = "±,") -> tuple:
-    """The forms, with the items of a list that is joined by one of `signs` in place of the list."""
+def flat(forms) -> tuple:
+    """The forms, with the items of a list in place of the list."""
     items = []
     for form in forms:
-        items += form.parts if form.kind == "list" and form.sign in signs else [form]
+        items += form.parts if form.kind == "list" else [form]
     return tuple(items)
 
 
-ROOT = re.compile("(?<=^[rstxyz])_.*")  # x_1 and x_2 are two values of x
-
-
 def listed(parts: list[str], signs: list[str]) -> Form:
-    """a, b or c; x = 1, y = 2 says what (x, y) is."""
+    """a, b or c; x = 1, y = 2 says what (x, y) is.
+
+    Equations are sorted if their names are neighbours in the alphabet: y = 2, x = 1 is (1, 2).
+    Other names keep their order: m = 3, b = 2 is (3, 2)."""
     items = flat(read(part) for part in parts if part)
     if len(items) < 2:
         return items[0] if items else fail("no item")
-    names = {ROOT.sub("", item.sign) for item in items if item.kind == "="}
-    if len(names - {""}) == len(items) and signs[0] != "or":
-        return by_name(items)
-    first, *others = items
-    if first.kind == "=" and first.sign and {item.kind for item in others} == {"value"}:
-        said = Form("list", flat([first.parts[-1], *others]), "or")
-        return Form("=", (first.parts[0], said), first.sign)  # x = 1, 2
-    return Form("list", items, signs[0] if signs[0] in ("and", "or") else ",")
-
-
-def by_name(equations) -> Form:
-    """x = 1, y = 2: sorted if the names are neighbours in the alphabet, so that it is (1, 2). Other
-    names keep their order: m = 3, b = 2 is (3, 2)."""
-    ordered = sorted(equations, key=lambda equation: equation.sign)
-    neighbours = "".join(equation.sign for equation in ordered) in string.ascii_letters
-    return Form("names", tuple(ordered if neighbours else equations))
+    names = sorted({item.sign for item in items if item.kind == "="} - {""})
+    if len(names) < len(items) or signs[0] == "or":
+        return Form("list", items, signs[0] if signs[0] in ("and", "or") else ",")
+    if "".join(names) in string.ascii_letters:
+        items = tuple(sorted(items, key=lambda item: item.sign))
+    return Form("names", items)
 
 
 def joined(parts: list[str], signs: list[str]) -> Form:
     """A ∪ B ∪ C, 5 mod 4, or a line x & x > 0 of a case distinction."""
     return Form(signs[0], tuple(map(read, parts)))
-
-
-def ratio(parts: list[str], signs: list[str]) -> Form:
-    """2:4 is 1/2, and 1:2:4 is (1/4, 2/4)."""
-    *others, last = (Parser(part).whole() for part in parts)
-    quotients = [value(quotient(side, last)) for side in others]
-    return seq(quotients, "::") if len(quotients) > 1 else quotients[0]
 
 
 def related(parts: list[str], signs: list[str]) -> Form:
@@ -450,8 +430,8 @@ def related(parts: list[str], signs: list[str]) -> Form:
         return Form("<", sides[::-1], signs[::-1].translate(MIRRORED))
     if {*signs} != {"="}:
         return Form("<", sides, signs)
-    first, said = sides[0], sides[-1]
-    if not named(first) or (letters(said) and isinstance(first.parts[0], Add | Mul | Pow)):
+    first = sides[0]
+    if not named(first) or (letters(sides[-1]) and isinstance(first.parts[0], Add | Mul | Pow)):
         return Form("=", sides)  # x + 1 = 2x; ab = cd
     return Form("=", sides, shown(first))
 
@@ -464,73 +444,75 @@ def letters(form) -> frozenset:
     return form.free_symbols if isinstance(form, sympy.Basic) else frozenset()
 
 
+def is_letter(form: Form) -> bool:
+    return form.kind == "value" and form.parts[0].is_Symbol
+
+
 def named(form: Form) -> bool:
     """Whether a form is a name, not a value: x, AB, f(2), |AB|, AB/CD, (x, y), sin A, length."""
     if form.kind != "value":
         return form.kind == "words" or (form.kind == "seq" and all(map(named, form.parts)))
-    expr = form.parts[0]
-    return expr.is_Symbol or (bool(letters(form)) and expr.atoms(sympy.Number) <= {MINUS})
+    return bool(letters(form)) and form.parts[0].atoms(sympy.Number) <= {MINUS}
 
 
 LEVELS = (
     ("[;¶]", listed), (r"(?i:\bor\b)", listed), (r"(?i:\band\b)", listed), (",", listed),
     ("&", joined), (r"\bmod\b", joined), ("[=≠<≤>≥∣]", related), ("∖", joined), ("∪", joined),
-    ("∩", joined), (":", ratio),
+    ("∩", joined),
 )  # fmt: skip
 
 
 def bracketed(text: str) -> Form | None:
     """(a, b], {a, b}, a matrix, or a group; None if no pair of brackets holds all."""
-    if text[:1] not in ("(", "[", "{", "⦃", "⟦") or text[-1] not in CLOSING:
+    brackets = text[:1] + text[-1:]
+    if brackets[:1] not in "([{⦃⟦" or brackets[1:] not in CLOSING:
         return None
-    brackets, inner = text[0] + text[-1], text[1:-1].strip()
-    if brackets == "⦃⦄" and (found := BUILDER.fullmatch(inner)):
-        return read(found[1])
     try:
-        parts, _ = split(inner, "¶" if brackets == "⟦⟧" else r"[,;¶]|\band\b")
+        parts, _ = split(text[1:-1], "¶" if brackets == "⟦⟧" else r"[,;¶]|\band\b")
     except Refused:  # (a)(b)
         return None
-    items = [read(part) for part in parts if part]
+    items = flat(read(part) for part in parts if part)
+    if brackets == "⦃⦄":
+        return Form("set", items)
     if brackets == "⟦⟧":  # the rows of a matrix, or the entries of a column vector
-        return seq(items)
-    if brackets == "⦃⦄" or (brackets == "{}" and len(items) > 1):
-        return Form("set", flat(items, "±"))
+        return Form("seq", items, "()")
     if len(items) > 1:
-        return seq(items, brackets)
+        return Form("seq", items, brackets)
     return items[0] if items and brackets in "()[]{}" else fail("brackets do not match")
 
 
-def seq(items, brackets: str = "()") -> Form:
-    return Form("seq", tuple(items), brackets)
+def number(text: str) -> Form:
+    """A value, or a ratio: 2:4 is 1/2, and 1:2:4 is (1/4, 2/4)."""
+    if MOMENT.fullmatch(text):
+        return Form("words", (text.lstrip("0"),))
+    parts, _ = split(text, ":")
+    *others, last = [Parser(part).whole() for part in parts]
+    quotients = [value(quotient(side, last)) for side in others]
+    if len(quotients) > 1:
+        return Form("seq", tuple(quotients), "::")
+    return quotients[0] if quotients else value(last, text)
+
+
+def value(expr, text: str = "") -> Form:
+    return Form("value", (expr,), text if DECIMAL.fullmatch(text) else "")
 
 
 # ---- reading: words and units -------------------------------------------------------------------
 
-
-def is_product(run: str) -> bool:
-    """Whether letters side by side are a product rather than a word (rule 9).
-
-    AB, xyz, ABC are products; VI, HTH, CDAB, Ann, cat are words."""
-    if re.fullmatch("[IVX]+|[A-Z][a-z]{2,}|[A-Z]{4,}", run) or len({*run}) < len(run) > 2:
-        return False
-    if run.isupper() or len(run) < 3:
-        return True
-    return run in string.ascii_letters or run[::-1] in string.ascii_letters
-
-
-def word(text: str) -> Form | None:
-    """Words, or a number in words; None for what may be an expression."""
-    bare = " ".join(text.replace('"', " ").split())
-    lower = bare.lower()
-    if lower in NUMBERS:
-        return value(Integer(NUMBERS[lower]))
-    if not WORD.fullmatch(bare) or not ('"' in text or bare.isalpha()):
-        return None
-    if bare.isalpha() and lower != "no" and (is_product(bare) or NO_WORD.fullmatch(bare)):
-        return None
-    return Form("words", (re.sub(r"^(?:the|a|an) |(?<=\w{3})s\b|[^a-z]", "", lower),))
-
-
+# The names of functions, with mpmath's name behind the colon where it is another one.
+FUNCTIONS = """arcsin:asin arccos:acos arctan:atan arccot:acot arcsec:asec arccsc:acsc arctg:atan
+    arsinh:asinh arcosh:acosh artanh:atanh arcsinh:asinh arccosh:acosh arctanh:atanh
+    sinh cosh tanh coth cosec:csc sin cos tan cot sec csc exp log cis abs:fabs ctg:cot lg:log10
+    ln:log tg:tan"""
+FUNCTIONS = {name.split(":")[0]: name.split(":")[-1] for name in FUNCTIONS.split()}
+NUMBERS = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen
+    fifteen sixteen seventeen eighteen nineteen twenty""".split()
+# Letters side by side that are a product, not a word (rule 9): AB, xy, ABC, sinx, xlnx.
+PRODUCT = re.compile(
+    r"(?![nN][oO]$|[IVX]+$)(?:[a-zA-Z]{1,2}|(?!.?(.).?\1)[A-Z]{3})"
+    rf"|[a-z]?(?:{'|'.join(FUNCTIONS)})[a-z]?"
+)
+WORD = re.compile(r"[A-Za-z][A-Za-z .'-]+")  # even, Bob
 # One name for each unit; any other word of three letters and more is its own name.
 UNITS = """cm centimeter centimetre|m meter metre|km kilometer kilometre|mm millimeter millimetre
     |in inch inche|ft foot feet|yd yard|mi mile|g gram|kg kilogram|mg milligram|lb pound|oz ounce
@@ -559,76 +541,81 @@ TAIL = re.compile(
 )
 NAMES = re.compile(r"[a-z]+|\^ ?\{? ?-?\d|[^\s\"{}.,-]")  # m, /, s, ^2 in m/s^2
 TRIGONOMETRY = re.compile("sin|cos|tan|cot|sec|csc|cis")  # \sin 30°
-CURRENCY = re.compile(r'(-?) ?"? ?([$€£¥]) ?"?(.+)')  # -$5
-BASED = re.compile(r"\(?([0-9A-Z]+)\.?(\d*)\)? ?_ ?[{(]{0,2}(\d{1,2})[})]{0,2}")  # (204)_{5}
+BASED = re.compile(  # (204)_{5}, FF_{16}
+    r"\(?(\d[0-9A-Z]*|[0-9A-F]+(?=\)? ?_ ?[{(]{0,2}16))\.?(\d*)\)? ?_ ?[{(]{0,2}(\d{1,2})[})]{0,2}"
+)
+
+
+def is_product(run: str) -> bool:
+    neighbours = run in string.ascii_lowercase or run[::-1] in string.ascii_lowercase
+    return (len(run) > 2 and neighbours) or bool(PRODUCT.fullmatch(run))
+
+
+def word(text: str) -> Form | None:
+    """Words, or a number in words; None for what may be an expression."""
+    bare = " ".join(text.replace('"', " ").split())
+    lower = bare.lower()
+    if lower in NUMBERS:
+        return value(Integer(NUMBERS.index(lower)))
+    if not WORD.fullmatch(bare) or is_product(bare) or not ('"' in text or bare.isalpha()):
+        return None
+    return Form("words", (re.sub(r"^(?:the|a|an) |(?<=\w{3})s\b|[^a-z]", "", lower),))
 
 
 def unit(text: str) -> Form | None:
     """5 cm^2, $5, 50%, 5 eggs, 204_5; None for a text without a unit."""
-    if (found := BASED.fullmatch(text)) and (found[1][0].isdigit() or found[3] == "16"):
-        return based(found[1], found[2], int(found[3]))
-    if found := CURRENCY.fullmatch(text):
-        bare = read(found[1] + found[3])
-        return bare if bare.kind == "unit" else with_unit(bare, found[2])
+    if found := BASED.fullmatch(text):
+        return based(*found.groups())
     found = TAIL.search(text, max(0, len(text) - 80))
     if not found or ("°" in found[1] and TRIGONOMETRY.search(text)):
         return None
     names = [UNITS.get(name, name.removesuffix("s")) for name in NAMES.findall(found[1].lower())]
     if any((len(name) > 2 and is_product(name)) or NO_UNIT.fullmatch(name) for name in names):
         return None
-    return with_unit(read(text[: found.start()]), "".join(names))
+    bare, name = read(text[: found.start()]), "".join(names)
+    if bare.kind != "value":
+        return Form("unit", (bare,), name)
+    if name in "$€£¥":
+        return Form("unit", (value(*bare.parts),), name)  # money is not rounded
+    if name in SCALES:
+        return Form("unit", (bare, value(product([SCALES[name], *bare.parts]))), name)
+    return Form("unit", (bare,), name)
 
 
-def with_unit(bare: Form, name: str) -> Form:
-    """The bare value, and the number that it is if the unit is one: 50% is 1/2."""
-    scale = {**SCALES, "rad": Integer(1)}.get(name)
-    number = value(product([scale, *bare.parts])) if scale and bare.kind == "value" else None
-    if name in "$€£¥" and bare.kind == "value":
-        bare = bare._replace(sign="")  # money is not rounded
-    return Form("unit", (bare, number), name)
-
-
-def based(digits: str, places: str, base: int) -> Form:
+def based(digits: str, places: str, base: str) -> Form:
     """204_5 is 54, and may be met by 204."""
-    written = digits + places
     try:
-        number = value(Rational(int(written, base), base ** len(places)))
+        number = Rational(int(digits + places, int(base)), int(base) ** len(places))
     except ValueError:
-        fail(f"{written[:20]} is no number in base {base}")
-    return Form("unit", (read(written) if written.isdigit() else number, number), f"base {base}")
+        fail(f"{digits[:20]} is no number in base {base}")
+    return Form("unit", (read(digits + places), value(number)), f"base {base}")
 
 
 # ---- parsing: one expression to sympy -----------------------------------------------------------
 
 SUBSCRIPT = r"(?:_\ ?(?:\w|\{[^{}]*\}))?'*"
 TOKEN = re.compile(
-    r"(?P<number>(?:\d+\.?\d*|\.\d+|\.(?=\\overline))"  # 12, .5
-    r"(?:(?:\\(?:overline|bar|dot)\ ?(?:\{\d+\}|\d))+|(?<=\.)\(\d+\)"  # 0.\overline{3}, 0.(3)
-    r"|[eE][+-]?\d+(?![a-zA-Z\d]))?)"  # 3.2e5
+    r"(?P<number>(?:\d*\.\d*\[\d+\]|\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+(?![a-zA-Z\d]))?)"  # .5, 3.2e5
     rf'|\\?(?P<function>{"|".join(FUNCTIONS)})|\\(?P<command>[a-zA-Z]+)|"(?P<word>[^"]*)"'
     rf"|(?P<letter>(?:[PE]|[fghFGH]{SUBSCRIPT})\ ?\([^()]*\)|[^\W\d_π]{SUBSCRIPT})"  # f(x), x_1'
-    r"|(?P<sign>!!|\S)|\s+"
+    r"|(?P<sign>!!|\S)"
 )
-MINUS = Integer(-1)
-ATOMS = {"π": pi, "∞": oo, "…": Symbol("…")}
-LETTERS = {"e": E, "i": I}
-FACTORS = ("letter", "word", "function", "command", *"([{⌊⌈√π∞…")
-SYMPY = """tg tan ctg cot arctg atan cosec csc abs Abs ln log lg log arsinh asinh arcosh acosh
-    artanh atanh""".split()  # their names in sympy
-SYMPY = dict(zip(SYMPY[::2], SYMPY[1::2], strict=True))
+MINUS, HALF = Integer(-1), Rational(1, 2)
+CONSTANTS = {"π": pi, "∞": oo, "…": Symbol("…"), "e": E, "i": I}
+DECORATIONS = """angle triangle overline bar widehat overrightarrow underline measuredangle vec
+    hat tilde mathcal mathbb dot""".split()
+FACTORS = ("number", "letter", "word", "function", "command", *"([{⌊⌈√π∞…")
 SCALES = {"%": Rational(1, 100), "°": pi / 180}
-FACTORIALS = {"!": "factorial", "!!": "factorial2"}
-ROUNDING = {"⌊": "floor", "⌈": "ceiling", "|": "Abs"}
+POSTFIX = {"!": "factorial", "!!": "fac2"}
+ROUNDING = {"⌊": "floor", "⌈": "ceil", "|": "fabs"}
+QUOTIENTS = {"tan": ("sin", "cos"), "cot": ("cos", "sin"), "sec": ("", "cos"), "csc": ("", "sin")}
+call = lru_cache(sympy.Function)  # a function that sympy does not know, and never evaluates
 
 
 def power(base, exponent):
     if base.is_Rational and base and exponent is MINUS:
         return 1 / base
     return Pow(base, exponent, evaluate=False)
-
-
-def total(terms: list):
-    return Add(*terms, evaluate=False) if len(terms) > 1 else terms[0]
 
 
 def product(factors: list):
@@ -643,14 +630,14 @@ def quotient(above, below):
 
 
 def literal(text: str) -> Rational:
-    r"""A number as written: 12, .5, 0.\overline{3}, 0.(3), 3.2e5."""
-    written, *period = re.findall(r"[\d.]+(?:[eE][+-]?\d+)?", text)
+    r"""A number as written: 12, .5, 0.[3], 3.2e5."""
     if len(text) > MAX_DIGITS or re.search(r"[eE][+-]?\d{4}", text):
         fail(f"the number {text[:20]} has more than {MAX_DIGITS} digits", "too_large")
-    number, repeating = Rational(f"0{written}".removesuffix(".")), "".join(period)
-    if repeating:
+    written, _, period = text.rstrip("]").partition("[")
+    number = Rational(f"0{written}".removesuffix("."))
+    if period:
         places = len(written.partition(".")[2])
-        number += Rational(int(repeating), 10**places * (10 ** len(repeating) - 1))
+        number += Rational(int(period), 10**places * (10 ** len(period) - 1))
     return number
 
 
@@ -658,23 +645,22 @@ class Parser:
     """Recursive descent over the tokens of one expression. As in print, 1/2x is (1/2)x."""
 
     def __init__(self, text: str):
-        self.tokens, self.at, self.bars = [("start", "")], 1, False
-        for found in TOKEN.finditer(text):
-            kind = found.lastgroup
-            if kind:
-                self.tokens.append((found[0] if kind == "sign" else kind, found[kind]))
-        if len(self.tokens) > MAX_TOKENS:
+        found = list(TOKEN.finditer(text))
+        if len(found) > MAX_TOKENS:
             fail(f"more than {MAX_TOKENS} tokens", "too_large")
-        self.tokens.append(("the end", ""))
+        self.tokens = [(token.lastgroup, token[token.lastgroup]) for token in found]
+        self.at, self.bars = 0, False
 
     @property
     def kind(self) -> str:
-        return self.tokens[self.at][0]
+        """The kind of the next token; of a sign, the sign."""
+        kind, text = self.tokens[self.at] if self.at < len(self.tokens) else ("the end", "")
+        return text if kind == "sign" else kind
 
     def take(self) -> str:
-        """The value of the next token, and step over it."""
+        """The text of the next token, and step over it."""
         self.at += 1
-        return self.tokens[self.at - 1][1]
+        return self.tokens[self.at - 1][1] if self.at <= len(self.tokens) else fail("it ends here")
 
     def whole(self):
         value = self.sum()
@@ -686,7 +672,7 @@ class Parser:
         terms = [self.term()]
         while self.kind in "+-":
             terms.append(self.term())
-        return total(terms)
+        return Add(*terms, evaluate=False) if len(terms) > 1 else terms[0]
 
     def signed(self, operand):
         """An operand with the signs before it: -2, +x, --5."""
@@ -698,13 +684,13 @@ class Parser:
     def term(self):
         """A product with the signs before its factors: 2x, -2x, 3*-1/4."""
         factors = [self.signed(self.power)]
-        while self.kind in "*/" or self.factor():
+        while self.kind in "*/" or self.is_factor():
             sign = self.take() if self.kind in "*/" else "*"
             factor = self.signed(self.power)
             factors.append(power(factor, MINUS) if sign == "/" else factor)
         return product(factors)
 
-    def factor(self) -> bool:
+    def is_factor(self) -> bool:
         """Whether a factor may begin here; two numbers side by side are no product."""
         if self.kind == "number":
             return self.tokens[self.at - 1][0] != "number"
@@ -713,14 +699,14 @@ class Parser:
     def power(self):
         """x^2, 5!, 5!!, 60°, 50%"""
         value = self.atom()
-        while self.kind in ("^", *FACTORIALS, *SCALES):
+        while self.kind in ("^", *POSTFIX, *SCALES):
             sign = self.take()
             if sign == "^":
                 value = power(value, self.argument())
             elif sign in SCALES:
                 value = product([value, SCALES[sign]])
             else:
-                value = call(FACTORIALS[sign], value)
+                value = call(POSTFIX[sign])(value)
         return value
 
     def argument(self):
@@ -729,17 +715,21 @@ class Parser:
 
     def atom(self):
         """A number, a name, or something in brackets."""
-        if self.kind in "([{⌊⌈|":
+        kind = self.kind
+        if kind in "([{⌊⌈|":
             return self.group()
-        kind, value = self.kind, self.take()
+        text = self.take()
         if kind == "number":
-            return literal(value)
-        if kind in ("letter", "word", "function", "command"):
-            return getattr(self, kind)(value)
+            return literal(text)
+        if kind in ("function", "command"):
+            return getattr(self, kind)(text)
         if kind == "√":
             index = self.atom() if self.kind == "[" else Integer(2)
             return power(self.argument(), power(index, MINUS))
-        return ATOMS[kind] if kind in ATOMS else fail(f"cannot read {kind} here")
+        if kind not in ("letter", "word") and text not in CONSTANTS:
+            fail(f"cannot read {kind} here")
+        name = re.sub(r'[{}" ]', "", text)  # f(x) is a name, since f is not known
+        return CONSTANTS.get(name) or Symbol(name or fail("an empty name"))
 
     def group(self):
         """What stands in brackets; |x|, ⌊x⌋ and ⌈x⌉ are functions of it."""
@@ -750,14 +740,7 @@ class Parser:
         if self.take() != closing:
             fail(f"expected {closing}")
         self.bars = outer
-        return call(ROUNDING[opening], value) if opening in ROUNDING else value
-
-    def letter(self, name: str):
-        """x, x_1, f(x), and the constants e and i. f(x) is a name, since f is not known."""
-        name = re.sub(r'[{}" ]', "", name)
-        return LETTERS.get(name) or Symbol(name or fail("an empty name"))
-
-    word = letter
+        return call(ROUNDING[opening])(value) if opening in ROUNDING else value
 
     def function(self, name: str):
         r"""\sin^2 x, \log_2 8, \ln|x|, \sin 2x\cos x: an argument without brackets is a product."""
@@ -769,18 +752,16 @@ class Parser:
             argument = self.group()
         else:
             factors = [self.signed(self.power)]
-            while self.factor() and self.kind not in ("function", "["):
+            while self.is_factor() and self.kind not in ("function", "["):
                 factors.append(self.power())
             argument = product(factors)
-        base = Integer(10) if name == "lg" else scripts.get("_", E)
-        name = SYMPY.get(name, name.replace("arc", "a"))
-        exponent = scripts.get("^", Integer(1))
-        if exponent == -1 and f"a{name}" in dir(sympy):
-            name, exponent = f"a{name}", Integer(1)  # \sin^{-1}
-        value = call(name, argument)
-        if name == "log":
-            value = quotient(value, call("log", base))
-        return value if exponent == 1 else power(value, exponent)
+        if scripts.get("^") == MINUS and f"arc{name}" in FUNCTIONS:
+            name = f"arc{name}"  # \sin^{-1}
+            del scripts["^"]
+        value = applied(FUNCTIONS[name], argument)
+        if "_" in scripts:
+            value = quotient(value, applied("log", scripts["_"]))
+        return power(value, scripts["^"]) if "^" in scripts else value
 
     def command(self, name: str):
         value = self.argument()
@@ -789,104 +770,104 @@ class Parser:
         if name in ("frac", "over"):
             return quotient(value, self.argument())
         if name in ("binom", "choose"):
-            return call("binomial", value, self.argument())
+            return call("binomial")(value, self.argument())
         fail(f"unknown command \\{name}")
 
 
-def call(name: str, *arguments):
-    """A function of sympy, not evaluated."""
+def applied(name: str, argument):
+    r"""A function of an argument. A pole of \tan is a division by 0, as in \sin x/\cos x."""
+    if name in QUOTIENTS:
+        above, below = QUOTIENTS[name]
+        below = power(call(below)(argument), MINUS)
+        return product([call(above)(argument), below]) if above else below
     if name in ("exp", "cis"):
-        return power(E, product([I, *arguments]) if name == "cis" else arguments[0])
-    return getattr(sympy, name)(*arguments, evaluate=False)
+        return power(E, product([I, argument]) if name == "cis" else argument)
+    return call(name)(argument)
 
 
-# ---- comparing: the values of expressions -------------------------------------------------------
+# ---- comparing ----------------------------------------------------------------------------------
 
-QUOTIENTS = {"tan": ["sin", "cos"], "cot": ["cos", "sin"], "sec": ["cos"], "csc": ["sin"]}
-BOUNDS = {"factorial": 50, "factorial2": 50, "binomial": 50, "log": math.inf, "Abs": math.inf}
-MPMATH = {"factorial2": "fac2", "Abs": "fabs", "ceiling": "ceil"}
+COUNTING = "factorial", "fac2", "binomial"
 BUILTIN = {"Add": sum, "Mul": math.prod}
-CONSTANTS = {pi: "pi", E: "e", I: "j"}
+VALUES = {pi: mp.pi, E: mp.e, I: mp.j}
+NATURAL = "jklmn"  # letters that stand for whole numbers
+WHOLE = 100, 7, 61, 12, 37, 72, 22, 9  # where floors and signs of whole numbers show
+LETTER_SIGNS = 1, 1, -1, -1, 0, 0, 0, 0  # of all letters; 0 for any
 
 
-class Values:
-    r"""The values of sympy expressions at a point.
+class Numbers:
+    r"""The values of expressions, and comparisons by them. `rule` is the last rule that was tried.
 
     With p bits, a value within 2^(-p/2) of a whole number is taken as this number: a sum that
     cancels to rounding noise is 0, and so is \sin\pi. A division by noise is then one by 0, which
-    has no value. 256 bits decide most questions. Where they show no difference and the numbers
-    met on the way are large or small, twice their bits are added, so that 1 - 2^{-300} is not 1."""
+    has no value. 256 bits decide most questions. Where they show no difference, twice the bits of
+    the numbers met on the way are added, so that 1 - 2^{-300} is not 1."""
 
-    def __init__(self):
-        LOCAL.mp = LOCAL.mp or mpmath.MPContext()
-        self.mp = LOCAL.mp
+    rule = ""
 
     def at(self, *exprs, point=None, real=False) -> list:
         """The values where the letters have the values `point`. Raises Undefined where one has no
         value, or must be `real` and is not; Refused beyond the bounds."""
         in_time()
         self.point, self.real = point or {}, real
-        try:
+        with suppress(Undefined):
             found = self.with_bits(256, exprs)
-            if abs(found[0] - found[-1]) > self.mp.ldexp(1, self.high - 100):
+            if abs(found[0] - found[-1]) > mp.ldexp(1, self.high - 100):
                 return found
-        except Undefined:
-            found = None
         bits = 256 + 2 * (self.high - self.low)
         if bits > MAX_BITS:
             fail("numbers too large or small", "too_large")
-        return found if found and bits < 356 else self.with_bits(bits, exprs)
+        return self.with_bits(bits, exprs)
 
     def with_bits(self, bits: int, exprs) -> list:
-        self.mp.prec, self.high, self.low = bits, 0, 0
-        self.noise = self.mp.ldexp(1, -bits // 2)
+        mp.prec, self.high, self.low = bits, 0, 0
+        self.noise = mp.ldexp(1, -bits // 2)
         try:
             return [self.value(expr) for expr in exprs]
         except (ZeroDivisionError, ValueError, TypeError) as error:
-            undefined(f"no value: {error}")
+            raise Undefined(f"no value: {error}") from None
 
     def near(self, x, y) -> bool:
         return abs(x - y) <= self.noise
 
     def value(self, expr):
+        """The value, as a real number if it is one, without its noise."""
+        expr = self.point.get(expr, expr)
         if expr.is_Rational:
-            self.high = max(self.high, expr.p.bit_length())
-            self.low = min(self.low, -expr.q.bit_length())
-            return self.mp.mpf(expr.p) / expr.q
-        if expr in self.point:
-            return self.value(self.point[expr])
-        if expr in CONSTANTS:
-            return self.noted(+getattr(self.mp, CONSTANTS[expr]))
+            self.high = max(self.high, expr.p.bit_length(), expr.q.bit_length())
+            return mp.mpf(expr.p) / expr.q
+        if expr in VALUES:
+            return +VALUES[expr]
         if not expr.args:
-            undefined(f"{expr} has no value")
+            raise Undefined(f"{expr} has no value")
         in_time()
         parts = [self.value(part) for part in expr.args]
-        x = self.power(*parts, expr.exp) if expr.is_Pow else self.call(expr.func.__name__, parts)
-        return self.noted(x)
-
-    def noted(self, x):
-        """The value, as a real number if it is one, without its noise."""
-        if not self.mp.isfinite(x):
-            undefined("an infinite value")
-        imaginary = self.whole(self.mp.im(x))
+        if expr.is_Pow:
+            x = self.power(*parts, expr.exp)
+        else:
+            x = self.call(expr.func.__name__, parts)
+        if not mp.isfinite(x):
+            raise Undefined("an infinite value")
+        imaginary = self.whole(mp.im(x))
         if imaginary and self.real:
-            raise NotReal("wrong", "not a real number")
-        real = self.whole(self.mp.re(x))
-        return self.mp.mpc(real, imaginary) if imaginary else real
+            raise NotReal("not a real number")
+        real = self.whole(mp.re(x))
+        return mp.mpc(real, imaginary) if imaginary else real
 
     def whole(self, x):
         """The whole number that a real value is, up to noise, or the value. Its size is noted."""
         if not x:
             return x
-        size = int(self.mp.mag(x))
+        size = int(mp.mag(x))
         self.high, self.low = max(self.high, size), min(self.low, size)
-        nearest = self.mp.nint(x)
+        nearest = mp.nint(x)
         return nearest if self.near(x, nearest) else x
 
     def power(self, base, exponent, written):
-        mp = self.mp
         if not base:
-            return base if mp.re(exponent) > 0 else undefined("0 to the power 0 or less")
+            if mp.re(exponent) > 0:
+                return base
+            raise Undefined("0 to the power 0 or less")
         if max(mp.mag(exponent), 0) + max(mp.mag(mp.mag(base)), 0) > 60:
             fail("a power beyond the bound", "too_large")
         if not mp.im(base) and base < 0 and written.is_Rational and written.q % 2:
@@ -894,30 +875,13 @@ class Values:
         return mp.power(base, exponent)
 
     def call(self, name: str, xs: list):
-        mp = self.mp
         if name in BUILTIN:
             return BUILTIN[name](xs)
-        bound = BOUNDS.get(name, 5000)
-        slow = bound == 50 and mp.prec > 2000 and not all(map(mp.isint, xs))
-        if slow or any(mp.mag(x) > bound for x in xs):
+        counting = name in COUNTING
+        slow = counting and mp.prec > 2000 and not all(map(mp.isint, xs))
+        if slow or any(mp.mag(x) > (50 if counting else MAX_BITS) for x in xs):
             fail(f"{name} of a number beyond the bound", "too_large")
-        if name in QUOTIENTS:  # of values without noise, so that a pole is a division by 0
-            *above, below = (self.noted(self.call(f, xs)) for f in QUOTIENTS[name])
-            return math.prod(above) / below
-        return getattr(mp, MPMATH.get(name, name))(*xs)
-
-
-# ---- comparing: expressions ---------------------------------------------------------------------
-
-NATURAL = "jklmn"  # letters that stand for whole numbers
-WHOLE = 100, 7, 61, 12, 37, 72, 22, 9  # where floors and signs of whole numbers show
-LETTER_SIGNS = 1, 1, -1, -1, 0, 0, 0, 0  # of all letters; 0 for any
-
-
-class Numbers(Values):
-    """Comparisons of expressions by their values. `rule` is the last rule that was tried."""
-
-    rule = ""
+        return getattr(mp, name)(*xs)
 
     def at_points(self, a, t):
         """The pairs of values at fixed random points where `t` has one, None where only `a` has
@@ -925,13 +889,13 @@ class Numbers(Values):
         sign, since |xy| is xy wherever xy > 0; j, k, l, m, n are whole numbers."""
         names, rng = sorted(letters(a) | letters(t), key=str), random.Random(20)
         real = bool(names) and not (a.has(I) or t.has(I))
-        for trial in range(len(LETTER_SIGNS) if names else 1):
+        for trial, sign in enumerate(LETTER_SIGNS if names else [1]):
             point = {}
             for name in names:
                 size = Rational(2 * rng.randint(10, 400) + 1, rng.choice((20, 147)))
                 if trial % 2 or str(name)[0] in NATURAL:
                     size = Integer(WHOLE[(trial + len(point)) % len(WHOLE)])
-                point[name] = size * (LETTER_SIGNS[trial] or rng.choice((1, -1)))
+                point[name] = size * (sign or rng.choice((1, -1)))
             try:
                 yield self.at(a, t, point=point, real=real)
             except NotReal:
@@ -977,84 +941,30 @@ class Numbers(Values):
         sides = (*a.parts, *t.parts)
         if len(sides) != 4 or {side.kind for side in sides} != {"value"}:
             return 0
-        pairs = list(self.at_points(difference(*a.parts), difference(*t.parts)))
-        if None in pairs or any(x and not y for x, y in pairs):
+        ratios = []
+        for pair in self.at_points(difference(*a.parts), difference(*t.parts)):
+            if pair is None or (pair[0] and not pair[1]):
+                return 0
+            ratios += [pair[0] / pair[1]] if pair[1] else []
+        if len(ratios) < 2 or not all(self.near(ratio, ratios[0]) for ratio in ratios):
             return 0
-        ratios = [x / y for x, y in pairs if y]
-        if len(ratios) < 2 or self.mp.im(ratios[0]):
-            return 0
-        alike = all(abs(ratio / ratios[0] - 1) < 2**-90 for ratio in ratios if ratios[0])
-        return int(self.mp.sign(ratios[0])) if alike else 0
+        return 0 if mp.im(ratios[0]) else int(mp.sign(ratios[0]))
 
 
 def difference(left: Form, right: Form):
-    return total([*left.parts, product([MINUS, *right.parts])])
+    return Add(*left.parts, product([MINUS, *right.parts]), evaluate=False)
 
 
-# ---- comparing: sets of real numbers, as those of sympy -----------------------------------------
-
-OPERATIONS = {"∪": sympy.Union, "∩": sympy.Intersection, "∖": sympy.Complement}
+OPERATORS = {"<": operator.lt, "≤": operator.le, "≠": operator.ne}
+EDGES = str.maketrans("([)]", "<≤<≤")
+NUMBER = Form("value", (Symbol("x"),))
 
 
 def set_like(form: Form) -> bool:
     """Whether a form is a set of real numbers in more than a list of them."""
     if form.kind == "list":
         return any(map(set_like, form.parts))
-    return form.kind in ("<", *OPERATIONS)
-
-
-def is_letter(form: Form) -> bool:
-    return form.kind == "value" and form.parts[0].is_Symbol
-
-
-class Sets(Numbers):
-    """Forms as sympy's sets. Their ends are made fractions, which sympy need not simplify."""
-
-    def set_of(self, form: Form):
-        """The set. Raises Undefined for what is no set of real numbers that we know."""
-        parts, sign = form.parts, form.sign
-        if len(parts) > 16:
-            undefined("so many parts take sympy too long")
-        match form.kind:
-            case "set":
-                return sympy.FiniteSet(*map(self.end, parts))
-            case "seq" if len(parts) == 2 and self.end(parts[0]) < self.end(parts[1]):
-                return sympy.Interval(*map(self.end, parts), sign[0] == "(", sign[1] == ")")
-            case "=":
-                return self.set_of(parts[-1])  # x in (0, 5)
-            case "<":
-                return sympy.Intersection(*map(self.half_line, parts, sign, parts[1:]))
-            case "∪" | "∩" | "∖":
-                return OPERATIONS[form.kind](*map(self.set_of, parts))
-            case "list":
-                sets = list(map(self.set_of, parts))
-                both = sympy.Intersection(*sets)
-                apart = sign == "," and both == sympy.S.EmptySet  # x < 1, x > 3
-                return sympy.Union(*sets) if sign == "or" or apart else both
-        undefined("no set of real numbers")
-
-    def end(self, form: Form):
-        """An end as a fraction: rounded to 100 binary places, so that equal ends are the same."""
-        if form.kind != "value":
-            undefined("no number")
-        expr = form.parts[0]
-        if expr.has(oo):
-            return oo if expr == oo else -oo
-        end = self.at(expr, real=True)[0]
-        return Rational(int(self.mp.nint(end * 2**100)), 2**100)
-
-    def half_line(self, left: Form, sign: str, right: Form):
-        """The numbers x with x < end, end < x, or x ≠ end."""
-        if sign == "≠":
-            return sympy.Complement(sympy.S.Reals, sympy.FiniteSet(*map(self.end, flat([right]))))
-        if sign in "<≤" and is_letter(left):
-            return sympy.Interval(-oo, self.end(right), True, sign == "<")
-        if sign in "<≤" and is_letter(right):
-            return sympy.Interval(self.end(left), oo, sign == "<")
-        undefined("no inequality that is solved for its letter")
-
-
-# ---- comparing: forms ---------------------------------------------------------------------------
+    return form.kind in "<∪∩∖"
 
 
 def stated(form: Form) -> tuple:
@@ -1066,7 +976,7 @@ def stated(form: Form) -> tuple:
     return () if letters(form.parts[0]) else form.parts
 
 
-class Comparer(Sets):
+class Comparer(Numbers):
     """One comparison under one reading."""
 
     def same(self, a: Form, t: Form) -> bool:
@@ -1128,22 +1038,73 @@ class Comparer(Sets):
     def units(self, a: Form, t: Form) -> bool:
         """Rule 6: a unit may be missing on one side; on both sides they must agree."""
         self.rule = "the units"
-        units = {form.sign for form in (a, t) if form.kind == "unit"}
-        bare, number = zip(*(x.parts if x.kind == "unit" else (x, x) for x in (a, t)), strict=True)
-        if None not in number and self.same(*number):
-            return True  # 50% is 1/2
-        return len(units) == 1 and self.same(*bare)
+        if a.kind == t.kind:
+            return a.sign == t.sign and self.same(a.parts[0], t.parts[0])
+        values, others = (form.parts if form.kind == "unit" else (form,) for form in (a, t))
+        return any(self.same(x, y) for x in values for y in others)  # 50% is 50 or 1/2
 
     def sets(self, a: Form, t: Form) -> bool:
-        """Rule 8: the same joined in the same way, or the same set of real numbers."""
+        """Rule 8: the same joined in the same way, or the same set of real numbers: each has the
+        same of the ends of both, and of the numbers just beside them."""
         self.rule = "inequalities up to a factor"
         if a.kind == t.kind == "<" and a.sign == t.sign and self.factor(a, t) > 0:
             return True
-        if a.kind == t.kind != "<" and {a.sign, t.sign} != {"and", "or"}:
+        if a.kind == t.kind and a.kind in ("∪", "list") and {a.sign, t.sign} != {"and", "or"}:
             if self.in_any_order(a, t):
                 return True
         self.rule = "the same set of real numbers"
-        return len(letters(a) | letters(t)) < 2 and self.set_of(a) == self.set_of(t)
+        if len(letters(a) | letters(t)) > 1:
+            return False
+        ends = (self.ends(a) | self.ends(t) | {0}) - {math.inf, -math.inf}
+        points = {end + beside for end in ends for beside in (-1, 0, 1)}
+        return self.members(a, points) == self.members(t, points)
+
+    def ends(self, form: Form) -> set:
+        """The numbers in a form, with 2^-100 as the unit."""
+        if form.kind in ("value", "words"):
+            return set() if is_letter(form) else {self.end(form)}
+        return set().union(*map(self.ends, form.parts))
+
+    def end(self, form: Form) -> int | float:
+        if form.kind != "value":
+            raise Undefined("no number")
+        expr = form.parts[0]
+        if expr.has(oo):
+            return math.inf if expr == oo else -math.inf
+        return int(mp.nint(self.at(expr, real=True)[0] * 2**100))
+
+    def members(self, form: Form, points: set) -> set:
+        """The points in a set of real numbers. Raises Undefined for what is none."""
+        in_time()
+        parts, sign = form.parts, form.sign
+        match form.kind:
+            case "=":
+                return self.members(parts[-1], points)  # x in (0, 5)
+            case "set":
+                return points & set(map(self.end, parts))
+            case "seq" if len(parts) == 2 and self.end(parts[0]) < self.end(parts[1]):
+                chain = Form("<", (parts[0], NUMBER, parts[1]), sign.translate(EDGES))
+                return self.members(chain, points)
+            case "<":
+                return self.solutions(form, points)
+            case "∪" | "∩" | "∖" | "list":
+                first, *others = (self.members(part, points) for part in parts)
+                if form.kind == "∖":
+                    return first.difference(*others)
+                both = first.intersection(*others)
+                apart = sign == "or" or (sign == "," and not both)  # x < 1, x > 3
+                return first.union(*others) if form.kind == "∪" or apart else both
+        raise Undefined("no set of real numbers")
+
+    def solutions(self, form: Form, points: set) -> set:
+        """The points that solve inequalities between a letter and numbers."""
+        if not {*form.sign} <= {*OPERATORS}:
+            raise Undefined("no inequality")
+        for left, sign, right in zip(form.parts, form.sign, form.parts[1:], strict=False):
+            x, y = (None if is_letter(side) else self.end(side) for side in (left, right))
+            holds = OPERATORS[sign]
+            points = {p for p in points if holds(p if x is None else x, p if y is None else y)}
+        return points
 
 
 # ---- verdicts -----------------------------------------------------------------------------------
@@ -1176,6 +1137,8 @@ CHOICE = re.compile(
 )  # (C), C., C: the cat; not (a)(b), (a)^2, A:B
 THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?!\d|,\d)")  # 1,000
 LOG = re.compile(r"(?<![a-zA-Z]{2})log(?![a-z]{2}| ?_)")  # log x, but not log_2 x
+
+
 def decide(answer: str, truth: str) -> tuple[str, str, tuple]:
     """(verdict, rule, the two Forms that decided if any) for a bare answer."""
     if answer == truth:
@@ -1222,15 +1185,18 @@ def compared(answer: str, truth: str) -> tuple[str, str, tuple]:
         verdict = "right" if comparer.same(*forms) else "wrong"
         return verdict, comparer.rule, forms
     except Refused as refused:
-        return refused.args[0], f"{comparer.rule}: {refused.args[1]}", forms
+        message, verdict = refused.args
+        return verdict, f"{comparer.rule}: {message}", forms
     except (MemoryError, OverflowError, RecursionError) as error:
         return "too_large", f"{comparer.rule}: {type(error).__name__}", forms
 
 
 def algebra(answer: str, truth: str) -> tuple[str, str, tuple]:
     """The first reading that is right, else the first."""
-    LOCAL.deadline = time.thread_time() + SECONDS
-    found = [compared(*pair) for pair in readings(answer, truth)]
+    global deadline
+    with LOCK:
+        deadline = time.thread_time() + SECONDS
+        found = [compared(*pair) for pair in readings(answer, truth)]
     return next((one for one in found if one[0] == "right"), found[0])
 
 
@@ -1265,50 +1231,24 @@ def score(text: str, truth: str) -> float:
 START_S = 60.0  # for a worker's start, on a machine that is busy
 
 
-class Worker:
-    """This file run by a fresh interpreter, with lines of JSON on its pipes.
-
-    It is not a multiprocessing child: those import the caller's main script again, and torch."""
-
-    def __init__(self, command: list[str]):
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        try:
-            self.exchange("", START_S)  # ready: the first answer waits for no start
-        except OSError as error:
-            self.end()
-            raise ConnectionError(f"a worker did not start: {error!r}") from None
-
-    def exchange(self, request: str, seconds: float) -> str:
-        """The reply to a request. TimeoutError after `seconds`; BrokenPipeError if the worker had
-        ended before; ConnectionError if it ends."""
-        alarm = threading.Timer(seconds, self.process.kill)
-        alarm.start()
-        began = time.monotonic()
-        try:
-            self.process.stdin.write(request)
-            self.process.stdin.flush()
-            reply = self.process.stdout.readline()
-        finally:
-            alarm.cancel()
-            alarm.join()  # so that no late alarm ends the worker in the middle of the next answer
-            if time.monotonic() - began >= seconds:
-                raise TimeoutError
-        if not reply:
-            raise ConnectionError("the worker ended")
-        return reply
-
-    def end(self, seconds: float = 0.0):
-        """Close the pipes; kill the process if it does not end in `seconds`; reap it."""
-        with suppress(OSError):
-            self.process.stdin.close()
-        try:
-            self.process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        self.process.stdout.close()
+def exchange(worker: subprocess.Popen, request: str, seconds: float) -> str:
+    """A worker's reply. TimeoutError after `seconds`, when it is killed; ConnectionError if it
+    ends. The alarm is joined so that it does not end the worker in the next answer."""
+    alarm = threading.Timer(seconds, worker.kill)
+    alarm.start()
+    began = time.monotonic()
+    try:
+        worker.stdin.write(request)
+        worker.stdin.flush()
+        reply = worker.stdout.readline()
+    finally:
+        alarm.cancel()
+        alarm.join()
+        if time.monotonic() - began >= seconds:
+            raise TimeoutError
+    if not reply:
+        raise ConnectionError("the worker ended")
+    return reply
 
 
 class Grader(AbstractContextManager):
@@ -1317,9 +1257,10 @@ class Grader(AbstractContextManager):
 
     `reward` is None for this file's rules, or "FILE.py:function" for a user's function
     (completion, problem) -> float, which runs in the workers; `problem` is then a dict. A worker
-    starts with the first answer that needs it, and ends with this process. Any thread may submit.
-    `close`, or leaving the `with` block, finishes what was submitted and ends the workers;
-    `submit` after that raises RuntimeError."""
+    is this file, run by a fresh interpreter with lines of JSON on its pipes (a multiprocessing
+    child would import the caller's script again, and torch). It starts with the first answer that
+    needs it, and ends with this process. Any thread may submit. `close`, or leaving the `with`
+    block, finishes what was submitted and ends the workers; `submit` then raises RuntimeError."""
 
     def __init__(self, workers=1, timeout_s=5.0, memory_gb=1.0, reward: str | None = None):
         if min(workers, timeout_s, memory_gb) <= 0:
@@ -1330,8 +1271,8 @@ class Grader(AbstractContextManager):
         self.timeout_s, self.reward = timeout_s, reward
         self.command = [sys.executable, __file__, "--worker", str(memory_gb)]
         self.command += ["--reward", reward] if reward else []
-        self.threads, self.own = ThreadPoolExecutor(workers), threading.local()
-        self.workers: set[Worker] = set()
+        self.threads = ThreadPoolExecutor(workers)
+        self.workers, self.idle = set(), []
 
     def __exit__(self, *_):
         self.close()
@@ -1339,7 +1280,10 @@ class Grader(AbstractContextManager):
     def submit(self, text: str, truth) -> "Future[Verdict]":
         """A future of the verdict on one completion. `truth` is the reference answer; with a
         user's reward it is the problem, a dict or a dataclass."""
-        return self.threads.submit(self._judge, text, truth)
+        if self.reward:
+            problem = asdict(truth) if is_dataclass(truth) else truth
+            return self.threads.submit(self._ask, text, problem)
+        return self.threads.submit(self._ask, extract(text), truth)
 
     def grade(self, texts: list[str], truths: list) -> list[Verdict]:
         """The verdicts on a batch, in its order. ValueError if the two lists differ in length."""
@@ -1348,42 +1292,59 @@ class Grader(AbstractContextManager):
 
     def equal(self, pairs: list[tuple[str, str]]) -> list[bool]:
         """Whether each answer equals the answer beside it, for majority votes."""
-        futures = [self.threads.submit(self._ask, list(pair), pair[0]) for pair in pairs]
+        futures = [self.threads.submit(self._ask, *pair) for pair in pairs]
         return [future.result().score == 1.0 for future in futures]
 
     def close(self):
         """Finish what was submitted, then end the workers."""
         self.threads.shutdown()
         for worker in list(self.workers):
-            worker.end(seconds=2.0)
-        self.workers.clear()
+            self._end(worker, seconds=2.0)
 
-    def _judge(self, text: str, truth) -> Verdict:
-        if self.reward:
-            problem = asdict(truth) if is_dataclass(truth) else truth
-            return self._ask([text, problem], text)
-        answer = extract(text)
-        return self._ask([answer, truth], answer) if answer else judge_answer(None, truth)
+    def _ask(self, answer: str | None, truth) -> Verdict:
+        """Ask a worker that waits, or a new one."""
+        if answer is None:
+            return judge_answer(None, truth)
+        worker = None
+        try:
+            worker = self._worker()
+            reply = exchange(worker, json.dumps([answer, truth]) + "\n", self.timeout_s)
+            self.idle.append(worker)
+            return Verdict(**json.loads(reply))
+        except (OSError, ValueError) as error:
+            if worker:
+                self._end(worker)
+            verdict = "timeout" if isinstance(error, TimeoutError) else "crashed"
+            return Verdict(0.0, verdict, answer, f"the worker was lost: {error!r}")
 
+    def _worker(self) -> subprocess.Popen:
+        """One that waits; else a new one, when it is ready, so that no answer waits for a start."""
+        while self.idle:
+            worker = self.idle.pop()
+            if worker.poll() is None:
+                return worker
+            self._end(worker)
+        pipe = subprocess.PIPE
+        worker = subprocess.Popen(self.command, stdin=pipe, stdout=pipe, text=True)
+        self.workers.add(worker)
+        try:
+            exchange(worker, "", START_S)
+        except OSError as error:
+            self._end(worker)
+            raise ConnectionError(f"a worker did not start: {error!r}") from None
+        return worker
 
-    def _ask(self, request: list, answer: str) -> Verdict:
-        """Ask this thread's own worker; once more where it had ended before it was asked."""
-        for last in (False, True):
-            worker = getattr(self.own, "worker", None)
-            try:
-                if not worker:
-                    worker = self.own.worker = Worker(self.command)
-                    self.workers.add(worker)
-                line = json.dumps(request) + "\n"
-                return Verdict(**json.loads(worker.exchange(line, self.timeout_s)))
-            except (OSError, ValueError) as error:
-                self.own.worker = None
-                if worker:
-                    self.workers.discard(worker)
-                    worker.end()
-                if last or not isinstance(error, BrokenPipeError):
-                    verdict = "timeout" if isinstance(error, TimeoutError) else "crashed"
-                    return Verdict(0.0, verdict, answer, f"the worker was lost: {error!r}")
+    def _end(self, worker: subprocess.Popen, seconds: float = 0.0):
+        """Close the pipes; kill the process if it does not end in `seconds`; reap it."""
+        self.workers.discard(worker)
+        with suppress(OSError):
+            worker.stdin.close()
+        try:
+            worker.wait(seconds)
+        except subprocess.TimeoutExpired:
+            worker.kill()
+            worker.wait()
+        worker.stdout.close()
 
 
 def user_reward(name: str):
@@ -1437,13 +1398,8 @@ def shown(form) -> str:
     """A form for people; expressions as sympy prints them."""
     if not isinstance(form, Form):
         return str(form)
-    parts = list(map(shown, form.parts))
-    if form.kind == "unit":
-        return f"{parts[0]} {form.sign}"
-    if form.kind == "seq":
-        return f"{form.sign[0]}{', '.join(parts)}{form.sign[1]}"
-    joiner = form.sign if form.kind in ("<", "list") else form.kind
-    return f" {joiner} ".join(parts)
+    parts = ", ".join(map(shown, form.parts))
+    return parts if form.kind in ("value", "words") else f"{form.kind} {form.sign} ({parts})"
 
 
 def main():

@@ -921,7 +921,7 @@ def test_workers_end_with_their_parent(tmp_path, sleepy):
         f"grader = reward.Grader(timeout_s=99, reward={sleepy + ':slow'!r})\n"
         "grader.submit('99', {'answer': 1})\n"
         "while not grader.workers: time.sleep(0.01)\n"
-        "print(*(w.process.pid for w in grader.workers), flush=True)\n"
+        "print(*(w.pid for w in grader.workers), flush=True)\n"
         "time.sleep(99)\n"
     )
     parent = subprocess.Popen(
