@@ -54,7 +54,7 @@ import unicodedata
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, is_dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 import mpmath
@@ -91,6 +91,10 @@ class NotReal(Undefined):
 
 def fail(message: str, verdict: str = "unparsed"):
     raise Refused(message, verdict)
+
+
+def undefined(message: str):
+    raise Undefined(message)
 
 
 def in_time():
@@ -168,9 +172,9 @@ SIGNS = r"""
     = == ∈ \in ≡ \equiv ≈ \approx \simeq   < \lt   > \gt   ≤ ⩽ <= \le \leq \leqslant
     ≥ ⩾ >= \ge \geq \geqslant   ≠ != \ne \neq   ∪ \cup   ∩ \cap   ∖ \setminus \backslash   : \colon
     | \| \vert \lvert \rvert \Vert   ∣ \mid   ⦃ \{ \lbrace   ⦄ \} \rbrace   [ \lbrack   ] \rbrack
-    ( \lparen \langle   ) \rparen \rangle   ⌊ \lfloor   ⌋ \rfloor   ⌈ \lceil   ⌉ \rceil   ¶ \\
-    ' ′ ’ \prime   % \% \percent   … ... \ldots \cdots \dots   √ \sqrt   π \pi   ° ∘ \circ \degree
-    ∞ \infty \infinity   (-∞,∞) ℝ \R \reals   ⦃⦄ ∅ \emptyset \varnothing   ℤ \Z
+    ( \lparen \langle   ) \rparen \rangle \rfloor ⌋ \rceil ⌉   ⌊( ⌊ \lfloor   ⌈( ⌈ \lceil
+    ¶ \\   ' ′ ’ \prime   % \% \percent   … ... \ldots \cdots \dots   √ \sqrt   π \pi
+    ° ∘ \circ \degree   ∞ \infty \infinity   (-∞,∞) ℝ \R \reals   ⦃⦄ ∅ \emptyset \varnothing   ℤ \Z
     $ \$ US$ USD Rs Rs. INR ₹   € \euro EUR   £ \pounds \pound GBP   ¥ \yen
     α \alpha   β \beta   γ \gamma   δ \delta   ε \epsilon \varepsilon   ζ \zeta   η \eta
     θ \theta \vartheta   ι \iota   κ \kappa   λ \lambda   μ \mu   ν \nu   ξ \xi
@@ -189,13 +193,19 @@ SPELLING = re.compile(
 INVISIBLE = re.compile(
     "[\x00-\x08\x0e-\x1f\x7f-\x9f\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]"
 )
-LOOKALIKES = str.maketrans({"˚": "°", "º": "°", "。": ".", "ℝ": "\\R ", "ℤ": "\\Z "})
-FRACTION = re.compile("[¼-¾⅐-⅞]")  # ½
-EXPONENT = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻ⁿ]{1,99}")  # ²
-
-# Rules "pattern → replacement   # example", applied in this order to a text whose spaces are
-# single, so that every pattern is linear. ␣ is a space; QUOTED is the function below.
-BEFORE = r"""
+# Rules "pattern → replacement   # example" in the order of their application. ␣ is a space;
+# QUOTED and BOTH_SIGNS are the functions below. The first are for characters.
+UNICODE = r"""
+    [˚º] → °
+    。 → .
+    ℝ → \\R␣
+    ℤ → \\Z␣
+    [¼-¾⅐-⅞] → ␣\g<0>   # 2½
+    [⁰¹²³⁴⁵⁶⁷⁸⁹⁻ⁿ]{1,99} → ^{\g<0>}   # x²
+"""
+# For commands, in a text whose spaces are single, so that every pattern is linear.
+COMMANDS = r"""
+    (\d+)⁄(\d+) → \\frac{\1}{\2}   # ½
     # \\[2pt] between rows
     \\\\ ?\[-?[\d.]{1,9} ?(?:pt|em|ex|mm)\] → \\\\
     \\(?:textcolor|color) ?\{\w*\} →   # {\color{red}5}
@@ -212,7 +222,7 @@ BEFORE = r"""
     (?<!\\)\\[!,;:> ]|~|\\(?:thin|med|thick)space → ␣   # 5\,cm, a~b
     (?<![\d.,])(\d{1,3}) (\d{3})(?: (\d{3}))?(?![\d/]) → \1\2\3   # 1 000
     \\q?quad → ␣   # x \quad y
-    \\(?:[dtcs]|nice)(frac|binom)(?![a-zA-Z]) → \\\1␣   # \dfrac, \nicefrac, \dbinom
+    \\(?:[dtcs]|nice)(frac|binom)(?![a-zA-Z]) ? → \\\1␣   # \dfrac, \nicefrac, \dbinom
     \\operatorname\*? ?\{([a-zA-Z]+)\} → \\\1␣   # \operatorname{sech}
     \\(?:mathbb|mathbf|Bbb) ?\{? ?([RZ])(?![a-zA-Z]) ?\}? → \\\1␣   # \mathbf{R}
     # \mathbf{A}\mathbf{B} is not \mathbf{B}\mathbf{A}
@@ -239,11 +249,16 @@ BEFORE = r"""
     (?<=\d) (\d{1,9})/(\d{1,9}) → \\frac{\1}{\2}   # 1 3/4
     # 1\frac{3}{4}
     (?<![\w^_.)}\]/])(\d{1,99}) ?\\frac ?\{ ?(\d{1,99}) ?\} ?\{ ?(\d{1,99}) ?\} → (\1+\2/\3)
-    \{([^{}]*)\\(over|choose)(?![a-z])([^{}]*)\} → \\\2{\1}{\3}   # {1 \over 2}, {5 \choose 2}
+    \{([^{}]*)\\over(?![a-z])([^{}]*)\} → \\frac{\1}{\2}   # {1 \over 2}
+    \{([^{}]*)\\choose(?![a-z])([^{}]*)\} → \\binom{\1}{\2}   # {5 \choose 2}
     # 0.333\ldots, 0.\overline{3}, 0.\dot{1}\dot{2} are 0.[3], 0.[12]
     (\.\d{0,9}?)(\d{1,9}?)\2{1,99} ?(?:\.{3}|\\[lc]?dots)(?! ?[+,]) → \1[\2]
     (\.\d*) ?\\(?:overline|bar|dot) ?\{?(\d+)\}?(?: ?\\dot ?\{?(\d)\}?)? → \1[\2\3]
     (\.)\((\d+)\) → \1[\2]   # 0.(3)
+    (\d)[eE]([+-]?\d{1,9})(?![\w]) → \1*10^{\2}   # 3.2e5
+    # \vec{a}, \angle ABC
+    \\(?:(?:over|under)line|bar|(?:wide)?hat|vec|tilde|dot|overrightarrow|mathcal)(?![a-zA-Z]) →
+    \\(?:measured)?angle|\\triangle →
     # \frac{\pi}{4}+k\pi, k \in \mathbb{Z}
     ^(.*?([j-n]).*?)[,;(] ?\(? ?\2 ?\\in ?(?:\\mathbb)? ?\\?\{?[ZN]\}? ?\)?$ → \1
     # cx \text{ for some constant } c
@@ -254,7 +269,7 @@ BEFORE = r"""
     # \mathbb{R} \text{ except } 3
     \\R[ "]*(?:except|without)[ "]*(?:x ?= ?)?([^"\\]+)$ → \\R \\setminus\\{\1\\}
     # \text{no solution}
-    (?i)^"? ?(?:there (?:is|are) )?no (?:real )?(?:solutions?|roots?)\.? ?"?$ → \\emptyset
+    (?i)^[" ]*(?:there (?:is|are) )?no (?:real )?(?:solutions?|roots?)[". ]*$ → \\emptyset
     (\d+) ?° ?(\d+) ?' → (\1+\2/60)°   # 30°30'
     ^\|([^|]+)\| ?(<|\\leq?|≤) ?([\d./]+)$ → -\3 \2 \1 \2 \3   # |x| < 2
     # x^2 < 4
@@ -274,12 +289,13 @@ BEFORE = r"""
     ␣\([a-z]{3,20}\)$ →   # 42 (apples)
 """
 # The same for a text in our signs.
-AFTER = r"""
+NOTATION = r"""
     # 1±√5 as 1+√5,1-√5, in a set or a list; (±1,2) as (+1,2),(-1,2)
-    ^\(.*[±∓].*\)$|[^,;=≠⦃⦄]*[±∓](?:(?!"? ?(?:or|and)\b)[^,;⦄])* → BOTH_SIGNS
+    ^\(.*[±∓].*\)$|(?<![^,;=≠⦃⦄])[^,;=≠⦃⦄]*[±∓](?:(?!"? ?(?:or|and)\b)[^,;⦄])* → BOTH_SIGNS
     # ⦃x | x > 3⦄
     ^(?:\w ?= ?)?⦃ ?\w(?: ?= ?\(-∞,∞\))? ?[|∣:](?!=)([^⦃⦄]*)⦄$ → \1
     ^\{([^{}]*,[^{}]*)\}$ → ⦃\1⦄   # {1,2}
+    \|([^|=]+)\| → ␣abs(\1)   # |x|
     # $5 as 5$
     (?<![\d}])(?<![\d}] )"? ?([$€£¥]) ?"? ?(-?(?:\\frac )?[\d.{√](?:[^$€£¥;", ]|,(?=\d))*) → \2\1
     \b([rstxyz])_ ?\{?\d\}?(?= ?=) → \1   # x_1 = 1, x_2 = 2
@@ -302,13 +318,19 @@ def both_signs(found) -> str:
     return ",".join(found[0].translate(signs) for signs in SIGNED)
 
 
+@cache
 def rules(table: str) -> list:
-    """[(pattern, replacement)] of a table."""
     found = []
     for pattern, new in re.findall(r"(?m)^ *(?!#)(\S.*?) →(?: (\S.*?))?(?: {3}# .*)?$", table):
         new = {"QUOTED": quoted, "BOTH_SIGNS": both_signs}.get(new) or new.replace("␣", " ")
         found.append((re.compile(pattern.replace("␣", " ")), new))
     return found
+
+
+def rewrite(text: str, table: str) -> str:
+    for pattern, new in rules(table):
+        text = pattern.sub(new, text)
+    return text
 
 
 def spell(found) -> str:
@@ -317,25 +339,14 @@ def spell(found) -> str:
     return SPELLED.get(text) or (f"{text} " if text[-1].isalpha() and text.isascii() else text)
 
 
-BEFORE, AFTER = rules(BEFORE), rules(AFTER)
-
-
 @lru_cache(2048)
 def clean(text: str) -> str:
     r"""One spelling for what has many: rule 2."""
-    text = INVISIBLE.sub("", text).translate(LOOKALIKES)
-    text = EXPONENT.sub(r"^{\g<0>}", FRACTION.sub(r" \g<0>", text))
-    text = unicodedata.normalize("NFKC", text)  # ½ is 1⁄2, ５ is 5
-    text = re.sub(r"(\d+)⁄(\d+)", r"\\frac{\1}{\2}", text)
+    text = unicodedata.normalize("NFKC", rewrite(INVISIBLE.sub("", text), UNICODE))
     if "\\\\" in text and ("\\begin" not in text or not re.search(r"(?<!\\)\\(?!\\)", text)):
         text = text.replace("\\\\", "\\")  # all are doubled, as in one truth in nine
-    text = " ".join(text.split())
-    for pattern, new in BEFORE:
-        text = pattern.sub(new, text)
-    text = " ".join(SPELLING.sub(spell, text).split())
-    for pattern, new in AFTER:
-        text = pattern.sub(new, text)
-    return text.strip(" ,;").rstrip(" .,;")
+    text = SPELLING.sub(spell, rewrite(" ".join(text.split()), COMMANDS))
+    return rewrite(" ".join(text.split()), NOTATION).strip(" ,;").rstrip(" .,;")
 
 
 # ---- reading: an answer is taken apart as text --------------------------------------------------
@@ -360,7 +371,8 @@ class Form(NamedTuple):
     sign: str = ""
 
 
-OPENING, CLOSING = "([{⦃⌊⌈⟦", ")]}⦄⌋⌉⟧"
+OPENING, CLOSING = "([{⦃⟦", ")]}⦄⟧"
+MINUS, PERCENT, DEGREE = Integer(-1), Rational(1, 100), pi / 180
 MIRRORED = str.maketrans(">≥", "<≤")
 MOMENT = re.compile(r"\d{1,2}:[0-5]\d|\d{1,2}/\d{1,2}/\d{2,4}")  # 5:25, 2/4/2000
 DECIMAL = re.compile(r"-?\d*\.\d+")  # -1.41
@@ -370,7 +382,7 @@ def split(text: str, separators: str) -> tuple[list[str], list[str]]:
     """The parts of `text` between the `separators` outside all brackets and quotes, and these."""
     in_time()
     parts, signs, depth, start = [], [], 0, 0
-    for found in re.finditer(rf'"[^"]*"|[(\[{{⦃⌊⌈⟦]|[)\]}}⦄⌋⌉⟧]|({separators})', text):
+    for found in re.finditer(rf'"[^"]*"|[(\[{{⦃⟦]|[)\]}}⦄⟧]|({separators})', text):
         depth += (found[0] in OPENING) - (found[0] in CLOSING)
         if depth < 0:
             fail("a bracket that was not opened")
@@ -424,16 +436,19 @@ def joined(parts: list[str], signs: list[str]) -> Form:
 
 
 def related(parts: list[str], signs: list[str]) -> Form:
-    """a = b = c, or a < b ≤ c with the smaller side first."""
-    sides, signs = tuple(map(read, parts)), "".join(signs)
-    if {*signs} <= {*">≥"}:
-        return Form("<", sides[::-1], signs[::-1].translate(MIRRORED))
-    if {*signs} != {"="}:
-        return Form("<", sides, signs)
-    first = sides[0]
-    if not named(first) or (letters(sides[-1]) and isinstance(first.parts[0], Add | Mul | Pow)):
-        return Form("=", sides)  # x + 1 = 2x; ab = cd
-    return Form("=", sides, shown(first))
+    """a = b = c; a < b, or a < b ≤ c as a < b and b ≤ c, always with the smaller side first."""
+    sides = tuple(map(read, parts))
+    if {*signs} == {"="}:
+        first, last = sides[0], sides[-1]
+        is_name = named(first) and (is_letter(first) or first.kind != "value" or not letters(last))
+        return Form("=", sides, shown(first) if is_name else "")  # not x + 1 = 2x, ab = cd
+    if any(side.kind in "<∩" for side in sides):
+        fail("an inequality of inequalities")
+    pairs = []
+    for left, sign, right in zip(sides, signs, sides[1:], strict=False):
+        ordered = (right, left) if sign in ">≥" else (left, right)
+        pairs.append(Form("<", ordered, sign.translate(MIRRORED)))
+    return Form("∩", tuple(pairs)) if len(pairs) > 1 else pairs[0]
 
 
 @lru_cache(2048)
@@ -474,9 +489,9 @@ def bracketed(text: str) -> Form | None:
     items = flat(read(part) for part in parts if part)
     if brackets == "⦃⦄":
         return Form("set", items)
-    if brackets == "⟦⟧":  # the rows of a matrix, or the entries of a column vector
+    if brackets == "⟦⟧" or len(items) > 2:  # rows of a matrix; what is no interval
         return Form("seq", items, "()")
-    if len(items) > 1:
+    if len(items) == 2:
         return Form("seq", items, brackets)
     return items[0] if items and brackets in "()[]{}" else fail("brackets do not match")
 
@@ -503,12 +518,12 @@ def value(expr, text: str = "") -> Form:
 FUNCTIONS = """arcsin:asin arccos:acos arctan:atan arccot:acot arcsec:asec arccsc:acsc arctg:atan
     arsinh:asinh arcosh:acosh artanh:atanh arcsinh:asinh arccosh:acosh arctanh:atanh
     sinh cosh tanh coth cosec:csc sin cos tan cot sec csc exp log cis abs:fabs ctg:cot lg:log10
-    ln:log tg:tan"""
+    ln:log tg:tan ⌊:floor ⌈:ceil"""
 FUNCTIONS = {name.split(":")[0]: name.split(":")[-1] for name in FUNCTIONS.split()}
 NUMBERS = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen
     fifteen sixteen seventeen eighteen nineteen twenty""".split()
 # Letters side by side that are a product, not a word (rule 9): AB, xy, ABC, sinx, xlnx.
-PRODUCT = re.compile(
+LETTERS = re.compile(
     r"(?![nN][oO]$|[IVX]+$)(?:[a-zA-Z]{1,2}|(?!.?(.).?\1)[A-Z]{3})"
     rf"|[a-z]?(?:{'|'.join(FUNCTIONS)})[a-z]?"
 )
@@ -548,7 +563,7 @@ BASED = re.compile(  # (204)_{5}, FF_{16}
 
 def is_product(run: str) -> bool:
     neighbours = run in string.ascii_lowercase or run[::-1] in string.ascii_lowercase
-    return (len(run) > 2 and neighbours) or bool(PRODUCT.fullmatch(run))
+    return (len(run) > 2 and neighbours) or bool(LETTERS.fullmatch(run))
 
 
 def word(text: str) -> Form | None:
@@ -573,12 +588,8 @@ def unit(text: str) -> Form | None:
     if any((len(name) > 2 and is_product(name)) or NO_UNIT.fullmatch(name) for name in names):
         return None
     bare, name = read(text[: found.start()]), "".join(names)
-    if bare.kind != "value":
-        return Form("unit", (bare,), name)
-    if name in "$€£¥":
-        return Form("unit", (value(*bare.parts),), name)  # money is not rounded
-    if name in SCALES:
-        return Form("unit", (bare, value(product([SCALES[name], *bare.parts]))), name)
+    if bare.kind == "value" and name in ("%", "°"):  # it may be met by the number that it is
+        return Form("unit", (bare, value(times(CONSTANTS[name], *bare.parts))), name)
     return Form("unit", (bare,), name)
 
 
@@ -588,27 +599,23 @@ def based(digits: str, places: str, base: str) -> Form:
         number = Rational(int(digits + places, int(base)), int(base) ** len(places))
     except ValueError:
         fail(f"{digits[:20]} is no number in base {base}")
-    return Form("unit", (read(digits + places), value(number)), f"base {base}")
+    bare = read(digits) if digits.isdigit() and not places else value(number)
+    return Form("unit", (bare, value(number)), f"base {base}")
 
 
 # ---- parsing: one expression to sympy -----------------------------------------------------------
 
-SUBSCRIPT = r"(?:_\ ?(?:\w|\{[^{}]*\}))?'*"
+SUBSCRIPT = r"(?:_ ?(?:\w|\{[^{}]*\}))?'*"
 TOKEN = re.compile(
-    r"(?P<number>(?:\d*\.\d*\[\d+\]|\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+(?![a-zA-Z\d]))?)"  # .5, 3.2e5
-    rf'|\\?(?P<function>{"|".join(FUNCTIONS)})|\\(?P<command>[a-zA-Z]+)|"(?P<word>[^"]*)"'
-    rf"|(?P<letter>(?:[PE]|[fghFGH]{SUBSCRIPT})\ ?\([^()]*\)|[^\W\d_π]{SUBSCRIPT})"  # f(x), x_1'
-    r"|(?P<sign>!!|\S)"
+    r"(?P<number>\d*\.\d*\[\d+\]|\d+\.?\d*|\.\d+)"  # .5, 0.[3]
+    rf'|\\?(?P<function>{"|".join(FUNCTIONS)})|\\(?P<command>[a-zA-Z]+)|(?P<word>"[^"]*")'
+    rf"|(?P<letter>(?:[PE]|[fghFGH]{SUBSCRIPT}) ?\([^()]*\)|[^\W\d_π]{SUBSCRIPT})"  # f(x), x_1'
+    r"|!!|\S"
 )
-MINUS, HALF = Integer(-1), Rational(1, 2)
-CONSTANTS = {"π": pi, "∞": oo, "…": Symbol("…"), "e": E, "i": I}
-DECORATIONS = """angle triangle overline bar widehat overrightarrow underline measuredangle vec
-    hat tilde mathcal mathbb dot""".split()
-FACTORS = ("number", "letter", "word", "function", "command", *"([{⌊⌈√π∞…")
-SCALES = {"%": Rational(1, 100), "°": pi / 180}
+CONSTANTS = {"π": pi, "∞": oo, "…": Symbol("…"), "e": E, "i": I, "%": PERCENT, "°": DEGREE}
+FACTORS = ("number", "letter", "word", "function", "command", *"([{√π∞…%°")
 POSTFIX = {"!": "factorial", "!!": "fac2"}
-ROUNDING = {"⌊": "floor", "⌈": "ceil", "|": "fabs"}
-QUOTIENTS = {"tan": ("sin", "cos"), "cot": ("cos", "sin"), "sec": ("", "cos"), "csc": ("", "sin")}
+SUM, PRODUCT, JUXTAPOSED, POWER, ATOM = range(5)
 call = lru_cache(sympy.Function)  # a function that sympy does not know, and never evaluates
 
 
@@ -618,21 +625,20 @@ def power(base, exponent):
     return Pow(base, exponent, evaluate=False)
 
 
-def product(factors: list):
-    """A product that is not computed, but for a few fractions."""
-    if len(factors) < 4 and all(factor.is_Rational for factor in factors):
-        return math.prod(factors)
-    return Mul(*factors, evaluate=False) if len(factors) > 1 else factors[0]
+def times(left, right):
+    """A product, computed only for fractions."""
+    in_time()
+    if left.is_Rational and right.is_Rational:
+        return left * right
+    return Mul(left, right, evaluate=False)
 
 
 def quotient(above, below):
-    return product([above, power(below, MINUS)])
+    return times(above, power(below, MINUS))
 
 
 def literal(text: str) -> Rational:
-    r"""A number as written: 12, .5, 0.[3], 3.2e5."""
-    if len(text) > MAX_DIGITS or re.search(r"[eE][+-]?\d{4}", text):
-        fail(f"the number {text[:20]} has more than {MAX_DIGITS} digits", "too_large")
+    """A number as written: 12, .5, 0.[3]."""
     written, _, period = text.rstrip("]").partition("[")
     number = Rational(f"0{written}".removesuffix("."))
     if period:
@@ -641,154 +647,103 @@ def literal(text: str) -> Rational:
     return number
 
 
+JOIN = {"*": times, "/": quotient}
+
+
 class Parser:
-    """Recursive descent over the tokens of one expression. As in print, 1/2x is (1/2)x."""
+    """Precedence climbing over the tokens of one expression. As in print, 1/2x is (1/2)x."""
 
     def __init__(self, text: str):
-        found = list(TOKEN.finditer(text))
-        if len(found) > MAX_TOKENS:
-            fail(f"more than {MAX_TOKENS} tokens", "too_large")
-        self.tokens = [(token.lastgroup, token[token.lastgroup]) for token in found]
-        self.at, self.bars = 0, False
+        self.tokens = [("the end", "")]
+        for token in reversed(list(TOKEN.finditer(text))):
+            self.tokens.append((token.lastgroup or token[0], token[0].strip('\\"')))
 
     @property
     def kind(self) -> str:
         """The kind of the next token; of a sign, the sign."""
-        kind, text = self.tokens[self.at] if self.at < len(self.tokens) else ("the end", "")
-        return text if kind == "sign" else kind
+        return self.tokens[-1][0]
 
     def take(self) -> str:
         """The text of the next token, and step over it."""
-        self.at += 1
-        return self.tokens[self.at - 1][1] if self.at <= len(self.tokens) else fail("it ends here")
+        self.last, text = self.tokens.pop()
+        return text
 
     def whole(self):
-        value = self.sum()
-        if self.kind != "the end":
-            fail(f"expected the end, found {self.kind}")
-        return value
+        value = self.parse(SUM)
+        return value if self.kind == "the end" else fail(f"expected the end, found {self.kind}")
 
-    def sum(self):
-        terms = [self.term()]
-        while self.kind in "+-":
-            terms.append(self.term())
-        return Add(*terms, evaluate=False) if len(terms) > 1 else terms[0]
-
-    def signed(self, operand):
-        """An operand with the signs before it: -2, +x, --5."""
-        negative = False
-        while self.kind in "+-":
-            negative ^= self.take() == "-"
-        return product([MINUS, operand()]) if negative else operand()
-
-    def term(self):
-        """A product with the signs before its factors: 2x, -2x, 3*-1/4."""
-        factors = [self.signed(self.power)]
-        while self.kind in "*/" or self.is_factor():
-            sign = self.take() if self.kind in "*/" else "*"
-            factor = self.signed(self.power)
-            factors.append(power(factor, MINUS) if sign == "/" else factor)
-        return product(factors)
-
-    def is_factor(self) -> bool:
-        """Whether a factor may begin here; two numbers side by side are no product."""
-        if self.kind == "number":
-            return self.tokens[self.at - 1][0] != "number"
-        return self.kind in FACTORS or (self.kind == "|" and not self.bars)
-
-    def power(self):
-        """x^2, 5!, 5!!, 60°, 50%"""
-        value = self.atom()
-        while self.kind in ("^", *POSTFIX, *SCALES):
+    def parse(self, level: int):
+        """What binds at least as strongly as the level: 2x+1, 2*x, 2x, x^2, x; with its sign."""
+        if self.kind in "+-":
             sign = self.take()
-            if sign == "^":
-                value = power(value, self.argument())
-            elif sign in SCALES:
-                value = product([value, SCALES[sign]])
+            value = self.parse(max(level, PRODUCT))
+            value = times(MINUS, value) if sign == "-" else value
+        else:
+            value = self.atom()
+        while level < ATOM:
+            kind = self.kind
+            if kind == "^":
+                self.take()
+                value = power(value, self.parse(ATOM))
+            elif kind in POSTFIX:
+                value = call(POSTFIX[self.take()])(value)
+            elif kind in "+-" and level == SUM:
+                value = Add(value, self.parse(PRODUCT), evaluate=False)
+            elif kind in "*/" and level <= PRODUCT:
+                value = JOIN[self.take()](value, self.parse(POWER))
+            elif level > (PRODUCT if kind == "function" else JUXTAPOSED) or kind not in FACTORS:
+                break
+            elif kind == self.last == "number":
+                fail("two numbers side by side")
             else:
-                value = call(POSTFIX[sign])(value)
+                value = times(value, self.parse(POWER))
         return value
-
-    def argument(self):
-        """What a sign or command applies to: a group or one token, with its sign."""
-        return self.signed(self.atom)
 
     def atom(self):
         """A number, a name, or something in brackets."""
-        kind = self.kind
-        if kind in "([{⌊⌈|":
-            return self.group()
-        text = self.take()
+        kind, text = self.kind, self.take()
+        if kind in "([{":
+            value = self.parse(SUM)
+            closing = CLOSING[OPENING.index(kind)]
+            return value if self.take() == closing else fail(f"expected {closing}")
         if kind == "number":
             return literal(text)
-        if kind in ("function", "command"):
-            return getattr(self, kind)(text)
+        if kind == "function":
+            return self.function(text)
         if kind == "√":
             index = self.atom() if self.kind == "[" else Integer(2)
-            return power(self.argument(), power(index, MINUS))
+            return power(self.parse(ATOM), power(index, MINUS))
+        if text == "frac":
+            return quotient(self.parse(ATOM), self.parse(ATOM))
+        if text == "binom":
+            return call("binomial")(self.parse(ATOM), self.parse(ATOM))
         if kind not in ("letter", "word") and text not in CONSTANTS:
-            fail(f"cannot read {kind} here")
-        name = re.sub(r'[{}" ]', "", text)  # f(x) is a name, since f is not known
+            fail(f"cannot read {text or kind} here")
+        name = re.sub('[{}" ]', "", text)  # f(x) is a name, since f is not known
         return CONSTANTS.get(name) or Symbol(name or fail("an empty name"))
-
-    def group(self):
-        """What stands in brackets; |x|, ⌊x⌋ and ⌈x⌉ are functions of it."""
-        outer, self.bars = self.bars, self.kind == "|"
-        opening = self.take()
-        value = self.sum()
-        closing = "|" if self.bars else CLOSING[OPENING.index(opening)]
-        if self.take() != closing:
-            fail(f"expected {closing}")
-        self.bars = outer
-        return call(ROUNDING[opening])(value) if opening in ROUNDING else value
 
     def function(self, name: str):
         r"""\sin^2 x, \log_2 8, \ln|x|, \sin 2x\cos x: an argument without brackets is a product."""
         scripts = {}
         while self.kind in "^_":
             sign = self.take()
-            scripts[sign] = self.argument()
-        if self.kind in "({":
-            argument = self.group()
-        else:
-            factors = [self.signed(self.power)]
-            while self.is_factor() and self.kind not in ("function", "["):
-                factors.append(self.power())
-            argument = product(factors)
+            scripts[sign] = self.parse(ATOM)
+        argument = self.parse(ATOM if self.kind in "({" else JUXTAPOSED)
         if scripts.get("^") == MINUS and f"arc{name}" in FUNCTIONS:
             name = f"arc{name}"  # \sin^{-1}
             del scripts["^"]
-        value = applied(FUNCTIONS[name], argument)
+        if name in ("exp", "cis"):
+            value = power(E, times(I, argument) if name == "cis" else argument)
+        else:
+            value = call(FUNCTIONS[name])(argument)
         if "_" in scripts:
-            value = quotient(value, applied("log", scripts["_"]))
+            value = quotient(value, call("log")(scripts["_"]))
         return power(value, scripts["^"]) if "^" in scripts else value
-
-    def command(self, name: str):
-        value = self.argument()
-        if name in DECORATIONS:
-            return value  # \overline{AB} is AB
-        if name in ("frac", "over"):
-            return quotient(value, self.argument())
-        if name in ("binom", "choose"):
-            return call("binomial")(value, self.argument())
-        fail(f"unknown command \\{name}")
-
-
-def applied(name: str, argument):
-    r"""A function of an argument. A pole of \tan is a division by 0, as in \sin x/\cos x."""
-    if name in QUOTIENTS:
-        above, below = QUOTIENTS[name]
-        below = power(call(below)(argument), MINUS)
-        return product([call(above)(argument), below]) if above else below
-    if name in ("exp", "cis"):
-        return power(E, product([I, argument]) if name == "cis" else argument)
-    return call(name)(argument)
 
 
 # ---- comparing ----------------------------------------------------------------------------------
 
 COUNTING = "factorial", "fac2", "binomial"
-BUILTIN = {"Add": sum, "Mul": math.prod}
 VALUES = {pi: mp.pi, E: mp.e, I: mp.j}
 NATURAL = "jklmn"  # letters that stand for whole numbers
 WHOLE = 100, 7, 61, 12, 37, 72, 22, 9  # where floors and signs of whole numbers show
@@ -800,8 +755,9 @@ class Numbers:
 
     With p bits, a value within 2^(-p/2) of a whole number is taken as this number: a sum that
     cancels to rounding noise is 0, and so is \sin\pi. A division by noise is then one by 0, which
-    has no value. 256 bits decide most questions. Where they show no difference, twice the bits of
-    the numbers met on the way are added, so that 1 - 2^{-300} is not 1."""
+    has no value; nor has what grows with p, as \tan 90^\circ. 256 bits decide most questions. Where
+    they show no difference, twice the bits of the numbers met on the way are added, so that
+    1 - 2^{-300} is not 1."""
 
     rule = ""
 
@@ -809,23 +765,23 @@ class Numbers:
         """The values where the letters have the values `point`. Raises Undefined where one has no
         value, or must be `real` and is not; Refused beyond the bounds."""
         in_time()
-        self.point, self.real = point or {}, real
+        self.point, self.real, self.size = point or {}, real, 0
         with suppress(Undefined):
             found = self.with_bits(256, exprs)
-            if abs(found[0] - found[-1]) > mp.ldexp(1, self.high - 100):
+            if self.size < 128 and abs(found[0] - found[-1]) > mp.ldexp(1, self.size - 100):
                 return found
-        bits = 256 + 2 * (self.high - self.low)
-        if bits > MAX_BITS:
+        size = self.size
+        if size > MAX_BITS:
             fail("numbers too large or small", "too_large")
-        return self.with_bits(bits, exprs)
+        found = self.with_bits(256 + 2 * size, exprs)
+        return found if self.high < size + 128 else undefined("a division by noise")
 
     def with_bits(self, bits: int, exprs) -> list:
-        mp.prec, self.high, self.low = bits, 0, 0
-        self.noise = mp.ldexp(1, -bits // 2)
+        mp.prec, self.noise, self.high = bits, mp.ldexp(1, -bits // 2), 0
         try:
             return [self.value(expr) for expr in exprs]
         except (ZeroDivisionError, ValueError, TypeError) as error:
-            raise Undefined(f"no value: {error}") from None
+            undefined(f"no value: {error}")
 
     def near(self, x, y) -> bool:
         return abs(x - y) <= self.noise
@@ -834,49 +790,47 @@ class Numbers:
         """The value, as a real number if it is one, without its noise."""
         expr = self.point.get(expr, expr)
         if expr.is_Rational:
-            self.high = max(self.high, expr.p.bit_length(), expr.q.bit_length())
+            self.size = max(self.size, expr.p.bit_length(), expr.q.bit_length())
             return mp.mpf(expr.p) / expr.q
         if expr in VALUES:
             return +VALUES[expr]
         if not expr.args:
-            raise Undefined(f"{expr} has no value")
+            undefined(f"{expr} has no value")
         in_time()
-        parts = [self.value(part) for part in expr.args]
-        if expr.is_Pow:
-            x = self.power(*parts, expr.exp)
-        else:
-            x = self.call(expr.func.__name__, parts)
-        if not mp.isfinite(x):
-            raise Undefined("an infinite value")
-        imaginary = self.whole(mp.im(x))
+        x = self.operation(expr, *map(self.value, expr.args))
+        real, imaginary = self.whole(mp.re(x)), self.whole(mp.im(x))
         if imaginary and self.real:
             raise NotReal("not a real number")
-        real = self.whole(mp.re(x))
         return mp.mpc(real, imaginary) if imaginary else real
 
     def whole(self, x):
         """The whole number that a real value is, up to noise, or the value. Its size is noted."""
         if not x:
             return x
-        size = int(mp.mag(x))
-        self.high, self.low = max(self.high, size), min(self.low, size)
+        if not mp.isfinite(x):
+            undefined("an infinite value")
+        magnitude = int(mp.mag(x))
+        self.high, self.size = max(self.high, magnitude), max(self.size, abs(magnitude))
         nearest = mp.nint(x)
         return nearest if self.near(x, nearest) else x
 
-    def power(self, base, exponent, written):
-        if not base:
-            if mp.re(exponent) > 0:
-                return base
-            raise Undefined("0 to the power 0 or less")
-        if max(mp.mag(exponent), 0) + max(mp.mag(mp.mag(base)), 0) > 60:
+    def operation(self, expr, x, y=None):
+        if expr.is_Add:
+            return x + y
+        if expr.is_Mul:
+            return x * y
+        if not expr.is_Pow:
+            return self.call(expr.func.__name__, x, y)
+        if not x:
+            return x if mp.re(y) > 0 else undefined("0 to the power 0 or less")
+        if max(mp.mag(y), 0) + max(mp.mag(mp.mag(x)), 0) > 60:
             fail("a power beyond the bound", "too_large")
-        if not mp.im(base) and base < 0 and written.is_Rational and written.q % 2:
-            return (-1) ** (written.p % 2) * mp.power(-base, exponent)  # (-8)^{1/3} = -2
-        return mp.power(base, exponent)
+        if mp.im(x) == 0 and x < 0 and expr.exp.is_Rational and expr.exp.q % 2:
+            return (-1) ** (expr.exp.p % 2) * mp.power(-x, y)  # (-8)^{1/3} = -2
+        return mp.power(x, y)
 
-    def call(self, name: str, xs: list):
-        if name in BUILTIN:
-            return BUILTIN[name](xs)
+    def call(self, name: str, *xs):
+        xs = [x for x in xs if x is not None]
         counting = name in COUNTING
         slow = counting and mp.prec > 2000 and not all(map(mp.isint, xs))
         if slow or any(mp.mag(x) > (50 if counting else MAX_BITS) for x in xs):
@@ -892,9 +846,9 @@ class Numbers:
         for trial, sign in enumerate(LETTER_SIGNS if names else [1]):
             point = {}
             for name in names:
-                size = Rational(2 * rng.randint(10, 400) + 1, rng.choice((20, 147)))
-                if trial % 2 or str(name)[0] in NATURAL:
-                    size = Integer(WHOLE[(trial + len(point)) % len(WHOLE)])
+                size = Integer(WHOLE[(trial + len(point)) % len(WHOLE)])
+                if trial % 2 == 0 and str(name)[0] not in NATURAL:
+                    size = Rational(2 * rng.randint(10, 400) + 1, rng.choice((20, 147)))
                 point[name] = size * (sign or rng.choice((1, -1)))
             try:
                 yield self.at(a, t, point=point, real=real)
@@ -952,12 +906,18 @@ class Numbers:
 
 
 def difference(left: Form, right: Form):
-    return Add(*left.parts, product([MINUS, *right.parts]), evaluate=False)
+    return Add(*left.parts, times(MINUS, *right.parts), evaluate=False)
 
 
-OPERATORS = {"<": operator.lt, "≤": operator.le, "≠": operator.ne}
-EDGES = str.maketrans("([)]", "<≤<≤")
-NUMBER = Form("value", (Symbol("x"),))
+def both_or_either(*sets: set) -> set:
+    """x > -1, x ≠ 0 means both; x < 1, x > 3 either."""
+    return set.intersection(*sets) or set.union(*sets)
+
+
+HOLDS = {"<": operator.lt, "≤": operator.le, "≠": operator.ne}
+HOLDS |= {"(": operator.lt, "[": operator.le, ")": operator.lt, "]": operator.le}
+JOINED = {"∪": set.union, "or": set.union, "∩": set.intersection, "and": set.intersection}
+JOINED |= {"∖": set.difference, ",": both_or_either}
 
 
 def set_like(form: Form) -> bool:
@@ -993,6 +953,8 @@ class Comparer(Numbers):
                 return self.units(a, t)
             if set_like(a) or set_like(t):
                 return self.sets(a, t)
+            if "words" in kinds:
+                return False
             return self.equal(a, t) if kinds == {"value"} else self.items(a, t)
         except Undefined:
             return False
@@ -1003,11 +965,8 @@ class Comparer(Numbers):
         kinds, signs = {a.kind, t.kind}, {a.sign, t.sign}
         if kinds == {"names"} or kinds <= {"set", "list"}:
             return self.in_any_order(a, t)
-        if kinds == {"seq"}:
-            point = len(t.parts) > 2 and signs == {"()", "[]"}  # no interval
-            return (len(signs) == 1 or point) and self.in_order(a, t)
         as_tuple = kinds <= {"seq", "list", "names"} and signs <= {"()", ",", "and", ""}
-        return (as_tuple or kinds in ({"mod"}, {"&"})) and self.in_order(a, t)
+        return (as_tuple or (len(kinds) == len(signs) == 1)) and self.in_order(a, t)
 
     def in_order(self, a: Form, t: Form) -> bool:
         return len(a.parts) == len(t.parts) and all(map(self.same, a.parts, t.parts))
@@ -1049,14 +1008,14 @@ class Comparer(Numbers):
         self.rule = "inequalities up to a factor"
         if a.kind == t.kind == "<" and a.sign == t.sign and self.factor(a, t) > 0:
             return True
-        if a.kind == t.kind and a.kind in ("∪", "list") and {a.sign, t.sign} != {"and", "or"}:
+        if a.kind == t.kind and a.kind in ("list", "∩") and {a.sign, t.sign} != {"and", "or"}:
             if self.in_any_order(a, t):
                 return True
         self.rule = "the same set of real numbers"
         if len(letters(a) | letters(t)) > 1:
             return False
-        ends = (self.ends(a) | self.ends(t) | {0}) - {math.inf, -math.inf}
-        points = {end + beside for end in ends for beside in (-1, 0, 1)}
+        ends = {0} | self.ends(a) | self.ends(t)
+        points = {end + beside for end in ends for beside in (-1, 0, 1)} - {math.inf, -math.inf}
         return self.members(a, points) == self.members(t, points)
 
     def ends(self, form: Form) -> set:
@@ -1067,7 +1026,7 @@ class Comparer(Numbers):
 
     def end(self, form: Form) -> int | float:
         if form.kind != "value":
-            raise Undefined("no number")
+            undefined("no number")
         expr = form.parts[0]
         if expr.has(oo):
             return math.inf if expr == oo else -math.inf
@@ -1076,35 +1035,24 @@ class Comparer(Numbers):
     def members(self, form: Form, points: set) -> set:
         """The points in a set of real numbers. Raises Undefined for what is none."""
         in_time()
-        parts, sign = form.parts, form.sign
-        match form.kind:
-            case "=":
-                return self.members(parts[-1], points)  # x in (0, 5)
-            case "set":
-                return points & set(map(self.end, parts))
-            case "seq" if len(parts) == 2 and self.end(parts[0]) < self.end(parts[1]):
-                chain = Form("<", (parts[0], NUMBER, parts[1]), sign.translate(EDGES))
-                return self.members(chain, points)
-            case "<":
-                return self.solutions(form, points)
-            case "∪" | "∩" | "∖" | "list":
-                first, *others = (self.members(part, points) for part in parts)
-                if form.kind == "∖":
-                    return first.difference(*others)
-                both = first.intersection(*others)
-                apart = sign == "or" or (sign == "," and not both)  # x < 1, x > 3
-                return first.union(*others) if form.kind == "∪" or apart else both
-        raise Undefined("no set of real numbers")
-
-    def solutions(self, form: Form, points: set) -> set:
-        """The points that solve inequalities between a letter and numbers."""
-        if not {*form.sign} <= {*OPERATORS}:
-            raise Undefined("no inequality")
-        for left, sign, right in zip(form.parts, form.sign, form.parts[1:], strict=False):
-            x, y = (None if is_letter(side) else self.end(side) for side in (left, right))
-            holds = OPERATORS[sign]
-            points = {p for p in points if holds(p if x is None else x, p if y is None else y)}
-        return points
+        kind, parts, sign = form
+        if kind == "=":
+            return self.members(parts[-1], points)  # x in (0, 5)
+        if kind == "set":
+            return points & set(map(self.end, parts))
+        if kind == "<" and sign in HOLDS and is_letter(parts[0]):
+            end = self.end(parts[1])
+            return {x for x in points if HOLDS[sign](x, end)}
+        if kind == "<" and sign in HOLDS:
+            end = self.end(parts[0])
+            return {x for x in points if HOLDS[sign](end, x)}
+        if kind == "seq" and len(parts) == 2:
+            low, high = map(self.end, parts)
+            above = {x for x in points if HOLDS[sign[0]](low, x)}
+            inside = {x for x in above if HOLDS[sign[1]](x, high)}
+            return inside if low < high else undefined("an empty interval")
+        join = JOINED.get(sign or kind) or undefined("no set of real numbers")
+        return join(*(self.members(part, points) for part in parts))
 
 
 # ---- verdicts -----------------------------------------------------------------------------------

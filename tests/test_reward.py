@@ -300,7 +300,7 @@ RULES = {
         28\%  =  28 percentage  =  28 per cent  =  28 pct
         2 \text{ hours and } 13 \text{ minutes}  =  2 hours 13 minutes  !  13, 2  !  2, 13
         30.5^\circ  =  30°30'  !  30°
-        \$5.00  =  5  !  \$5.004  !  5.01""",  # a unit that is no word of the table
+        \$5.00  =  5  !  5.01""",  # a unit that is no word of the table
     "commands": r"""
         5  =  \textnormal{5}  =  \textup{5}  =  {\color{red}5}  =  \textcolor{red}{5}  =  \ensuremath{5}  =  \mathnormal{5}
         \frac12  =  \nicefrac{1}{2}  =  \sfrac{1}{2}  =  \cfrac12
@@ -451,21 +451,21 @@ def test_extract_is_linear(before, piece):
         (r"\sqrt{", "5", "unparsed"),
         ("1+" * 2000 + "1", "5", "too_large"),
         ("(" * 100 + "5" + ")" * 100, "5", "too_large"),
-        ("9" * 1500, "5", "too_large"),
+        ("9" * 1500, "5", "wrong"),
         ("9e99999", "5", "too_large"),
-        ("x+" * 1400, "y", "too_large"),
-        ("2^{10^{10}}", "5", "wrong"),
+        ("x+" * 1400 + "x", "y", "too_large"),
+        ("2^{10^{10}}", "5", "too_large"),
         ("10^{10^{10^{10}}}", "5", "too_large"),
-        ("(10^{10})!", "5", "wrong"),  # never written out
+        ("(10^{10})!", "5", "too_large"),  # never written out
         ("9!!!!", "5", "wrong"),
-        (r"\binom{10^9}{10^8}", "5", "wrong"),
+        (r"\binom{10^9}{10^8}", "5", "too_large"),
         (",".join("12" * 150), "5", "too_large"),
         (r"\binom{10^{20}}{2}", "5", "too_large"),
-        (r"(x+1)^{10^{9}}", "x", "wrong"),
-        ("1<(" * 30 + "x" + ")<2" * 30, "5", "wrong"),
-        ("(" * 30 + "x" + r")\ne 1" * 30, "5", "wrong"),
+        (r"(x+1)^{10^{9}}", "x", "too_large"),
+        ("1<(" * 30 + "x" + ")<2" * 30, "5", "unparsed"),
+        ("(" * 30 + "x" + r")\ne 1" * 30, "5", "unparsed"),
         (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}" * 30, "5", "unparsed"),
-        ("a. " * 900, "5", "too_large"),
+        ("a. " * 900, "5", "unparsed"),
         ("x_", "5", "unparsed"),
     ],
 )
