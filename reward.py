@@ -36,7 +36,6 @@ and checks sizes before it computes; sympy's evalf, subs and simplify have no su
 """
 
 import argparse
-import importlib.util
 import itertools
 import json
 import math
@@ -45,6 +44,7 @@ import os
 import queue
 import random
 import re
+import runpy
 import string
 import subprocess
 import sys
@@ -110,8 +110,8 @@ BRACE = re.compile(r"\\.|[{}]", re.S)  # \{ does not count
 SPACE = re.compile(r"\\q?quad|\\text|[\s${}~]")  # between two boxes
 JOINER = re.compile(r"(,|,?and|,?or)(?:[a-zA-Z]=)?")  # \boxed{3} and $x=\boxed{5}$
 HEAD = re.compile(
-    r"####|\banswer\s+is\b:?|\bfinal\s+answer\W{0,4}:|<answer>"  # "The answer is 42."
-    r"|^\W{0,4}answer\W{0,3}:(?=[^\n]*\s*\Z)",  # "Answer: 42", as the last line
+    r"(?:####|\banswer\s+is\b:?|\bfinal\s+answer\W{0,4}:|<answer>"  # "The answer is 42."
+    r"|^\W{0,4}answer\W{0,3}:(?=[^\n]*\s*\Z))[\s*:$]*(?:\\\[\s*)?",  # "Answer: 42", the last line
     re.I | re.M,
 )
 STOP = re.compile(r"\.(?:\s|$)|\n|<\||</|<eos>|<end_of_turn>|\s(?:because|since)\s")  # 42</s>
@@ -158,8 +158,7 @@ def extract(text: str) -> str | None:
         end = stop
     heads = list(HEAD.finditer(text))
     if heads and not BOX.search(text):
-        line = text[heads[-1].end() :].lstrip(" \t\r\n*:$").removeprefix("\\[").lstrip()
-        answer = STOP.split(line, maxsplit=1)[0].strip("* \t")
+        answer = STOP.split(text[heads[-1].end() :], maxsplit=1)[0].strip("* \t")
     return answer or None
 
 
@@ -436,19 +435,15 @@ def joined(parts: list[str], signs: list[str]) -> Form:
 
 
 def related(parts: list[str], signs: list[str]) -> Form:
-    """a = b = c; a < b, or a < b ≤ c as a < b and b ≤ c, always with the smaller side first."""
-    sides = tuple(map(read, parts))
-    if {*signs} == {"="}:
-        first, last = sides[0], sides[-1]
-        is_name = named(first) and (is_letter(first) or first.kind != "value" or not letters(last))
-        return Form("=", sides, shown(first) if is_name else "")  # not x + 1 = 2x, ab = cd
-    if any(side.kind in "<∩" for side in sides):
-        fail("an inequality of inequalities")
-    pairs = []
-    for left, sign, right in zip(sides, signs, sides[1:], strict=False):
-        ordered = (right, left) if sign in ">≥" else (left, right)
-        pairs.append(Form("<", ordered, sign.translate(MIRRORED)))
-    return Form("∩", tuple(pairs)) if len(pairs) > 1 else pairs[0]
+    """a = b = c, or a < b ≤ c with the smaller side first."""
+    sides, signs = tuple(map(read, parts)), "".join(signs)
+    if {*signs} <= {*">≥"}:
+        return Form("<", sides[::-1], signs[::-1].translate(MIRRORED))
+    if {*signs} != {"="}:
+        return Form("<", sides, signs)
+    first, last = sides[0], sides[-1]
+    is_name = named(first) and (is_letter(first) or first.kind != "value" or not letters(last))
+    return Form("=", sides, shown(first) if is_name else "")  # not x + 1 = 2x, ab = cd
 
 
 @lru_cache(2048)
@@ -647,7 +642,7 @@ def literal(text: str) -> Rational:
     return number
 
 
-JOIN = {"*": times, "/": quotient}
+JOIN = {"*": times, "/": quotient, "frac": quotient, "binom": call("binomial")}
 
 
 class Parser:
@@ -713,10 +708,8 @@ class Parser:
         if kind == "√":
             index = self.atom() if self.kind == "[" else Integer(2)
             return power(self.parse(ATOM), power(index, MINUS))
-        if text == "frac":
-            return quotient(self.parse(ATOM), self.parse(ATOM))
-        if text == "binom":
-            return call("binomial")(self.parse(ATOM), self.parse(ATOM))
+        if kind == "command" and text in JOIN:
+            return JOIN[text](self.parse(ATOM), self.parse(ATOM))
         if kind not in ("letter", "word") and text not in CONSTANTS:
             fail(f"cannot read {text or kind} here")
         name = re.sub('[{}" ]', "", text)  # f(x) is a name, since f is not known
@@ -819,23 +812,22 @@ class Numbers:
             return x + y
         if expr.is_Mul:
             return x * y
-        if not expr.is_Pow:
-            return self.call(expr.func.__name__, x, y)
+        if expr.is_Pow:
+            return self.power(x, y, expr.exp)
+        name, xs = expr.func.__name__, (x,) if y is None else (x, y)
+        slow = name in COUNTING and mp.prec > 2000 and not all(map(mp.isint, xs))
+        if slow or max(map(mp.mag, xs)) > (50 if name in COUNTING else MAX_BITS):
+            fail(f"{name} of a number beyond the bound", "too_large")
+        return getattr(mp, name)(*xs)
+
+    def power(self, x, y, written):
         if not x:
             return x if mp.re(y) > 0 else undefined("0 to the power 0 or less")
         if max(mp.mag(y), 0) + max(mp.mag(mp.mag(x)), 0) > 60:
             fail("a power beyond the bound", "too_large")
-        if mp.im(x) == 0 and x < 0 and expr.exp.is_Rational and expr.exp.q % 2:
-            return (-1) ** (expr.exp.p % 2) * mp.power(-x, y)  # (-8)^{1/3} = -2
+        if mp.im(x) == 0 and x < 0 and written.is_Rational and written.q % 2:
+            return (-1) ** (written.p % 2) * mp.power(-x, y)  # (-8)^{1/3} = -2
         return mp.power(x, y)
-
-    def call(self, name: str, *xs):
-        xs = [x for x in xs if x is not None]
-        counting = name in COUNTING
-        slow = counting and mp.prec > 2000 and not all(map(mp.isint, xs))
-        if slow or any(mp.mag(x) > (50 if counting else MAX_BITS) for x in xs):
-            fail(f"{name} of a number beyond the bound", "too_large")
-        return getattr(mp, name)(*xs)
 
     def at_points(self, a, t):
         """The pairs of values at fixed random points where `t` has one, None where only `a` has
@@ -914,6 +906,7 @@ def both_or_either(*sets: set) -> set:
     return set.intersection(*sets) or set.union(*sets)
 
 
+NUMBER = Form("value", (Symbol("x"),))
 HOLDS = {"<": operator.lt, "≤": operator.le, "≠": operator.ne}
 HOLDS |= {"(": operator.lt, "[": operator.le, ")": operator.lt, "]": operator.le}
 JOINED = {"∪": set.union, "or": set.union, "∩": set.intersection, "and": set.intersection}
@@ -1008,12 +1001,10 @@ class Comparer(Numbers):
         self.rule = "inequalities up to a factor"
         if a.kind == t.kind == "<" and a.sign == t.sign and self.factor(a, t) > 0:
             return True
-        if a.kind == t.kind and a.kind in ("list", "∩") and {a.sign, t.sign} != {"and", "or"}:
-            if self.in_any_order(a, t):
-                return True
-        self.rule = "the same set of real numbers"
         if len(letters(a) | letters(t)) > 1:
-            return False
+            alike = a.kind == t.kind != "<" and {a.sign, t.sign} != {"and", "or"}
+            return alike and self.in_any_order(a, t)  # x > 1 and y < 2
+        self.rule = "the same set of real numbers"
         ends = {0} | self.ends(a) | self.ends(t)
         points = {end + beside for end in ends for beside in (-1, 0, 1)} - {math.inf, -math.inf}
         return self.members(a, points) == self.members(t, points)
@@ -1040,19 +1031,22 @@ class Comparer(Numbers):
             return self.members(parts[-1], points)  # x in (0, 5)
         if kind == "set":
             return points & set(map(self.end, parts))
-        if kind == "<" and sign in HOLDS and is_letter(parts[0]):
-            end = self.end(parts[1])
-            return {x for x in points if HOLDS[sign](x, end)}
-        if kind == "<" and sign in HOLDS:
-            end = self.end(parts[0])
-            return {x for x in points if HOLDS[sign](end, x)}
-        if kind == "seq" and len(parts) == 2:
-            low, high = map(self.end, parts)
-            above = {x for x in points if HOLDS[sign[0]](low, x)}
-            inside = {x for x in above if HOLDS[sign[1]](x, high)}
-            return inside if low < high else undefined("an empty interval")
+        if kind == "<" and {*sign} <= {*HOLDS}:
+            return self.solutions(parts, sign, points)
+        if kind == "seq" and len(parts) == 2 and self.end(parts[0]) < self.end(parts[1]):
+            return self.solutions((parts[0], NUMBER, parts[1]), sign, points)
         join = JOINED.get(sign or kind) or undefined("no set of real numbers")
         return join(*(self.members(part, points) for part in parts))
+
+    def solutions(self, sides, signs: str, points: set) -> set:
+        """The points that a chain of inequalities allows for the letter in it."""
+        ends = [None if is_letter(side) else self.end(side) for side in sides]
+        for low, sign, high in zip(ends, signs, ends[1:], strict=False):
+            if low is None:
+                points = {x for x in points if HOLDS[sign](x, high)}
+            else:
+                points = {x for x in points if HOLDS[sign](low, x if high is None else high)}
+        return points
 
 
 # ---- verdicts -----------------------------------------------------------------------------------
@@ -1097,29 +1091,25 @@ def decide(answer: str, truth: str) -> tuple[str, str, tuple]:
     if not re.search(r"[^\W_]|\\|[^ -~]", left):
         return "no_answer", "nothing in the box", ()
     if left == right:
-        return "right", "the same string after cleaning", ()
+        return "right", "the same text after cleaning", ()
     chosen = CHOICE.fullmatch(left)
     due = None if re.fullmatch("[a-z]", right) else CHOICE.fullmatch(right)
     if due and chosen:
         same = due[2].upper() == chosen[2].upper()
         return "right" if same else "wrong", "choices by letter", ()
-    if due and due[3]:
-        truth = due[3]
-    if chosen and chosen[3]:
-        answer = chosen[3]
+    answer, truth = (chosen and chosen[3]) or answer, (due and due[3]) or truth
     return algebra(clean(answer), clean(truth))
 
 
 def readings(answer: str, truth: str) -> list[tuple[str, str]]:
     """The pairs of texts that the two may mean (rule 11)."""
-    pair = answer, truth
-    pairs, both = [pair], answer + " " + truth
-    if THOUSANDS.search(both) and truth[:1] not in OPENING:  # (1,234) is a pair
-        pairs = [tuple(THOUSANDS.sub(lambda run: run[0].replace(",", ""), text) for text in pair)]
-        pairs += [] if all(map(THOUSANDS.search, pair)) else [pair]
-    if LOG.search(both):
-        pairs = [(LOG.sub(log, a), LOG.sub(log, t)) for a, t in pairs for log in ("ln", "lg")]
-    return pairs
+    pairs = [(answer, truth)]
+    plain = tuple(THOUSANDS.sub(lambda run: run[0].replace(",", ""), text) for text in pairs[0])
+    if truth[:1] not in OPENING:  # (1,234) is a pair
+        both = answer != plain[0] and truth != plain[1]
+        pairs = [plain] if both else [plain, (answer, truth)]
+    pairs = [(LOG.sub(log, a), LOG.sub(log, t)) for a, t in pairs for log in ("ln", "lg")]
+    return list(dict.fromkeys(pairs))
 
 
 def compared(answer: str, truth: str) -> tuple[str, str, tuple]:
@@ -1298,13 +1288,11 @@ class Grader(AbstractContextManager):
 def user_reward(name: str):
     """The function of "FILE.py:function", as a judge of completions."""
     file, _, function = name.rpartition(":")
-    spec = importlib.util.spec_from_file_location("user_reward", file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = runpy.run_path(file)
 
     def judged(text: str, problem) -> Verdict:
         try:
-            value = float(getattr(module, function)(text, problem))
+            value = float(module[function](text, problem))
             if not math.isfinite(value):
                 raise ValueError(f"returned {value}")
             return Verdict(value, "graded", text, function)
@@ -1317,12 +1305,10 @@ def user_reward(name: str):
 def serve(memory_gb: float, reward: str | None = None):
     """What a worker does: a line in, a verdict out, until its input closes, as it does when the
     parent ends. What a user's reward prints goes to stderr. Out of memory, the worker dies."""
-    try:
+    with suppress(ImportError):  # no such limit on Windows
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (int(memory_gb * 2**30),) * 2)
-    except ImportError:  # no such limit on Windows
-        pass
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def listen():

@@ -462,8 +462,8 @@ def test_extract_is_linear(before, piece):
         (",".join("12" * 150), "5", "too_large"),
         (r"\binom{10^{20}}{2}", "5", "too_large"),
         (r"(x+1)^{10^{9}}", "x", "too_large"),
-        ("1<(" * 30 + "x" + ")<2" * 30, "5", "unparsed"),
-        ("(" * 30 + "x" + r")\ne 1" * 30, "5", "unparsed"),
+        ("1<(" * 30 + "x" + ")<2" * 30, "5", "wrong"),
+        ("(" * 30 + "x" + r")\ne 1" * 30, "5", "wrong"),
         (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}" * 30, "5", "unparsed"),
         ("a. " * 900, "5", "unparsed"),
         ("x_", "5", "unparsed"),
@@ -884,7 +884,7 @@ def test_a_user_reward_is_graded_in_the_workers(sleepy):
     for name, message in (
         ("fails", "KeyError"),
         ("infinite", "returned inf"),
-        ("absent", "AttributeError"),
+        ("absent", "KeyError"),
     ):
         with Grader(reward=f"{sleepy}:{name}") as grader:
             found = grader.submit("0", {"answer": 1}).result(60)
