@@ -12,7 +12,7 @@ The rules of equality. Each has a block of examples in tests/test_reward.py.
     857500. (`Numbers.equal`)
  4. A truth that is a decimal of three digits or more is also met by an exact value, or a longer
     decimal, that rounds to it: 1.41 by \sqrt2. Not money and not times: \$5.004 is not \$5.00.
- 5. Expressions are equal when their values agree at random points. An expression without a value
+ 5. Expressions are equal when their values agree at eight points. An expression without a value
     (a divisor that more digits do not separate from 0) equals nothing. Letters are
     case-sensitive; j, k, l, m, n stand for whole numbers.
  6. A name in front ("x =", "f(x) =", "x \in"), a unit, a degree or percent sign or a base may be
@@ -42,7 +42,6 @@ import math
 import operator
 import os
 import queue
-import random
 import re
 import runpy
 import string
@@ -63,12 +62,10 @@ from sympy import Add, E, I, Integer, Mul, Pow, Rational, Symbol, oo, pi
 
 # Bounds, checked before computing. The longest truth of the study has 78 characters.
 MAX_CHARS = 3000
-MAX_TOKENS = 1500
 MAX_DEPTH = 40  # of brackets
 MAX_ITEMS = 200  # of a list
 MAX_BRACES = 10_000  # in a box
-MAX_DIGITS = 1000  # of a literal
-MAX_BITS = 100_000  # of precision; 2022! has 19,283 bits and needs twice as many
+PRECISIONS = 2000, 70_000  # in bits; 2022! has 19,283 bits and needs twice as many
 SECONDS = 1.0  # of a thread's work on one comparison, so that a busy machine changes no reward
 
 # One comparison at a time: the deadline and the precision of `mp` belong to it.
@@ -512,7 +509,7 @@ def value(expr, text: str = "") -> Form:
 # The names of functions, with mpmath's name behind the colon where it is another one.
 FUNCTIONS = """arcsin:asin arccos:acos arctan:atan arccot:acot arcsec:asec arccsc:acsc arctg:atan
     arsinh:asinh arcosh:acosh artanh:atanh arcsinh:asinh arccosh:acosh arctanh:atanh
-    sinh cosh tanh coth cosec:csc sin cos tan cot sec csc exp log cis abs:fabs ctg:cot lg:log10
+    sinh cosh tanh coth cosec:csc sin cos tan cot sec csc exp log cis:expj abs:fabs ctg:cot lg:log10
     ln:log tg:tan ⌊:floor ⌈:ceil"""
 FUNCTIONS = {name.split(":")[0]: name.split(":")[-1] for name in FUNCTIONS.split()}
 NUMBERS = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen
@@ -552,7 +549,7 @@ TAIL = re.compile(
 NAMES = re.compile(r"[a-z]+|\^ ?\{? ?-?\d|[^\s\"{}.,-]")  # m, /, s, ^2 in m/s^2
 TRIGONOMETRY = re.compile("sin|cos|tan|cot|sec|csc|cis")  # \sin 30°
 BASED = re.compile(  # (204)_{5}, FF_{16}
-    r"\(?(\d[0-9A-Z]*|[0-9A-F]+(?=\)? ?_ ?[{(]{0,2}16))\.?(\d*)\)? ?_ ?[{(]{0,2}(\d{1,2})[})]{0,2}"
+    r"\(?(\d[0-9A-Z]*|[0-9A-F]+(?=\)? ?_ ?[{(]{0,2}16))\)? ?_ ?[{(]{0,2}(\d{1,2})[})]{0,2}"
 )
 
 
@@ -588,14 +585,13 @@ def unit(text: str) -> Form | None:
     return Form("unit", (bare,), name)
 
 
-def based(digits: str, places: str, base: str) -> Form:
+def based(digits: str, base: str) -> Form:
     """204_5 is 54, and may be met by 204."""
     try:
-        number = Rational(int(digits + places, int(base)), int(base) ** len(places))
+        number = value(Integer(int(digits, int(base))))
     except ValueError:
         fail(f"{digits[:20]} is no number in base {base}")
-    bare = read(digits) if digits.isdigit() and not places else value(number)
-    return Form("unit", (bare, value(number)), f"base {base}")
+    return Form("unit", (read(digits) if digits.isdigit() else number, number), f"base {base}")
 
 
 # ---- parsing: one expression to sympy -----------------------------------------------------------
@@ -725,10 +721,7 @@ class Parser:
         if scripts.get("^") == MINUS and f"arc{name}" in FUNCTIONS:
             name = f"arc{name}"  # \sin^{-1}
             del scripts["^"]
-        if name in ("exp", "cis"):
-            value = power(E, times(I, argument) if name == "cis" else argument)
-        else:
-            value = call(FUNCTIONS[name])(argument)
+        value = call(FUNCTIONS[name])(argument)
         if "_" in scripts:
             value = quotient(value, call("log")(scripts["_"]))
         return power(value, scripts["^"]) if "^" in scripts else value
@@ -738,9 +731,8 @@ class Parser:
 
 COUNTING = "factorial", "fac2", "binomial"
 VALUES = {pi: mp.pi, E: mp.e, I: mp.j}
-NATURAL = "jklmn"  # letters that stand for whole numbers
 WHOLE = 100, 7, 61, 12, 37, 72, 22, 9  # where floors and signs of whole numbers show
-LETTER_SIGNS = 1, 1, -1, -1, 0, 0, 0, 0  # of all letters; 0 for any
+LETTER_SIGNS = 1, 1, -1, -1, 0, 0, 0, 0  # of all letters; 0 for both in turn
 
 
 class Numbers:
@@ -748,9 +740,7 @@ class Numbers:
 
     With p bits, a value within 2^(-p/2) of a whole number is taken as this number: a sum that
     cancels to rounding noise is 0, and so is \sin\pi. A division by noise is then one by 0, which
-    has no value; nor has what grows with p, as \tan 90^\circ. 256 bits decide most questions. Where
-    they show no difference, twice the bits of the numbers met on the way are added, so that
-    1 - 2^{-300} is not 1."""
+    has no value, as has \tan 90^\circ. A value beyond 2^(p/2) is computed again with more bits."""
 
     rule = ""
 
@@ -758,23 +748,18 @@ class Numbers:
         """The values where the letters have the values `point`. Raises Undefined where one has no
         value, or must be `real` and is not; Refused beyond the bounds."""
         in_time()
-        self.point, self.real, self.size = point or {}, real, 0
-        with suppress(Undefined):
-            found = self.with_bits(256, exprs)
-            if self.size < 128 and abs(found[0] - found[-1]) > mp.ldexp(1, self.size - 100):
-                return found
-        size = self.size
-        if size > MAX_BITS:
-            fail("numbers too large or small", "too_large")
-        found = self.with_bits(256 + 2 * size, exprs)
-        return found if self.high < size + 128 else undefined("a division by noise")
-
-    def with_bits(self, bits: int, exprs) -> list:
-        mp.prec, self.noise, self.high = bits, mp.ldexp(1, -bits // 2), 0
-        try:
-            return [self.value(expr) for expr in exprs]
-        except (ZeroDivisionError, ValueError, TypeError) as error:
-            undefined(f"no value: {error}")
+        self.point, self.real = point or {}, real
+        for bits in PRECISIONS:
+            mp.prec, self.noise, self.size = bits, mp.ldexp(1, -bits // 2), 0
+            try:
+                found = [self.value(expr) for expr in exprs]
+            except (ZeroDivisionError, ValueError, TypeError):
+                found = None
+            if self.size < bits // 2:
+                return found or undefined("no value")
+            if self.size > PRECISIONS[-1]:
+                break
+        undefined("no value, or one too large or small")
 
     def near(self, x, y) -> bool:
         return abs(x - y) <= self.noise
@@ -801,11 +786,11 @@ class Numbers:
         if not x:
             return x
         if not mp.isfinite(x):
-            undefined("an infinite value")
-        magnitude = int(mp.mag(x))
-        self.high, self.size = max(self.high, magnitude), max(self.size, abs(magnitude))
+            raise ZeroDivisionError
         nearest = mp.nint(x)
-        return nearest if self.near(x, nearest) else x
+        x = nearest if self.near(x, nearest) else x
+        self.size = max(self.size, abs(int(mp.mag(x)))) if x else self.size
+        return x
 
     def operation(self, expr, x, y=None):
         if expr.is_Add:
@@ -815,14 +800,17 @@ class Numbers:
         if expr.is_Pow:
             return self.power(x, y, expr.exp)
         name, xs = expr.func.__name__, (x,) if y is None else (x, y)
-        slow = name in COUNTING and mp.prec > 2000 and not all(map(mp.isint, xs))
-        if slow or max(map(mp.mag, xs)) > (50 if name in COUNTING else MAX_BITS):
+        slow = name in COUNTING and mp.prec > PRECISIONS[0] and not all(map(mp.isint, xs))
+        if slow or max(map(mp.mag, xs)) > (50 if name in COUNTING else PRECISIONS[-1]):
             fail(f"{name} of a number beyond the bound", "too_large")
-        return getattr(mp, name)(*xs)
+        result = getattr(mp, name)(*xs)
+        if name in ("tan", "cot", "sec", "csc") and abs(result) * self.noise > 1:
+            raise ZeroDivisionError  # at a pole
+        return result
 
     def power(self, x, y, written):
         if not x:
-            return x if mp.re(y) > 0 else undefined("0 to the power 0 or less")
+            return x if mp.re(y) > 0 else 1 / x  # no value, as 1/0
         if max(mp.mag(y), 0) + max(mp.mag(mp.mag(x)), 0) > 60:
             fail("a power beyond the bound", "too_large")
         if mp.im(x) == 0 and x < 0 and written.is_Rational and written.q % 2:
@@ -830,18 +818,18 @@ class Numbers:
         return mp.power(x, y)
 
     def at_points(self, a, t):
-        """The pairs of values at fixed random points where `t` has one, None where only `a` has
-        none. Letters are fractions and whole numbers in turn, positive, negative, then of any
-        sign, since |xy| is xy wherever xy > 0; j, k, l, m, n are whole numbers."""
-        names, rng = sorted(letters(a) | letters(t), key=str), random.Random(20)
+        """The pairs of values at eight points where `t` has one, None where only `a` has none.
+        Letters are whole numbers and fractions in turn, positive, negative, then of both signs,
+        since |xy| is xy wherever xy > 0; j, k, l, m, n are whole numbers."""
+        names = sorted(letters(a) | letters(t), key=str)
         real = bool(names) and not (a.has(I) or t.has(I))
-        for trial, sign in enumerate(LETTER_SIGNS if names else [1]):
+        for trial in range(8 if names else 1):
             point = {}
-            for name in names:
-                size = Integer(WHOLE[(trial + len(point)) % len(WHOLE)])
-                if trial % 2 == 0 and str(name)[0] not in NATURAL:
-                    size = Rational(2 * rng.randint(10, 400) + 1, rng.choice((20, 147)))
-                point[name] = size * (sign or rng.choice((1, -1)))
+            for i, name in enumerate(names):
+                size = Rational(WHOLE[(trial + i) % 8])
+                if trial % 2 and str(name)[0] not in "jklmn":
+                    size += Rational(7 * trial + 3 * i + 1, 147)
+                point[name] = size * (LETTER_SIGNS[trial] or (-1) ** (trial // 2 + i))
             try:
                 yield self.at(a, t, point=point, real=real)
             except NotReal:
@@ -857,7 +845,7 @@ class Numbers:
         if x.is_Rational and y.is_Rational:
             self.rule = "exact values"
             return x == y or self.rounds(a, t)
-        self.rule = "values at random points" if letters(a) | letters(t) else "values to 60 digits"
+        self.rule = "values to 600 digits"
         agree = (pair is not None and self.near(*pair) for pair in self.at_points(x, y))
         return (next(agree, False) and all(agree)) or self.rounds(a, t)
 

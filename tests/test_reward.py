@@ -312,7 +312,6 @@ RULES = {
         3:2  =  3 to 2  =  6:4  !  2 to 3
         204_5  =  (204)_5  =  204 (base 5)  =  204_{(5)}  !  (204)_6
         255  =  FF_{16}  =  \mathrm{FF}_{16}  !  FE_{16}
-        6.25  =  110.01_2  !  110.1_2
         1000,1001  =  1,000, 1,001  =  1,000 and 1,001  !  1,000
         (-2,2)  =  |x|<2  =  x^2<4  =  x^{2} < 4  !  x^2\le4  !  |x|\le2  !  x<2
         \pm\sqrt3\pm1  =  \sqrt3+1,-\sqrt3-1  !  \sqrt3+1
@@ -452,16 +451,16 @@ def test_extract_is_linear(before, piece):
         ("1+" * 2000 + "1", "5", "too_large"),
         ("(" * 100 + "5" + ")" * 100, "5", "too_large"),
         ("9" * 1500, "5", "wrong"),
-        ("9e99999", "5", "too_large"),
+        ("9e99999", "5", "wrong"),
         ("x+" * 1400 + "x", "y", "too_large"),
-        ("2^{10^{10}}", "5", "too_large"),
+        ("2^{10^{10}}", "5", "wrong"),
         ("10^{10^{10^{10}}}", "5", "too_large"),
-        ("(10^{10})!", "5", "too_large"),  # never written out
+        ("(10^{10})!", "5", "wrong"),  # never written out
         ("9!!!!", "5", "wrong"),
-        (r"\binom{10^9}{10^8}", "5", "too_large"),
+        (r"\binom{10^9}{10^8}", "5", "wrong"),
         (",".join("12" * 150), "5", "too_large"),
         (r"\binom{10^{20}}{2}", "5", "too_large"),
-        (r"(x+1)^{10^{9}}", "x", "too_large"),
+        (r"(x+1)^{10^{9}}", "x", "wrong"),
         ("1<(" * 30 + "x" + ")<2" * 30, "5", "wrong"),
         ("(" * 30 + "x" + r")\ne 1" * 30, "5", "wrong"),
         (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}" * 30, "5", "unparsed"),
@@ -1003,7 +1002,7 @@ def test_the_command_explains(monkeypatch, capsys):
     assert (
         "read as  sqrt(8)   and   2*sqrt(2)\n" in shown
         and "right" in shown
-        and "60 digits" in shown
+        and "600 digits" in shown
     )
     monkeypatch.setattr(
         sys, "argv", ["reward.py", "--answer", "\\boxed{1,000}\x1b[2J", "--truth", "1001"]
