@@ -11,9 +11,9 @@ The rules of equality. Each has a block of examples in tests/test_reward.py.
  3. Exact numbers must be exactly equal: 1/2 = 0.5 = 50%, but 0.33 is not 1/3 and 857499 is not
     857500. (`Numbers.equal`)
  4. A truth that is a decimal of three digits or more is also met by an exact value, or a longer
-    decimal, that rounds to it: 1.41 by \sqrt2. Not money and not times: \$5.004 is not \$5.00.
+    decimal, that rounds to it: 1.41 by \sqrt2.
  5. Expressions are equal when their values agree at eight points. An expression without a value
-    (a divisor that more digits do not separate from 0) equals nothing. Letters are
+    (a divisor that hundreds of digits do not separate from 0) equals nothing. Letters are
     case-sensitive; j, k, l, m, n stand for whole numbers.
  6. A name in front ("x =", "f(x) =", "x \in"), a unit, a degree or percent sign or a base may be
     missing on one side. On both sides they must agree: 4% is not 40%, 5 dollars are not 5 cents,
@@ -515,6 +515,7 @@ FUNCTIONS = {name.split(":")[0]: name.split(":")[-1] for name in FUNCTIONS.split
 NUMBERS = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen
     fifteen sixteen seventeen eighteen nineteen twenty""".split()
 # Letters side by side that are a product, not a word (rule 9): AB, xy, ABC, sinx, xlnx.
+ALPHABET = f"{string.ascii_lowercase} {string.ascii_lowercase[::-1]}"
 LETTERS = re.compile(
     r"(?![nN][oO]$|[IVX]+$)(?:[a-zA-Z]{1,2}|(?!.?(.).?\1)[A-Z]{3})"
     rf"|[a-z]?(?:{'|'.join(FUNCTIONS)})[a-z]?"
@@ -554,8 +555,7 @@ BASED = re.compile(  # (204)_{5}, FF_{16}
 
 
 def is_product(run: str) -> bool:
-    neighbours = run in string.ascii_lowercase or run[::-1] in string.ascii_lowercase
-    return (len(run) > 2 and neighbours) or bool(LETTERS.fullmatch(run))
+    return bool(LETTERS.fullmatch(run)) or (len(run) > 2 and run in ALPHABET)
 
 
 def word(text: str) -> Form | None:
@@ -577,7 +577,7 @@ def unit(text: str) -> Form | None:
     if not found or ("°" in found[1] and TRIGONOMETRY.search(text)):
         return None
     names = [UNITS.get(name, name.removesuffix("s")) for name in NAMES.findall(found[1].lower())]
-    if any((len(name) > 2 and is_product(name)) or NO_UNIT.fullmatch(name) for name in names):
+    if any(map(NO_UNIT.fullmatch, names)):
         return None
     bare, name = read(text[: found.start()]), "".join(names)
     if bare.kind == "value" and name in ("%", "°"):  # it may be met by the number that it is
@@ -740,7 +740,9 @@ class Numbers:
 
     With p bits, a value within 2^(-p/2) of a whole number is taken as this number: a sum that
     cancels to rounding noise is 0, and so is \sin\pi. A division by noise is then one by 0, which
-    has no value, as has \tan 90^\circ. A value beyond 2^(p/2) is computed again with more bits."""
+    has no value, as has \tan 90^\circ. Where a number is met that is larger than 2^(p/2), or
+    smaller than its inverse and no noise, all is computed again with more bits: 1 - 2^{-2000} is
+    not 1."""
 
     rule = ""
 
@@ -787,10 +789,11 @@ class Numbers:
             return x
         if not mp.isfinite(x):
             raise ZeroDivisionError
+        magnitude = int(mp.mag(x))
+        if magnitude > self.size - mp.prec + 50:  # no noise
+            self.size = max(self.size, abs(magnitude))
         nearest = mp.nint(x)
-        x = nearest if self.near(x, nearest) else x
-        self.size = max(self.size, abs(int(mp.mag(x)))) if x else self.size
-        return x
+        return nearest if self.near(x, nearest) else x
 
     def operation(self, expr, x, y=None):
         if expr.is_Add:
@@ -845,7 +848,7 @@ class Numbers:
         if x.is_Rational and y.is_Rational:
             self.rule = "exact values"
             return x == y or self.rounds(a, t)
-        self.rule = "values to 600 digits"
+        self.rule = "values to 300 digits"
         agree = (pair is not None and self.near(*pair) for pair in self.at_points(x, y))
         return (next(agree, False) and all(agree)) or self.rounds(a, t)
 
@@ -894,9 +897,8 @@ def both_or_either(*sets: set) -> set:
     return set.intersection(*sets) or set.union(*sets)
 
 
-NUMBER = Form("value", (Symbol("x"),))
 HOLDS = {"<": operator.lt, "≤": operator.le, "≠": operator.ne}
-HOLDS |= {"(": operator.lt, "[": operator.le, ")": operator.lt, "]": operator.le}
+EDGES = str.maketrans("([)]", "<≤<≤")
 JOINED = {"∪": set.union, "or": set.union, "∩": set.intersection, "and": set.intersection}
 JOINED |= {"∖": set.difference, ",": both_or_either}
 
@@ -1019,21 +1021,26 @@ class Comparer(Numbers):
             return self.members(parts[-1], points)  # x in (0, 5)
         if kind == "set":
             return points & set(map(self.end, parts))
-        if kind == "<" and {*sign} <= {*HOLDS}:
+        if kind == "<":
             return self.solutions(parts, sign, points)
         if kind == "seq" and len(parts) == 2 and self.end(parts[0]) < self.end(parts[1]):
-            return self.solutions((parts[0], NUMBER, parts[1]), sign, points)
+            sides = parts[0], Form("value", (Symbol("x"),)), parts[1]
+            return self.solutions(sides, sign.translate(EDGES), points)
         join = JOINED.get(sign or kind) or undefined("no set of real numbers")
         return join(*(self.members(part, points) for part in parts))
 
     def solutions(self, sides, signs: str, points: set) -> set:
         """The points that a chain of inequalities allows for the letter in it."""
-        ends = [None if is_letter(side) else self.end(side) for side in sides]
-        for low, sign, high in zip(ends, signs, ends[1:], strict=False):
-            if low is None:
-                points = {x for x in points if HOLDS[sign](x, high)}
+        for left, sign, right in zip(sides, signs, sides[1:], strict=False):
+            holds = HOLDS.get(sign) or undefined("no inequality")
+            if is_letter(left):
+                end = self.end(right)
+                points = {x for x in points if holds(x, end)}
+            elif is_letter(right):
+                end = self.end(left)
+                points = {x for x in points if holds(end, x)}
             else:
-                points = {x for x in points if HOLDS[sign](low, x if high is None else high)}
+                undefined("no inequality that is solved for its letter")
         return points
 
 

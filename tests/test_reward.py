@@ -1002,7 +1002,7 @@ def test_the_command_explains(monkeypatch, capsys):
     assert (
         "read as  sqrt(8)   and   2*sqrt(2)\n" in shown
         and "right" in shown
-        and "600 digits" in shown
+        and "300 digits" in shown
     )
     monkeypatch.setattr(
         sys, "argv", ["reward.py", "--answer", "\\boxed{1,000}\x1b[2J", "--truth", "1001"]
