@@ -65,7 +65,7 @@ MAX_CHARS = 3000
 MAX_DEPTH = 40  # of brackets
 MAX_ITEMS = 200  # of a list
 MAX_BRACES = 10_000  # in a box
-PRECISIONS = 2000, 70_000  # in bits; 2022! has 19,283 bits and needs twice as many
+PRECISIONS = 2000, 100_000  # in bits; 2022! has 19,283 bits and needs twice as many
 SECONDS = 1.0  # of a thread's work on one comparison, so that a busy machine changes no reward
 
 # One comparison at a time: the deadline and the precision of `mp` belong to it.
@@ -292,6 +292,7 @@ NOTATION = r"""
     ^(?:\w ?= ?)?⦃ ?\w(?: ?= ?\(-∞,∞\))? ?[|∣:](?!=)([^⦃⦄]*)⦄$ → \1
     ^\{([^{}]*,[^{}]*)\}$ → ⦃\1⦄   # {1,2}
     \|([^|=]+)\| → ␣abs(\1)   # |x|
+    \|([^|=]+)\| → ␣abs(\1)   # ||x|-1|
     # $5 as 5$
     (?<![\d}])(?<![\d}] )"? ?([$€£¥]) ?"? ?(-?(?:\\frac )?[\d.{√](?:[^$€£¥;", ]|,(?=\d))*) → \2\1
     \b([rstxyz])_ ?\{?\d\}?(?= ?=) → \1   # x_1 = 1, x_2 = 2
@@ -370,7 +371,8 @@ class Form(NamedTuple):
 OPENING, CLOSING = "([{⦃⟦", ")]}⦄⟧"
 MINUS, PERCENT, DEGREE = Integer(-1), Rational(1, 100), pi / 180
 MIRRORED = str.maketrans(">≥", "<≤")
-MOMENT = re.compile(r"\d{1,2}:[0-5]\d|\d{1,2}/\d{1,2}/\d{2,4}")  # 5:25, 2/4/2000
+# A name, not a value: x_1, AB, f(2), |AB|, AB/CD, (x, y), sin A, length; but not x+1, x^2
+NAME = re.compile(r"(?:[fghFGHPE](?:_ ?\{[^{}]*\})?'* ?\([^()]*\)|_ ?(?:\w|\{[^{}]*\})|\D)++")
 DECIMAL = re.compile(r"-?\d*\.\d+")  # -1.41
 
 
@@ -439,8 +441,9 @@ def related(parts: list[str], signs: list[str]) -> Form:
     if {*signs} != {"="}:
         return Form("<", sides, signs)
     first, last = sides[0], sides[-1]
-    is_name = named(first) and (is_letter(first) or first.kind != "value" or not letters(last))
-    return Form("=", sides, shown(first) if is_name else "")  # not x + 1 = 2x, ab = cd
+    named = NAME.fullmatch(parts[0]) and (letters(first) or first.kind == "words")
+    named = named and (is_letter(first) or not letters(last))  # ab = cd says nothing of ab
+    return Form("=", sides, shown(first) if named else "")
 
 
 @lru_cache(2048)
@@ -453,13 +456,6 @@ def letters(form) -> frozenset:
 
 def is_letter(form: Form) -> bool:
     return form.kind == "value" and form.parts[0].is_Symbol
-
-
-def named(form: Form) -> bool:
-    """Whether a form is a name, not a value: x, AB, f(2), |AB|, AB/CD, (x, y), sin A, length."""
-    if form.kind != "value":
-        return form.kind == "words" or (form.kind == "seq" and all(map(named, form.parts)))
-    return bool(letters(form)) and form.parts[0].atoms(sympy.Number) <= {MINUS}
 
 
 LEVELS = (
@@ -490,8 +486,6 @@ def bracketed(text: str) -> Form | None:
 
 def number(text: str) -> Form:
     """A value, or a ratio: 2:4 is 1/2, and 1:2:4 is (1/4, 2/4)."""
-    if MOMENT.fullmatch(text):
-        return Form("words", (text.lstrip("0"),))
     parts, _ = split(text, ":")
     *others, last = [Parser(part).whole() for part in parts]
     quotients = [value(quotient(side, last)) for side in others]
@@ -520,7 +514,7 @@ LETTERS = re.compile(
     r"(?![nN][oO]$|[IVX]+$)(?:[a-zA-Z]{1,2}|(?!.?(.).?\1)[A-Z]{3})"
     rf"|[a-z]?(?:{'|'.join(FUNCTIONS)})[a-z]?"
 )
-WORD = re.compile(r"[A-Za-z][A-Za-z .'-]+")  # even, Bob
+WORD = re.compile(r"[A-Za-z][A-Za-z .'-]+|\d{1,2}:[0-5]\d|\d{1,2}/\d{1,2}/\d{2,4}")  # Bob, 5:25
 # One name for each unit; any other word of three letters and more is its own name.
 UNITS = """cm centimeter centimetre|m meter metre|km kilometer kilometre|mm millimeter millimetre
     |in inch inche|ft foot feet|yd yard|mi mile|g gram|kg kilogram|mg milligram|lb pound|oz ounce
@@ -564,9 +558,10 @@ def word(text: str) -> Form | None:
     lower = bare.lower()
     if lower in NUMBERS:
         return value(Integer(NUMBERS.index(lower)))
-    if not WORD.fullmatch(bare) or is_product(bare) or not ('"' in text or bare.isalpha()):
+    certain = '"' in text or bare.isalpha() or bare[:1].isdigit()  # AB-CD is no word
+    if not certain or not WORD.fullmatch(bare) or is_product(bare):
         return None
-    return Form("words", (re.sub(r"^(?:the|a|an) |(?<=\w{3})s\b|[^a-z]", "", lower),))
+    return Form("words", (re.sub(r"^(?:the|a|an) |^0|(?<=\w{3})s\b|[^\w:/]", "", lower),))
 
 
 def unit(text: str) -> Form | None:
@@ -772,12 +767,13 @@ class Numbers:
         if expr.is_Rational:
             self.size = max(self.size, expr.p.bit_length(), expr.q.bit_length())
             return mp.mpf(expr.p) / expr.q
-        if expr in VALUES:
-            return +VALUES[expr]
-        if not expr.args:
-            undefined(f"{expr} has no value")
         in_time()
-        x = self.operation(expr, *map(self.value, expr.args))
+        if expr in VALUES:
+            x = +VALUES[expr]
+        elif expr.args:
+            x = self.operation(expr, *map(self.value, expr.args))
+        else:
+            undefined(f"{expr} has no value")
         real, imaginary = self.whole(mp.re(x)), self.whole(mp.im(x))
         if imaginary and self.real:
             raise NotReal("not a real number")
@@ -1129,7 +1125,10 @@ def algebra(answer: str, truth: str) -> tuple[str, str, tuple]:
     global deadline
     with LOCK:
         deadline = time.thread_time() + SECONDS
-        found = [compared(*pair) for pair in readings(answer, truth)]
+        try:
+            found = [compared(*pair) for pair in readings(answer, truth)]
+        finally:
+            deadline = math.inf
     return next((one for one in found if one[0] == "right"), found[0])
 
 
