@@ -65,7 +65,7 @@ MAX_CHARS = 3000
 MAX_DEPTH = 40  # of brackets
 MAX_ITEMS = 200  # of a list
 MAX_BRACES = 10_000  # in a box
-PRECISIONS = 2000, 100_000  # in bits; 2022! has 19,283 bits and needs twice as many
+PRECISIONS = 2000, 70_000  # in bits; 2022! has 19,283 bits and needs twice as many
 SECONDS = 1.0  # of a thread's work on one comparison, so that a busy machine changes no reward
 
 # One comparison at a time: the deadline and the precision of `mp` belong to it.
@@ -800,7 +800,7 @@ class Numbers:
             return self.power(x, y, expr.exp)
         name, xs = expr.func.__name__, (x,) if y is None else (x, y)
         slow = name in COUNTING and mp.prec > PRECISIONS[0] and not all(map(mp.isint, xs))
-        if slow or max(map(mp.mag, xs)) > (50 if name in COUNTING else PRECISIONS[-1]):
+        if slow or max(map(mp.mag, xs)) > (50 if name in COUNTING else PRECISIONS[0]):
             fail(f"{name} of a number beyond the bound", "too_large")
         result = getattr(mp, name)(*xs)
         if name in ("tan", "cot", "sec", "csc") and abs(result) * self.noise > 1:
@@ -1241,8 +1241,9 @@ class Grader(AbstractContextManager):
         try:
             worker = self._worker()
             reply = exchange(worker, json.dumps([answer, truth]) + "\n", self.timeout_s)
+            verdict = Verdict(**json.loads(reply))
             self.idle.append(worker)
-            return Verdict(**json.loads(reply))
+            return verdict
         except (OSError, ValueError) as error:
             if worker:
                 self._end(worker)
