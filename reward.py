@@ -11,9 +11,9 @@ The rules of equality. Each has a block of examples in tests/test_reward.py.
  3. Exact numbers must be exactly equal: 1/2 = 0.5 = 50%, but 0.33 is not 1/3 and 857499 is not
     857500. (`Numbers.equal`)
  4. A truth that is a decimal of three digits or more is also met by an exact value, or a longer
-    decimal, that rounds to it: 1.41 by \sqrt2. Not money and not times: \$5.004 is not \$5.00.
- 5. Expressions are equal when their values agree at random points. An expression without a value
-    (a divisor that more digits do not separate from 0) equals nothing. Letters are
+    decimal, that rounds to it: 1.41 by \sqrt2.
+ 5. Expressions are equal when their values agree at eight points. An expression without a value
+    (a divisor that hundreds of digits do not separate from 0) equals nothing. Letters are
     case-sensitive; j, k, l, m, n stand for whole numbers.
  6. A name in front ("x =", "f(x) =", "x \in"), a unit, a degree or percent sign or a base may be
     missing on one side. On both sides they must agree: 4% is not 40%, 5 dollars are not 5 cents,
@@ -30,21 +30,20 @@ The rules of equality. Each has a block of examples in tests/test_reward.py.
 11. Where a text has two readings (1,000 as a number or a list; \log to base e or 10), the one
     that suits the truth counts.
 
-Text is never run as code. The parser builds sympy expressions with evaluate=False, because a
-sympy object otherwise computes while it is built (2**10**10 hangs). The values of expressions
-come from `Values`, which walks over them with mpmath and checks sizes before it computes;
-sympy's evalf, subs and simplify have no such bounds.
+Text is never run as code. The parser builds sympy expressions that are not evaluated, because
+sympy otherwise computes while it builds (2**10**10 hangs). `Numbers` walks over them with mpmath
+and checks sizes before it computes; sympy's evalf, subs and simplify have no such bounds.
 """
 
 import argparse
-import importlib.util
 import itertools
 import json
 import math
+import operator
 import os
 import queue
-import random
 import re
+import runpy
 import string
 import subprocess
 import sys
@@ -54,7 +53,7 @@ import unicodedata
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, is_dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 import mpmath
@@ -63,29 +62,23 @@ from sympy import Add, E, I, Integer, Mul, Pow, Rational, Symbol, oo, pi
 
 # Bounds, checked before computing. The longest truth of the study has 78 characters.
 MAX_CHARS = 3000
-MAX_TOKENS = 1500
 MAX_DEPTH = 40  # of brackets
 MAX_ITEMS = 200  # of a list
 MAX_BRACES = 10_000  # in a box
-MAX_DIGITS = 1000  # of a literal
-MAX_BITS = 100_000  # of precision; 2022! has 19,283 bits and needs twice as many
-SECONDS = 1.0  # of this thread's work on one comparison, so that a busy machine changes no reward
+PRECISIONS = 2000, 70_000  # in bits; 2022! has 19,283 bits and needs twice as many
+SECONDS = 1.0  # of a thread's work on one comparison, so that a busy machine changes no reward
 
-
-class Local(threading.local):
-    """Of a thread: the deadline of its comparison, its steps, its mpmath context."""
-
-    deadline, steps, mp = math.inf, 0, None
-
-
-LOCAL = Local()
+# One comparison at a time: the deadline and the precision of `mp` belong to it.
+LOCK = threading.Lock()
+mp = mpmath.MPContext()
+deadline = math.inf
 
 
 class Refused(Exception):
-    """(verdict, message): not mathematics that we know (unparsed), or a bound is reached."""
+    """(message, verdict): not mathematics that we know (unparsed), or a bound is reached."""
 
 
-class Undefined(Refused):
+class Undefined(Exception):
     """There is no value here, or no set of real numbers."""
 
 
@@ -94,19 +87,16 @@ class NotReal(Undefined):
 
 
 def fail(message: str, verdict: str = "unparsed"):
-    raise Refused(verdict, message)
+    raise Refused(message, verdict)
 
 
 def undefined(message: str):
-    raise Undefined("wrong", message)
+    raise Undefined(message)
 
 
 def in_time():
-    """Raise once this thread has worked on its comparison for SECONDS; called where work grows.
-
-    The clock is read at every 16th call, since reading it is slow on some systems."""
-    LOCAL.steps += 1
-    if LOCAL.steps % 16 == 0 and time.thread_time() > LOCAL.deadline:
+    """Raise once a comparison has taken SECONDS; called where work grows."""
+    if time.thread_time() > deadline:
         fail(f"more than {SECONDS} s", "timeout")
 
 
@@ -117,8 +107,8 @@ BRACE = re.compile(r"\\.|[{}]", re.S)  # \{ does not count
 SPACE = re.compile(r"\\q?quad|\\text|[\s${}~]")  # between two boxes
 JOINER = re.compile(r"(,|,?and|,?or)(?:[a-zA-Z]=)?")  # \boxed{3} and $x=\boxed{5}$
 HEAD = re.compile(
-    r"####|\banswer\s+is\b:?|\bfinal\s+answer\W{0,4}:|<answer>"  # "The answer is 42."
-    r"|^\W{0,4}answer\W{0,3}:(?=[^\n]*\s*\Z)",  # "Answer: 42", as the last line
+    r"(?:####|\banswer\s+is\b:?|\bfinal\s+answer\W{0,4}:|<answer>"  # "The answer is 42."
+    r"|^\W{0,4}answer\W{0,3}:(?=[^\n]*\s*\Z))[\s*:$]*(?:\\\[\s*)?",  # "Answer: 42", the last line
     re.I | re.M,
 )
 STOP = re.compile(r"\.(?:\s|$)|\n|<\||</|<eos>|<end_of_turn>|\s(?:because|since)\s")  # 42</s>
@@ -163,10 +153,9 @@ def extract(text: str) -> str | None:
         joiner = JOINER.fullmatch(SPACE.sub("", text[end:start][:60]))
         answer = f"{answer} {joiner[1]} {content}" if answer and joiner else content
         end = stop
-    heads = [] if BOX.search(text) else list(HEAD.finditer(text))
-    if heads:
-        line = text[heads[-1].end() :].lstrip(" \t\r\n*:$").removeprefix("\\[").lstrip()
-        answer = STOP.split(line, maxsplit=1)[0].strip("* \t")
+    heads = list(HEAD.finditer(text))
+    if heads and not BOX.search(text):
+        answer = STOP.split(text[heads[-1].end() :], maxsplit=1)[0].strip("* \t")
     return answer or None
 
 
@@ -179,142 +168,166 @@ SIGNS = r"""
     = == ∈ \in ≡ \equiv ≈ \approx \simeq   < \lt   > \gt   ≤ ⩽ <= \le \leq \leqslant
     ≥ ⩾ >= \ge \geq \geqslant   ≠ != \ne \neq   ∪ \cup   ∩ \cap   ∖ \setminus \backslash   : \colon
     | \| \vert \lvert \rvert \Vert   ∣ \mid   ⦃ \{ \lbrace   ⦄ \} \rbrace   [ \lbrack   ] \rbrack
-    ( \lparen \langle   ) \rparen \rangle   ⌊ \lfloor   ⌋ \rfloor   ⌈ \lceil   ⌉ \rceil   ¶ \\
-    ' ′ ’ \prime   % \% \percent   … ... \ldots \cdots \dots
-    ° ∘ \circ \degree   π \pi   ∞ \infty \infinity   ∅ \emptyset \varnothing   √ \sqrt   ℝ \R \reals
-    ℤ \Z   $ \$ US$ USD Rs Rs. INR ₹   € \euro EUR   £ \pounds \pound GBP   ¥ \yen
-    α \alpha   β \beta   γ \gamma   δ \delta   ε \epsilon   ζ \zeta   η \eta   θ \theta   ι \iota
-    κ \kappa   λ \lambda   μ \mu   ν \nu   ξ \xi   ρ \rho   σ \sigma   τ \tau   υ \upsilon   φ \phi
-    χ \chi   ψ \psi   ω \omega   Γ \Gamma   Δ \Delta   Θ \Theta   Λ \Lambda   Ξ \Xi   Π \Pi
-    Σ \Sigma   Φ \Phi   Ψ \Psi   Ω \Omega   ℓ \ell"""
+    ( \lparen \langle   ) \rparen \rangle \rfloor ⌋ \rceil ⌉   ⌊( ⌊ \lfloor   ⌈( ⌈ \lceil
+    ¶ \\   ' ′ ’ \prime   % \% \percent   … ... \ldots \cdots \dots   √ \sqrt   π \pi
+    ° ∘ \circ \degree   ∞ \infty \infinity   (-∞,∞) ℝ \R \reals   ⦃⦄ ∅ \emptyset \varnothing   ℤ \Z
+    $ \$ US$ USD Rs Rs. INR ₹   € \euro EUR   £ \pounds \pound GBP   ¥ \yen
+    α \alpha   β \beta   γ \gamma   δ \delta   ε \epsilon \varepsilon   ζ \zeta   η \eta
+    θ \theta \vartheta   ι \iota   κ \kappa   λ \lambda   μ \mu   ν \nu   ξ \xi
+    ρ \rho \varrho   σ \sigma   τ \tau   υ \upsilon   φ \phi \varphi   χ \chi   ψ \psi
+    ω \omega   Γ \Gamma   Δ \Delta   Θ \Theta   Λ \Lambda   Ξ \Xi   Π \Pi   Σ \Sigma   Φ \Phi
+    Ψ \Psi   Ω \Omega   ℓ \ell"""
 SPELLED = {}
 for group in re.split(r"\n? {3,}", SIGNS.strip()):
     sign, *spellings = group.split()
     SPELLED |= dict.fromkeys(spellings, sign)
-FUNCTIONS = """arcsin arccos arctan arccot arcsec arccsc arsinh arcosh artanh sinh cosh tanh coth
-    arctg cosec sin cos tan cot sec csc exp log max min cis abs ctg lg ln tg""".split()
-DECORATIONS = """angle triangle overline bar widehat overrightarrow underline measuredangle vec
-    hat tilde mathcal mathbb dot""".split()
-COMMANDS = sorted((name[1:] for name in SPELLED if name[1:].isalpha()), key=len, reverse=True)
-COMMANDS = "|".join([*FUNCTIONS, *COMMANDS])
 SPELLING = re.compile(
-    rf"\\\\|\\(?:{COMMANDS})|\\[a-zA-Z]+|\\[{{}}%$|]"  # \pi in \piR, a slip
+    r"\\\\|\\(?:pi(?=[A-Z])|[a-zA-Z]+|[{}%$|])"  # \pi in \piR, a slip
     r"|\+/-|<=|>=|!=|==|\*\*|\.\.\.|\b(?:US\$|USD\b|EUR\b|GBP\b|INR\b|Rs\b\.?)|[^\x00-\x7f]"
 )
-NUMBERS = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen
-    fifteen sixteen seventeen eighteen nineteen twenty""".split()
-NUMBERS = {name: value for value, name in enumerate(NUMBERS)}
 # Characters that are not seen: controls, zero-width characters, marks of direction.
 INVISIBLE = re.compile(
     "[\x00-\x08\x0e-\x1f\x7f-\x9f\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]"
 )
-LOOKALIKES = str.maketrans({"˚": "°", "º": "°", "。": ".", "ℝ": "\\R ", "ℤ": "\\Z "})
-SCRIPTS = re.compile("([¼-¾⅐-⅞])|[⁰¹²³⁴⁵⁶⁷⁸⁹⁻ⁿ]{1,99}")  # ½, x²
-
-
-def script(found) -> str:
-    r"""2⅕ as 2\frac{1}{5}, x² as x^{2}: the normal form alone would read 21/5 and x2."""
-    text = unicodedata.normalize("NFKC", found[0])
-    return rf"\frac{{{text.replace('⁄', '}{')}}}" if found[1] else f"^{{{text}}}"
-
-
-def mixed(found) -> str:
-    r"""1\frac34 as (1+3/4), if the fraction is below one."""
-    whole, above, below = found.groups()
-    return f"({whole}+{above}/{below})" if int(above) < int(below) else found[0]
+# Rules "pattern → replacement   # example" in the order of their application. ␣ is a space;
+# QUOTED and BOTH_SIGNS are the functions below. The first are for characters.
+UNICODE = r"""
+    [˚º] → °
+    。 → .
+    ℝ → \\R␣
+    ℤ → \\Z␣
+    [¼-¾⅐-⅞] → ␣\g<0>   # 2½
+    [⁰¹²³⁴⁵⁶⁷⁸⁹⁻ⁿ]{1,99} → ^{\g<0>}   # x²
+"""
+# For commands, in a text whose spaces are single, so that every pattern is linear.
+COMMANDS = r"""
+    (\d+)⁄(\d+) → \\frac{\1}{\2}   # ½
+    # \\[2pt] between rows
+    \\\\ ?\[-?[\d.]{1,9} ?(?:pt|em|ex|mm)\] → \\\\
+    \\(?:textcolor|color) ?\{\w*\} →   # {\color{red}5}
+    \\(?:left|right|middle)(?![a-zA-Z]) ?\.?|\\[bB]igg?[lrm]?(?![a-zA-Z]) →   # \left(
+    # \displaystyle 5
+    \\(?:displaystyle|textstyle|[lL]arge|limits|nolimits|rm|bf|it)(?![a-zA-Z]) →
+    # \boxed{\boxed{5}}, \begin{cases}
+    \\(?:boxed|fbox) ?(?=\{)|\\(?:begin|end) ?\{(?:cases|align(?:ed|\*)?|gathered)\} →
+    & ?(?==) →   # x &= 1
+    \\begin ?\{[a-zA-Z]{1,12}\*?\}(?:\{[lcr|]{1,20}\})? → ⟦   # \begin{array}{cc}
+    (?:\\\\)? ?\\end ?\{[a-zA-Z]{1,12}\*?\} → ⟧   # \\ \end{pmatrix}
+    (?<!\\)\\[()\[\]]|(?<!\\)(?<!US)\$|" → ␣   # \( \) \[ \] $
+    (?<=\d) ?(?:\{,\}|,\\!|\\!,|\{,\\!\}|\\,) ?(?=\d{3}) →   # 1{,}000, 3,\!250, 1\,000
+    (?<!\\)\\[!,;:> ]|~|\\(?:thin|med|thick)space → ␣   # 5\,cm, a~b
+    (?<![\d.,])(\d{1,3}) (\d{3})(?: (\d{3}))?(?![\d/]) → \1\2\3   # 1 000
+    \\q?quad → ␣   # x \quad y
+    \\(?:[dtcs]|nice)(frac|binom)(?![a-zA-Z]) ? → \\\1␣   # \dfrac, \nicefrac, \dbinom
+    \\operatorname\*? ?\{([a-zA-Z]+)\} → \\\1␣   # \operatorname{sech}
+    \\(?:mathbb|mathbf|Bbb) ?\{? ?([RZ])(?![a-zA-Z]) ?\}? → \\\1␣   # \mathbf{R}
+    # \mathbf{A}\mathbf{B} is not \mathbf{B}\mathbf{A}
+    \\mathbf ?\{(\w)\} ?(?:\\times)? ?\\mathbf ?\{(\w)\} → V_{\1\2}
+    # \mathbf{x}
+    \\(?:math(?:bf|it|ord)|boldsymbol|bm|pmb|ensuremath) ?\{([^{}]*)\} → ␣\1␣
+    \\(?:text[a-z]{2,6}|math(?:rm|sf|tt|normal)|[mh]box|emph) ?\{ → \\text{   # \mathrm{cm}
+    \\text ?\{((?:[^{}]|\{[^{}]*\})*)\} → QUOTED   # \text{ cm}
+    " ?((?:a?r?c?(?:sin|cos|tan|cot|sec|csc)h?|arctg|cis|log|ln|lg|exp)) ?" → \\\1␣   # \text{cis}
+    ([\])}]) ?U ?(?=[\[(\\]) → \1\\cup␣   # (0,1)U(2,3)
+    & ?"? ?(?:if|for|when)\b ?"? → &␣   # x & \text{if } x > 0
+    \( ?(?:\\[bp]?mod\b|"? ?mod\b ?"?)([^()]*)\) → ␣mod \1   # (mod 4)
+    \\[pb]?mod(?![a-z])|" ?mod ?" → ␣mod␣   # \pmod{4}
+    \^ ?\\circ(?![a-zA-Z])|\^ ?\{ ?\\circ ?\} → °   # 60^\circ
+    \^ ?\\prime|\^ ?\{ ?\\prime ?\} → '   # f^{\prime}
+    ° ?"? ?([CF])\b ?"? → ␣"degree\1"   # 77° F
+    [("]? ?\b(?:in )?base ?(\d{1,2})\b ?[)"]? → _{\1}   # 204 (base 5)
+    " ?([0-9A-F]{2,40}) ?" ?_ → \1_   # \mathrm{FF}_{16}
+    # f^{-1}(x), A^{-1} =
+    (?<![a-zA-Z\\])([A-Zf-h]) ?\^ ?\{? ?-1 ?\}? ?(?=[(=]) → \1_{-}
+    \\frac ?\{ ?(?:d|\\partial) ?(\w) ?\} ?\{ ?(?:d|\\partial) ?\w ?\} → \1'   # \frac{dy}{dx}
+    (frac|binom|log_) ?(\d)(?= ?[\d{]) → \1{\2}   # \frac12
+    ((?:frac|binom) ?\{[^{}]*\}) ?(\d) → \1{\2}   # \frac{1}2
+    (?<=\d) (\d{1,9})/(\d{1,9}) → \\frac{\1}{\2}   # 1 3/4
+    # 1\frac{3}{4}
+    (?<![\w^_.)}\]/])(\d{1,99}) ?\\frac ?\{ ?(\d{1,99}) ?\} ?\{ ?(\d{1,99}) ?\} → (\1+\2/\3)
+    \{([^{}]*)\\over(?![a-z])([^{}]*)\} → \\frac{\1}{\2}   # {1 \over 2}
+    \{([^{}]*)\\choose(?![a-z])([^{}]*)\} → \\binom{\1}{\2}   # {5 \choose 2}
+    # 0.333\ldots, 0.\overline{3}, 0.\dot{1}\dot{2} are 0.[3], 0.[12]
+    (\.\d{0,9}?)(\d{1,9}?)\2{1,99} ?(?:\.{3}|\\[lc]?dots)(?! ?[+,]) → \1[\2]
+    (\.\d*) ?\\(?:overline|bar|dot) ?\{?(\d+)\}?(?: ?\\dot ?\{?(\d)\}?)? → \1[\2\3]
+    (\.)\((\d+)\) → \1[\2]   # 0.(3)
+    (\d)[eE]([+-]?\d{1,9})(?![\w]) → \1*10^{\2}   # 3.2e5
+    # \vec{a}, \angle ABC
+    \\(?:(?:over|under)line|bar|(?:wide)?hat|vec|tilde|dot|overrightarrow|mathcal)(?![a-zA-Z]) →
+    \\(?:measured)?angle|\\triangle →
+    # \frac{\pi}{4}+k\pi, k \in \mathbb{Z}
+    ^(.*?([j-n]).*?)[,;(] ?\(? ?\2 ?\\in ?(?:\\mathbb)? ?\\?\{?[ZN]\}? ?\)?$ → \1
+    # cx \text{ for some constant } c
+    " ?(?:for|where)\b(?=.*(?:\\in\b|integer|all|any|every|some|constant|real))[^,;]*$ →
+    # \text{The answer is } 5
+    (?i)^"? ?(?:the )?(?:final )?answer(?: is)?:? ?"? ?(?=[\d$\\(-]) →
+    (?i)"? ?\ball (?:real numbers|reals)\b ?"? → ␣\\R␣   # \text{all real numbers}
+    # \mathbb{R} \text{ except } 3
+    \\R[ "]*(?:except|without)[ "]*(?:x ?= ?)?([^"\\]+)$ → \\R \\setminus\\{\1\\}
+    # \text{no solution}
+    (?i)^[" ]*(?:there (?:is|are) )?no (?:real )?(?:solutions?|roots?)[". ]*$ → \\emptyset
+    (\d+) ?° ?(\d+) ?' → (\1+\2/60)°   # 30°30'
+    ^\|([^|]+)\| ?(<|\\leq?|≤) ?([\d./]+)$ → -\3 \2 \1 \2 \3   # |x| < 2
+    # x^2 < 4
+    ^(\w) ?\^ ?\{? ?2 ?\}? ?(<|\\leq?|≤) ?([\d./]+)$ → -\\sqrt{\3} \2 \1 \2 \\sqrt{\3}
+    "? ?\b(hours?|h|feet|ft)[ ",]*(?:and)? *(?=\d) → ␣\1␣   # 2 hours and 13 minutes
+    ([\d}]|\\pi) ?(?:≈|\\approx).*$ → \1   # \frac13 \approx 0.33
+    (?i)\b([ap])\. ?m\b\.? → \1m   # 6:30 p.m.
+    \b(?:square|sq\.?) (\w{1,20}) → \1^2   # 5 square feet
+    \bper cent\b → percent   # 5 per cent
+    (?<=\d)( ?"? ?)dozens?\b → *12\1   # 2 dozen eggs
+    (?<=\d)( ?"? ?)thousands?\b → *10^3\1   # 5 thousand
+    (?i)(?<=\d)( ?"? ?)millions?\b → *10^6\1   # 5 million
+    ^(?:=|\\approx|≈) ? →   # = 5
+    (?<=\d) ?x ?(?=10\^) → *   # 1.5x10^3
+    (?<=\d) to (?=\d{1,9}$) → :   # 3 to 2
+    (?<![a-zA-Z\\])(sqrt|infinity|pi)(?![a-z]) → \\\1␣   # sqrt(2)
+    ␣\([a-z]{3,20}\)$ →   # 42 (apples)
+"""
+# The same for a text in our signs.
+NOTATION = r"""
+    # 1±√5 as 1+√5,1-√5, in a set or a list; (±1,2) as (+1,2),(-1,2)
+    ^\(.*[±∓].*\)$|(?<![^,;=≠⦃⦄])[^,;=≠⦃⦄]*[±∓](?:(?!"? ?(?:or|and)\b)[^,;⦄])* → BOTH_SIGNS
+    # ⦃x | x > 3⦄
+    ^(?:\w ?= ?)?⦃ ?\w(?: ?= ?\(-∞,∞\))? ?[|∣:](?!=)([^⦃⦄]*)⦄$ → \1
+    ^\{([^{}]*,[^{}]*)\}$ → ⦃\1⦄   # {1,2}
+    \|([^|=]+)\| → ␣abs(\1)   # |x|
+    \|([^|=]+)\| → ␣abs(\1)   # ||x|-1|
+    # $5 as 5$
+    (?<![\d}])(?<![\d}] )"? ?([$€£¥]) ?"? ?(-?(?:\\frac )?[\d.{√](?:[^$€£¥;", ]|,(?=\d))*) → \2\1
+    \b([rstxyz])_ ?\{?\d\}?(?= ?=) → \1   # x_1 = 1, x_2 = 2
+    ^[a-zA-Z] ?≠([^=<>≤≥≠]*,[^=<>≤≥≠]*)$ → (-∞,∞)∖⦃\1⦄   # x ≠ 1, 2
+    # x = 1, 2 as x = ⦃1, 2⦄
+    ^([a-zA-Z] ?=)(?!.*\d,\d{3}\b)([^=<>≤≥≠([⦃]*,[^=<>≤≥≠]*)$ → \1⦃\2⦄
+"""
 
 
 def quoted(found) -> str:
     r"""\text{ cm and } as " cm " and, \text{5 apples} as 5 " apples", \text{5} as 5."""
-    pieces = re.sub(r"(?i)(^ ?[\d./]+(?= |$)|,|\b(?:and|or)\b)", r'" \1 "', found[1])
+    pieces = re.sub(r"(?i)(^ ?[\d./:]+(?= |$)|,|\b(?:and|or)\b)", r'" \1 "', found[1])
     return re.sub('" *"', " ", f'"{pieces}"')
 
 
-NAME = r"[a-zA-Z]{1,12}\*?"
-TEXT_STYLES = r"text(?:bf|it|rm|sf|tt|normal|up|sc|md)?|math(?:rm|sf|tt|normal)|mbox|hbox|emph"
-SQUARE = r"\^ ?(?:2|\{ ?2 ?\})"
-MATH_STYLES = r"math(?:bf|it|ord)|boldsymbol|bm|pmb|ensuremath"
-# Applied in this order to a text whose spaces are single, so that every pattern is linear.
-CLEAN = (
-    (r"\\\\ ?\[-?[\d.]{1,9} ?(?:pt|em|ex|mm)\]", r"\\\\"),  # \\[2pt] between rows
-    (r"\\(?:textcolor|color) ?\{\w*\}", ""),  # {\color{red}5}
-    (r"\\(?:left|right|middle)(?![a-zA-Z]) ?\.?|\\[bB]igg?[lrm]?(?![a-zA-Z])", ""),  # \left(
-    # \displaystyle 5
-    (r"\\(?:displaystyle|textstyle|[lL]arge|limits|nolimits|rm|bf|it)(?![a-zA-Z])", ""),
-    # \boxed{\boxed{5}}, \begin{cases}
-    (r"\\(?:boxed|fbox) ?(?=\{)|\\(?:begin|end) ?\{(?:cases|align(?:ed|\*)?|gathered)\}", ""),
-    (r"& ?(?==)", ""),  # x &= 1
-    (rf"\\begin ?\{{{NAME}\}}(?:\{{[lcr|]{{1,20}}\}})?", "⟦"),  # \begin{array}{cc}
-    (rf"(?:\\\\)? ?\\end ?\{{{NAME}\}}", "⟧"),  # \\ \end{pmatrix}
-    (r"(?<!\\)\\[()\[\]]|(?<!\\)(?<!US)\$|\"", " "),  # \( \) \[ \] $
-    (r"(?<=\d) ?(?:\{,\}|,\\!|\\!,|\{,\\!\}|\\,) ?(?=\d{3})", ""),  # 1{,}000, 3,\!250, 1\,000
-    (r"(?<!\\)\\[!,;:> ]|~|\\(?:thin|med|thick)space", " "),  # 5\,000, a~b
-    (r"(?<![\d.,])(\d{1,3}) (\d{3})(?: (\d{3}))?(?![\d/])", r"\1\2\3"),  # 1 000
-    (r"\\q?quad", " "),  # x \quad y
-    (r"\\(?:land|wedge)(?![a-z])|∧", " and "),  # x>0 \land x<5
-    (r"\\(?:lor|vee)(?![a-z])|∨", " or "),  # x<0 \lor x>5
-    (r"\\(?:[dtcs]frac|nicefrac)(?![a-zA-Z])", r"\\frac "),  # \dfrac, \nicefrac
-    (r"\\[dt]binom", r"\\binom "),  # \dbinom
-    (r"\\var(?=[a-mo-z])", r"\\"),  # \varphi
-    (r"\\operatorname\*? ?\{([a-zA-Z]+)\}", r"\\\1 "),  # \operatorname{lcm}
-    (r"\\(?:mathbb|mathbf|Bbb) ?\{? ?([RZ])(?![a-zA-Z]) ?\}?", r"\\\1 "),  # \mathbf{R}
-    (r"\\mathbf ?\{(\w)\} ?(?:\\times)? ?\\mathbf ?\{(\w)\}", r"V_{\1\2}"),  # AB is not BA
-    (rf"\\(?:{MATH_STYLES}) ?\{{([^{{}}]*)\}}", r" \1 "),  # \mathbf{x}
-    (rf"\\(?:{TEXT_STYLES}) ?\{{((?:[^{{}}]|\{{[^{{}}]*\}})*)\}}", quoted),  # \text{ cm}
-    (rf'" ?(?!min)({"|".join(FUNCTIONS)}) ?"', r"\\\1 "),  # \text{cis}
-    (r"([\])}]) ?U ?(?=[\[(\\])", r"\1\\cup "),  # (0,1)U(2,3)
-    (r'& ?"? ?(?:if|for|when)\b ?"?', "& "),  # x & \text{if } x > 0
-    (r'\( ?(?:\\[bp]?mod\b|"? ?mod\b ?"?)([^()]*)\)', r" mod \1"),  # (mod 4)
-    (r'\\[pb]?mod(?![a-z])|" ?mod ?"', " mod "),  # \pmod{4}
-    (r"\^ ?\\circ(?![a-zA-Z])|\^ ?\{ ?\\circ ?\}", "°"),  # 60^\circ
-    (r"\^ ?\\prime|\^ ?\{ ?\\prime ?\}", "'"),  # f^{\prime}
-    (r'° ?"? ?([CF])\b ?"?', r' "degree\1"'),  # 77° F
-    (r'[("]? ?\b(?:in )?base ?(\d{1,2})\b ?[)"]?', r"_{\1}"),  # 204 (base 5)
-    (r'" ?([0-9A-F]{2,40}) ?" ?_', r"\1_"),  # \mathrm{FF}_{16}
-    (r"(?<![a-zA-Z\\])([A-Zf-h]) ?\^ ?\{? ?-1 ?\}? ?(?=[(=])", r"\1_{-}"),  # f^{-1}(x), A^{-1} =
-    (r"\\frac ?\{ ?(?:d|\\partial) ?(\w) ?\} ?\{ ?(?:d|\\partial) ?\w ?\}", r"\1'"),  # dy/dx
-    (r"(frac|binom|log_) ?(\d)(?= ?[\d{])", r"\1{\2}"),  # \frac12
-    (r"((?:frac|binom) ?\{[^{}]*\}) ?(\d)", r"\1{\2}"),  # \frac{1}2
-    (r"(?<=\d) (\d{1,9})/(\d{1,9})", r"\\frac{\1}{\2}"),  # 1 3/4
-    # 1\frac{3}{4}
-    (r"(?<![\w^_.)}\]/])(\d{1,99}) ?\\frac ?\{ ?(\d{1,99}) ?\} ?\{ ?(\d{1,99}) ?\}", mixed),
-    (r"\{([^{}]*)\\over(?![a-z])([^{}]*)\}", r"\\frac{\1}{\2}"),  # {1 \over 2}
-    (r"\{([^{}]*)\\choose(?![a-z])([^{}]*)\}", r"\\binom{\1}{\2}"),  # {5 \choose 2}
-    # 0.333\ldots goes on
-    (r"(\.\d{0,9}?)(\d{1,9}?)\2{1,99} ?(?:\.{3}|\\[lc]?dots)(?! ?[+,])", r"\1\\overline{\2}"),
-    # \frac{\pi}{4}+k\pi, k \in \mathbb{Z}
-    (r"^(.*?([j-n]).*?)[,;(] ?\(? ?\2 ?\\in ?(?:\\mathbb)? ?\\?\{?[ZN]\}? ?\)?$", r"\1"),
-    # cx \text{ for some constant } c
-    (r'" ?(?:for|where)\b(?=.*(?:\\in\b|integer|all|any|every|some|constant|real))[^,;]*$', ""),
-    (r'(?i)^"? ?(?:the )?(?:final )?answer(?: is)?:? ?"? ?(?=[\d$\\(-])', ""),  # "The answer is" 5
-    (r'(?i)"? ?\ball (?:real numbers|reals)\b ?"?', r" \\R "),  # \text{all real numbers}
-    # \mathbb{R} \text{ except } 3
-    (r'\\R[ "]*(?:except|without)[ "]*(?:x ?= ?)?([^"\\]+)$', r"\\R \\setminus\\{\1\\}"),
-    # \text{no solution}
-    (r'(?i)^"? ?(?:there (?:is|are) )?no (?:real )?(?:solutions?|roots?)\.? ?"?$', r"\\emptyset"),
-    (r"(\d+) ?° ?(\d+) ?'", r"(\1+\2/60)°"),  # 30°30'
-    (r"^\|([^|]+)\| ?(<|\\leq?|≤) ?([\d./]+)$", r"-\3 \2 \1 \2 \3"),  # |x| < 2
-    (r"^\|([^|]+)\| ?(>|\\geq?|≥) ?([\d./]+)$", r"\1 \2 \3 or -\3 \2 \1"),  # |x| > 2
-    (rf"^(\w) ?{SQUARE} ?(<|\\leq?|≤) ?([\d./]+)$", r"-\\sqrt{\3} \2 \1 \2 \\sqrt{\3}"),  # x^2 < 4
-    # x^2 > 4
-    (rf"^(\w) ?{SQUARE} ?(>|\\geq?|≥) ?([\d./]+)$", r"\1 \2 \\sqrt{\3} or -\\sqrt{\3} \2 \1"),
-    (r'"? ?\b(hours?|h|feet|ft)[ ",]*(?:and)? *(?=\d)', r" \1 "),  # 2 hours and 13 minutes
-    (r"([\d}]|\\pi) ?(?:≈|\\approx).*$", r"\1"),  # \frac13 \approx 0.33
-    (r"(?i)\b([ap])\. ?m\b\.?", r"\1m"),  # 6:30 p.m.
-    (r"\b(?:square|sq\.?) (\w{1,20})", r"\1^2"),  # 5 square feet
-    (r"\bcubic (\w{1,20})", r"\1^3"),  # 5 cubic feet
-    (r"\bper cent\b", "percent"),  # 5 per cent
-    (r'(?<=\d)( ?"? ?)dozens?\b', r"*12\1"),  # 2 dozen eggs
-    (r'(?<=\d)( ?"? ?)thousands?\b', r"*10^3\1"),  # 5 thousand
-    (r'(?i)(?<=\d)( ?"? ?)millions?\b', r"*10^6\1"),  # 5 million
-    (r'(?<=\d)( ?"? ?)billions?\b', r"*10^9\1"),  # 2 billion
-    (r"^(?:=|\\approx|≈) ?", ""),  # = 5
-    (r"(?<=\d) ?x ?(?=10\^)", "*"),  # 1.5x10^3
-    (r"(?<=\d) to (?=\d{1,9}$)", ":"),  # 3 to 2
-    (r"(?<![a-zA-Z\\])(sqrt|infinity|pi)(?![a-z])", r"\\\1 "),  # sqrt(2)
-    (r" \([a-z]{3,20}\)$", ""),  # 42 (apples)
-)
-CLEAN = [(re.compile(pattern), new) for pattern, new in CLEAN]
+SIGNED = str.maketrans("±∓", "+-"), str.maketrans("±∓", "-+")
+
+
+def both_signs(found) -> str:
+    return ",".join(found[0].translate(signs) for signs in SIGNED)
+
+
+@cache
+def rules(table: str) -> list:
+    found = []
+    for pattern, new in re.findall(r"(?m)^ *(?!#)(\S.*?) →(?: (\S.*?))?(?: {3}# .*)?$", table):
+        new = {"QUOTED": quoted, "BOTH_SIGNS": both_signs}.get(new) or new.replace("␣", " ")
+        found.append((re.compile(pattern.replace("␣", " ")), new))
+    return found
+
+
+def rewrite(text: str, table: str) -> str:
+    for pattern, new in rules(table):
+        text = pattern.sub(new, text)
+    return text
 
 
 def spell(found) -> str:
@@ -326,14 +339,11 @@ def spell(found) -> str:
 @lru_cache(2048)
 def clean(text: str) -> str:
     r"""One spelling for what has many: rule 2."""
-    text = INVISIBLE.sub("", text).translate(LOOKALIKES)
-    text = unicodedata.normalize("NFKC", SCRIPTS.sub(script, text))
+    text = unicodedata.normalize("NFKC", rewrite(INVISIBLE.sub("", text), UNICODE))
     if "\\\\" in text and ("\\begin" not in text or not re.search(r"(?<!\\)\\(?!\\)", text)):
         text = text.replace("\\\\", "\\")  # all are doubled, as in one truth in nine
-    text = " ".join(text.split())
-    for pattern, new in CLEAN:
-        text = pattern.sub(new, text)
-    return " ".join(SPELLING.sub(spell, text).split()).strip(" ,;").rstrip(" .,;")
+    text = SPELLING.sub(spell, rewrite(" ".join(text.split()), COMMANDS))
+    return rewrite(" ".join(text.split()), NOTATION).strip(" ,;").rstrip(" .,;")
 
 
 # ---- reading: an answer is taken apart as text --------------------------------------------------
@@ -344,41 +354,33 @@ class Form(NamedTuple):
 
     value  one sympy expression; sign is the text of a decimal, whose places count in rule 4
     words  a word, a date or a time
-    unit   the bare value, and for 50% or 60° the number that it is, else None; sign is the unit
+    unit   the bare value, and for 50% or 60° the number that it is; sign is the unit
     seq    a tuple, vector, matrix, ratio or interval; sign is its brackets
-    list   sign is what joins the items: , or and or ±
+    list   sign is what joins the items: , or and or
     names  equations of several names: x = 1, y = 2
     =      the sides of an equation; sign is the name, if the first side is one
     <      the sides of inequalities; sign has one sign for each pair of sides
-    set, reals, mod, &, ∪, ∩, ∖"""
+    &      the entries of a row
+    set, mod, ∪, ∩, ∖"""
 
     kind: str
     parts: tuple
     sign: str = ""
 
 
-OPENING, CLOSING = "([{⦃⌊⌈⟦", ")]}⦄⌋⌉⟧"
-SIGNED = str.maketrans("±∓", "+-"), str.maketrans("±∓", "-+")
+OPENING, CLOSING = "([{⦃⟦", ")]}⦄⟧"
+MINUS, PERCENT, DEGREE = Integer(-1), Rational(1, 100), pi / 180
 MIRRORED = str.maketrans(">≥", "<≤")
-BUILDER = re.compile(r"\w(?: ?= ?ℝ)? ?[|∣:](?!=)(.*)")  # in {x | x > 3}, which is read as x > 3
-VERBATIM = re.compile(
-    r'"?(\d{1,2}:[0-5]\d|\d{1,2}/\d{1,2}/\d{2,4})(?:[ "]{0,3}([ap])m ?"?)?', re.I
-)  # 5:25 am, 2/4/2000
+# A name, not a value: x_1, AB, f(2), |AB|, AB/CD, (x, y), sin A, length; but not x+1, x^2
+NAME = re.compile(r"(?:[fghFGHPE](?:_ ?\{[^{}]*\})?'* ?\([^()]*\)|_ ?(?:\w|\{[^{}]*\})|\D)++")
 DECIMAL = re.compile(r"-?\d*\.\d+")  # -1.41
-WORD = re.compile(r"[A-Za-z][A-Za-z .'-]+")  # even, Bob
-NO_WORD = re.compile(rf"[a-z]?(?:{'|'.join(FUNCTIONS)})[a-z]?")  # sinx, xlnx
-
-
-@lru_cache(64)
-def scanner(separators: str) -> re.Pattern:
-    return re.compile(rf'"[^"]*"|[(\[{{⦃⌊⌈⟦]|[)\]}}⦄⌋⌉⟧]|({separators})')
 
 
 def split(text: str, separators: str) -> tuple[list[str], list[str]]:
     """The parts of `text` between the `separators` outside all brackets and quotes, and these."""
     in_time()
     parts, signs, depth, start = [], [], 0, 0
-    for found in scanner(separators).finditer(text):
+    for found in re.finditer(rf'"[^"]*"|[(\[{{⦃⟦]|[)\]}}⦄⟧]|({separators})', text):
         depth += (found[0] in OPENING) - (found[0] in CLOSING)
         if depth < 0:
             fail("a bracket that was not opened")
@@ -395,54 +397,35 @@ def split(text: str, separators: str) -> tuple[list[str], list[str]]:
 def read(text: str) -> Form:
     """The Form of a cleaned text, split at what binds least. Raises Refused."""
     text = text.strip(" ,;¶").rstrip(" .")
-    if found := VERBATIM.fullmatch(text):
-        moment = Form("words", (found[1].removeprefix("0"),))
-        return Form("unit", (moment, None), f"{found[2].lower()}m") if found[2] else moment
     for separators, build in LEVELS:
         parts, signs = split(text, separators)
         if signs:
             return build(parts, signs)
-    if re.match("[^{⦃].*[±∓]|[±∓]", text):
-        return Form("list", flat(read(text.translate(pair)) for pair in SIGNED), "±")
-    return bracketed(text) or unit(text) or word(text) or value(Parser(text).whole(), text)
+    return bracketed(text) or unit(text) or word(text) or number(text)
 
 
-def value(expr, text: str = "") -> Form:
-    return Form("value", (expr,), text if DECIMAL.fullmatch(text) else "")
-
-
-def flat(forms, signs: str = "±,") -> tuple:
-    """The forms, with the items of a list that is joined by one of `signs` in place of the list."""
+def flat(forms) -> tuple:
+    """The forms, with the items of a list in place of the list."""
     items = []
     for form in forms:
-        items += form.parts if form.kind == "list" and form.sign in signs else [form]
+        items += form.parts if form.kind == "list" else [form]
     return tuple(items)
 
 
-ROOT = re.compile("(?<=^[rstxyz])_.*")  # x_1 and x_2 are two values of x
-
-
 def listed(parts: list[str], signs: list[str]) -> Form:
-    """a, b or c; x = 1, y = 2 says what (x, y) is."""
+    """a, b or c; x = 1, y = 2 says what (x, y) is.
+
+    Equations are sorted if their names are neighbours in the alphabet: y = 2, x = 1 is (1, 2).
+    Other names keep their order: m = 3, b = 2 is (3, 2)."""
     items = flat(read(part) for part in parts if part)
     if len(items) < 2:
         return items[0] if items else fail("no item")
-    names = {ROOT.sub("", item.sign) if item.kind == "=" else "" for item in items}
-    if "" not in names and len(names) == len(items) and signs[0] != "or":
-        return by_name(items)
-    first, *others = items
-    if first.kind == "=" and first.sign and {item.kind for item in others} == {"value"}:
-        said = Form("list", flat([first.parts[-1], *others]), ",")
-        return Form("=", (first.parts[0], said), first.sign)  # x = 1, 2
-    return Form("list", items, signs[0] if signs[0] in ("and", "or") else ",")
-
-
-def by_name(equations) -> Form:
-    """x = 1, y = 2: sorted if the names are neighbours in the alphabet, so that it is (1, 2). Other
-    names keep their order: m = 3, b = 2 is (3, 2)."""
-    ordered = sorted(equations, key=lambda equation: equation.sign)
-    neighbours = "".join(equation.sign for equation in ordered) in string.ascii_letters
-    return Form("names", tuple(ordered if neighbours else equations))
+    names = sorted({item.sign for item in items if item.kind == "="} - {""})
+    if len(names) < len(items) or signs[0] == "or":
+        return Form("list", items, signs[0] if signs[0] in ("and", "or") else ",")
+    if "".join(names) in string.ascii_letters:
+        items = tuple(sorted(items, key=lambda item: item.sign))
+    return Form("names", items)
 
 
 def joined(parts: list[str], signs: list[str]) -> Form:
@@ -450,27 +433,17 @@ def joined(parts: list[str], signs: list[str]) -> Form:
     return Form(signs[0], tuple(map(read, parts)))
 
 
-def ratio(parts: list[str], signs: list[str]) -> Form:
-    """2:4 is 1/2, and 1:2:4 is (1/4, 2/4)."""
-    *others, last = (Parser(part).whole() for part in parts)
-    quotients = [value(quotient(side, last)) for side in others]
-    return seq(quotients, "::") if len(quotients) > 1 else quotients[0]
-
-
 def related(parts: list[str], signs: list[str]) -> Form:
-    """a = b = c, or a < b ≤ c with the smaller side first; (x, y) = (1, 2) is x = 1, y = 2."""
+    """a = b = c, or a < b ≤ c with the smaller side first."""
     sides, signs = tuple(map(read, parts)), "".join(signs)
     if {*signs} <= {*">≥"}:
         return Form("<", sides[::-1], signs[::-1].translate(MIRRORED))
     if {*signs} != {"="}:
         return Form("<", sides, signs)
-    first, said = sides[0], sides[-1]
-    pairs = list(zip(first.parts, said.parts, strict=False))
-    if first.kind == said.kind == "seq" and named(first) and len(pairs) == len(first.parts):
-        return by_name([Form("=", pair, str(pair[0].parts[0])) for pair in pairs])
-    if not named(first) or (letters(said) and isinstance(first.parts[0], Add | Mul | Pow)):
-        return Form("=", sides)  # x + 1 = 2x; ab = cd
-    return Form("=", sides, str(first.parts[0]))
+    first, last = sides[0], sides[-1]
+    named = NAME.fullmatch(parts[0]) and (letters(first) or first.kind == "words")
+    named = named and (is_letter(first) or not letters(last))  # ab = cd says nothing of ab
+    return Form("=", sides, shown(first) if named else "")
 
 
 @lru_cache(2048)
@@ -481,79 +454,67 @@ def letters(form) -> frozenset:
     return form.free_symbols if isinstance(form, sympy.Basic) else frozenset()
 
 
-def named(form: Form) -> bool:
-    """Whether a form is a name, not a value: x, AB, f(2), |AB|, AB/CD, (x, y), sin A, length."""
-    if form.kind != "value":
-        return form.kind == "words" or (form.kind == "seq" and all(map(named, form.parts)))
-    expr = form.parts[0]
-    return expr.is_Symbol or (bool(letters(form)) and expr.atoms(sympy.Number) <= {MINUS})
+def is_letter(form: Form) -> bool:
+    return form.kind == "value" and form.parts[0].is_Symbol
 
 
 LEVELS = (
     ("[;¶]", listed), (r"(?i:\bor\b)", listed), (r"(?i:\band\b)", listed), (",", listed),
     ("&", joined), (r"\bmod\b", joined), ("[=≠<≤>≥∣]", related), ("∖", joined), ("∪", joined),
-    ("∩", joined), (":", ratio),
+    ("∩", joined),
 )  # fmt: skip
 
 
-SETS = {"ℝ": Form("reals", ()), "∅": Form("set", ())}
-
-
 def bracketed(text: str) -> Form | None:
-    """(a, b], {a, b}, a matrix, a set like ℝ, or a group; None if no pair of brackets holds all."""
-    if text in SETS:
-        return SETS[text]
-    if text[:1] not in ("(", "[", "{", "⦃", "⟦") or text[-1] not in CLOSING:
+    """(a, b], {a, b}, a matrix, or a group; None if no pair of brackets holds all."""
+    brackets = text[:1] + text[-1:]
+    if brackets[:1] not in "([{⦃⟦" or brackets[1:] not in CLOSING:
         return None
-    brackets, inner = text[0] + text[-1], text[1:-1].strip()
-    if brackets == "⦃⦄" and (found := BUILDER.fullmatch(inner)):
-        return read(found[1])
     try:
-        parts, _ = split(inner, "¶" if brackets == "⟦⟧" else r"[,;¶]|\band\b")
+        parts, _ = split(text[1:-1], "¶" if brackets == "⟦⟧" else r"[,;¶]|\band\b")
     except Refused:  # (a)(b)
         return None
-    if brackets == "⟦⟧":  # the rows of a matrix, or the entries of a column vector
-        rows = [split(part, "&")[0] for part in parts]
-        return seq(seq(map(read, row)) if len(row) > 1 else read(row[0]) for row in rows)
-    items = [read(part) for part in parts if part]
-    if brackets == "⦃⦄" or (brackets == "{}" and len(items) > 1):
-        return Form("set", flat(items, "±"))
-    if len(items) > 1:
-        return seq(items, brackets)
+    items = flat(read(part) for part in parts if part)
+    if brackets == "⦃⦄":
+        return Form("set", items)
+    if brackets == "⟦⟧" or len(items) > 2:  # rows of a matrix; what is no interval
+        return Form("seq", items, "()")
+    if len(items) == 2:
+        return Form("seq", items, brackets)
     return items[0] if items and brackets in "()[]{}" else fail("brackets do not match")
 
 
-def seq(items, brackets: str = "()") -> Form:
-    return Form("seq", tuple(items), brackets)
+def number(text: str) -> Form:
+    """A value, or a ratio: 2:4 is 1/2, and 1:2:4 is (1/4, 2/4)."""
+    parts, _ = split(text, ":")
+    *others, last = [Parser(part).whole() for part in parts]
+    quotients = [value(quotient(side, last)) for side in others]
+    if len(quotients) > 1:
+        return Form("seq", tuple(quotients), "::")
+    return quotients[0] if quotients else value(last, text)
+
+
+def value(expr, text: str = "") -> Form:
+    return Form("value", (expr,), text if DECIMAL.fullmatch(text) else "")
 
 
 # ---- reading: words and units -------------------------------------------------------------------
 
-
-def is_product(run: str) -> bool:
-    """Whether letters side by side are a product rather than a word (rule 9).
-
-    AB, xyz, ABC are products; VI, HTH, CDAB, Ann, cat are words."""
-    if re.fullmatch("[IVX]+|[A-Z][a-z]{2,}|[A-Z]{4,}", run) or len({*run}) < len(run) > 2:
-        return False
-    if run.isupper() or len(run) < 3:
-        return True
-    return run in string.ascii_letters or run[::-1] in string.ascii_letters
-
-
-def word(text: str) -> Form | None:
-    """Words, or a number in words; None for what may be an expression."""
-    bare = " ".join(text.replace('"', " ").split())
-    lower = bare.lower()
-    if lower in NUMBERS:
-        return value(Integer(NUMBERS[lower]))
-    if not WORD.fullmatch(bare) or not ('"' in text or bare.isalpha()):
-        return None
-    if bare.isalpha() and lower != "no" and (is_product(bare) or NO_WORD.fullmatch(bare)):
-        return None
-    return Form("words", (re.sub(r"^(?:the|a|an) |(?<=\w{3})s\b|[^a-z]", "", lower),))
-
-
+# The names of functions, with mpmath's name behind the colon where it is another one.
+FUNCTIONS = """arcsin:asin arccos:acos arctan:atan arccot:acot arcsec:asec arccsc:acsc arctg:atan
+    arsinh:asinh arcosh:acosh artanh:atanh arcsinh:asinh arccosh:acosh arctanh:atanh
+    sinh cosh tanh coth cosec:csc sin cos tan cot sec csc exp log cis:expj abs:fabs ctg:cot lg:log10
+    ln:log tg:tan ⌊:floor ⌈:ceil"""
+FUNCTIONS = {name.split(":")[0]: name.split(":")[-1] for name in FUNCTIONS.split()}
+NUMBERS = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen
+    fifteen sixteen seventeen eighteen nineteen twenty""".split()
+# Letters side by side that are a product, not a word (rule 9): AB, xy, ABC, sinx, xlnx.
+ALPHABET = f"{string.ascii_lowercase} {string.ascii_lowercase[::-1]}"
+LETTERS = re.compile(
+    r"(?![nN][oO]$|[IVX]+$)(?:[a-zA-Z]{1,2}|(?!.?(.).?\1)[A-Z]{3})"
+    rf"|[a-z]?(?:{'|'.join(FUNCTIONS)})[a-z]?"
+)
+WORD = re.compile(r"[A-Za-z][A-Za-z .'-]+|\d{1,2}:[0-5]\d|\d{1,2}/\d{1,2}/\d{2,4}")  # Bob, 5:25
 # One name for each unit; any other word of three letters and more is its own name.
 UNITS = """cm centimeter centimetre|m meter metre|km kilometer kilometre|mm millimeter millimetre
     |in inch inche|ft foot feet|yd yard|mi mile|g gram|kg kilogram|mg milligram|lb pound|oz ounce
@@ -582,66 +543,66 @@ TAIL = re.compile(
 )
 NAMES = re.compile(r"[a-z]+|\^ ?\{? ?-?\d|[^\s\"{}.,-]")  # m, /, s, ^2 in m/s^2
 TRIGONOMETRY = re.compile("sin|cos|tan|cot|sec|csc|cis")  # \sin 30°
-CURRENCY = re.compile(r'(-?) ?"? ?([$€£¥]) ?"?(.+)')  # -$5
-BASED = re.compile(r"\(?([0-9A-Z]+)\.?(\d*)\)? ?_ ?[{(]{0,2}(\d{1,2})[})]{0,2}")  # (204)_{5}
+BASED = re.compile(  # (204)_{5}, FF_{16}
+    r"\(?(\d[0-9A-Z]*|[0-9A-F]+(?=\)? ?_ ?[{(]{0,2}16))\)? ?_ ?[{(]{0,2}(\d{1,2})[})]{0,2}"
+)
+
+
+def is_product(run: str) -> bool:
+    return bool(LETTERS.fullmatch(run)) or (len(run) > 2 and run in ALPHABET)
+
+
+def word(text: str) -> Form | None:
+    """Words, or a number in words; None for what may be an expression."""
+    bare = " ".join(text.replace('"', " ").split())
+    lower = bare.lower()
+    if lower in NUMBERS:
+        return value(Integer(NUMBERS.index(lower)))
+    certain = '"' in text or bare.isalpha() or bare[:1].isdigit()  # AB-CD is no word
+    if not certain or not WORD.fullmatch(bare) or is_product(bare):
+        return None
+    return Form("words", (re.sub(r"^(?:the|a|an) |^0|(?<=\w{3})s\b|[^\w:/]", "", lower),))
 
 
 def unit(text: str) -> Form | None:
     """5 cm^2, $5, 50%, 5 eggs, 204_5; None for a text without a unit."""
-    if (found := BASED.fullmatch(text)) and (found[1][0].isdigit() or found[3] == "16"):
-        return based(found[1], found[2], int(found[3]))
-    if found := CURRENCY.fullmatch(text):
-        bare = read(found[1] + found[3])
-        return bare if bare.kind == "unit" else with_unit(bare, found[2])
+    if found := BASED.fullmatch(text):
+        return based(*found.groups())
     found = TAIL.search(text, max(0, len(text) - 80))
     if not found or ("°" in found[1] and TRIGONOMETRY.search(text)):
         return None
     names = [UNITS.get(name, name.removesuffix("s")) for name in NAMES.findall(found[1].lower())]
-    if any((len(name) > 2 and is_product(name)) or NO_UNIT.fullmatch(name) for name in names):
+    if any(map(NO_UNIT.fullmatch, names)):
         return None
-    return with_unit(read(text[: found.start()]), "".join(names))
+    bare, name = read(text[: found.start()]), "".join(names)
+    if bare.kind == "value" and name in ("%", "°"):  # it may be met by the number that it is
+        return Form("unit", (bare, value(times(CONSTANTS[name], *bare.parts))), name)
+    return Form("unit", (bare,), name)
 
 
-def with_unit(bare: Form, name: str) -> Form:
-    """The bare value, and the number that it is if the unit is one: 50% is 1/2."""
-    scale = {**SCALES, "rad": Integer(1)}.get(name)
-    number = value(product([scale, *bare.parts])) if scale and bare.kind == "value" else None
-    if name in "$€£¥" and bare.kind == "value":
-        bare = bare._replace(sign="")  # money is not rounded
-    return Form("unit", (bare, number), name)
-
-
-def based(digits: str, places: str, base: int) -> Form:
+def based(digits: str, base: str) -> Form:
     """204_5 is 54, and may be met by 204."""
-    written = digits + places
     try:
-        number = value(Rational(int(written, base), base ** len(places)))
+        number = value(Integer(int(digits, int(base))))
     except ValueError:
-        fail(f"{written[:20]} is no number in base {base}")
-    return Form("unit", (read(written) if written.isdigit() else number, number), f"base {base}")
+        fail(f"{digits[:20]} is no number in base {base}")
+    return Form("unit", (read(digits) if digits.isdigit() else number, number), f"base {base}")
 
 
 # ---- parsing: one expression to sympy -----------------------------------------------------------
 
-SUBSCRIPT = r"(?:_\ ?(?:\w|\{[^{}]*\}))?'*"
+SUBSCRIPT = r"(?:_ ?(?:\w|\{[^{}]*\}))?'*"
 TOKEN = re.compile(
-    r"(?P<number>(?:\d+\.?\d*|\.\d+|\.(?=\\overline))"  # 12, .5
-    r"(?:(?:\\(?:overline|bar|dot)\ ?(?:\{\d+\}|\d))+|(?<=\.)\(\d+\)"  # 0.\overline{3}, 0.(3)
-    r"|[eE][+-]?\d+(?![a-zA-Z\d]))?)"  # 3.2e5
-    rf'|\\?(?P<function>{"|".join(FUNCTIONS)})|\\(?P<command>[a-zA-Z]+)|"(?P<word>[^"]*)"'
-    rf"|(?P<letter>(?:[PE]|[fghFGH]{SUBSCRIPT})\ ?\([^()]*\)|[^\W\d_π]{SUBSCRIPT})"  # f(x), x_1'
-    r"|(?P<sign>!!|\S)|\s+"
+    r"(?P<number>\d*\.\d*\[\d+\]|\d+\.?\d*|\.\d+)"  # .5, 0.[3]
+    rf'|\\?(?P<function>{"|".join(FUNCTIONS)})|\\(?P<command>[a-zA-Z]+)|(?P<word>"[^"]*")'
+    rf"|(?P<letter>(?:[PE]|[fghFGH]{SUBSCRIPT}) ?\([^()]*\)|[^\W\d_π]{SUBSCRIPT})"  # f(x), x_1'
+    r"|!!|\S"
 )
-MINUS = Integer(-1)
-ATOMS = {"π": pi, "∞": oo, "…": Symbol("…")}
-LETTERS = {"e": E, "i": I}
-FACTORS = ("letter", "word", "function", "command", *"([{⌊⌈√π∞…")
-SYMPY = """tg tan ctg cot arctg atan cosec csc max Max min Min abs Abs ln log lg log arsinh asinh
-    arcosh acosh artanh atanh""".split()  # their names in sympy
-SYMPY = dict(zip(SYMPY[::2], SYMPY[1::2], strict=True))
-SCALES = {"%": Rational(1, 100), "°": pi / 180}
-FACTORIALS = {"!": "factorial", "!!": "factorial2"}
-ROUNDING = {"⌊": "floor", "⌈": "ceiling", "|": "Abs"}
+CONSTANTS = {"π": pi, "∞": oo, "…": Symbol("…"), "e": E, "i": I, "%": PERCENT, "°": DEGREE}
+FACTORS = ("number", "letter", "word", "function", "command", *"([{√π∞…%°")
+POSTFIX = {"!": "factorial", "!!": "fac2"}
+SUM, PRODUCT, JUXTAPOSED, POWER, ATOM = range(5)
+call = lru_cache(sympy.Function)  # a function that sympy does not know, and never evaluates
 
 
 def power(base, exponent):
@@ -650,321 +611,224 @@ def power(base, exponent):
     return Pow(base, exponent, evaluate=False)
 
 
-def total(terms: list):
-    return Add(*terms, evaluate=False) if len(terms) > 1 else terms[0]
-
-
-def product(factors: list):
-    """A product that is not computed, but for a few fractions."""
-    if len(factors) < 4 and all(factor.is_Rational for factor in factors):
-        return math.prod(factors)
-    return Mul(*factors, evaluate=False) if len(factors) > 1 else factors[0]
+def times(left, right):
+    """A product, computed only for fractions."""
+    in_time()
+    if left.is_Rational and right.is_Rational:
+        return left * right
+    return Mul(left, right, evaluate=False)
 
 
 def quotient(above, below):
-    return product([above, power(below, MINUS)])
+    return times(above, power(below, MINUS))
 
 
 def literal(text: str) -> Rational:
-    r"""A number as written: 12, .5, 0.\overline{3}, 0.(3), 3.2e5."""
-    written, *period = re.findall(r"[\d.]+(?:[eE][+-]?\d+)?", text)
-    if len(text) > MAX_DIGITS or re.search(r"[eE][+-]?\d{4}", text):
-        fail(f"the number {text[:20]} has more than {MAX_DIGITS} digits", "too_large")
-    number, repeating = Rational(f"0{written}".removesuffix(".")), "".join(period)
-    if repeating:
+    """A number as written: 12, .5, 0.[3]."""
+    written, _, period = text.rstrip("]").partition("[")
+    number = Rational(f"0{written}".removesuffix("."))
+    if period:
         places = len(written.partition(".")[2])
-        number += Rational(int(repeating), 10**places * (10 ** len(repeating) - 1))
+        number += Rational(int(period), 10**places * (10 ** len(period) - 1))
     return number
 
 
+JOIN = {"*": times, "/": quotient, "frac": quotient, "binom": call("binomial")}
+
+
 class Parser:
-    """Recursive descent over the tokens of one expression. As in print, 1/2x is (1/2)x."""
+    """Precedence climbing over the tokens of one expression. As in print, 1/2x is (1/2)x."""
 
     def __init__(self, text: str):
-        self.tokens, self.at, self.bars = [("start", "")], 1, False
-        for found in TOKEN.finditer(text):
-            kind = found.lastgroup
-            if kind:
-                self.tokens.append((found[0] if kind == "sign" else kind, found[kind]))
-        if len(self.tokens) > MAX_TOKENS:
-            fail(f"more than {MAX_TOKENS} tokens", "too_large")
-        self.tokens.append(("the end", ""))
+        self.tokens = [("the end", "")]
+        for token in reversed(list(TOKEN.finditer(text))):
+            self.tokens.append((token.lastgroup or token[0], token[0].strip('\\"')))
 
     @property
     def kind(self) -> str:
-        return self.tokens[self.at][0]
+        """The kind of the next token; of a sign, the sign."""
+        return self.tokens[-1][0]
 
     def take(self) -> str:
-        """The value of the next token, and step over it."""
-        self.at += 1
-        return self.tokens[self.at - 1][1]
-
-    def need(self, kind: str):
-        if self.kind != kind:
-            fail(f"expected {kind}, found {self.kind}")
-        self.at += 1
+        """The text of the next token, and step over it."""
+        self.last, text = self.tokens.pop()
+        return text
 
     def whole(self):
-        value = self.sum()
-        self.need("the end")
-        return value
+        value = self.parse(SUM)
+        return value if self.kind == "the end" else fail(f"expected the end, found {self.kind}")
 
-    def sum(self):
-        terms = [self.term()]
-        while self.kind in "+-":
-            terms.append(self.term())
-        return total(terms)
-
-    def signed(self, operand):
-        """An operand with the signs before it: -2, +x, --5."""
-        negative = False
-        while self.kind in "+-":
-            negative ^= self.take() == "-"
-        return product([MINUS, operand()]) if negative else operand()
-
-    def term(self):
-        """A product with the signs before its factors: 2x, -2x, 3*-1/4."""
-        factors = [self.signed(self.power)]
-        while self.kind in "*/" or self.factor():
-            sign = self.take() if self.kind in "*/" else "*"
-            factor = self.signed(self.power)
-            factors.append(power(factor, MINUS) if sign == "/" else factor)
-        return product(factors)
-
-    def factor(self) -> bool:
-        """Whether a factor may begin here; two numbers side by side are no product."""
-        if self.kind == "number":
-            return self.tokens[self.at - 1][0] != "number"
-        return self.kind in FACTORS or (self.kind == "|" and not self.bars)
-
-    def power(self):
-        """x^2, 5!, 5!!, 60°, 50%"""
-        value = self.atom()
-        while self.kind in ("^", *FACTORIALS, *SCALES):
+    def parse(self, level: int):
+        """What binds at least as strongly as the level: 2x+1, 2*x, 2x, x^2, x; with its sign."""
+        if self.kind in "+-":
             sign = self.take()
-            if sign == "^":
-                value = power(value, self.argument())
-            elif sign in SCALES:
-                value = product([value, SCALES[sign]])
+            value = self.parse(max(level, PRODUCT))
+            value = times(MINUS, value) if sign == "-" else value
+        else:
+            value = self.atom()
+        while level < ATOM:
+            kind = self.kind
+            if kind == "^":
+                self.take()
+                value = power(value, self.parse(ATOM))
+            elif kind in POSTFIX:
+                value = call(POSTFIX[self.take()])(value)
+            elif kind in "+-" and level == SUM:
+                value = Add(value, self.parse(PRODUCT), evaluate=False)
+            elif kind in "*/" and level <= PRODUCT:
+                value = JOIN[self.take()](value, self.parse(POWER))
+            elif level > (PRODUCT if kind == "function" else JUXTAPOSED) or kind not in FACTORS:
+                break
+            elif kind == self.last == "number":
+                fail("two numbers side by side")
             else:
-                value = call(FACTORIALS[sign], value)
+                value = times(value, self.parse(POWER))
         return value
-
-    def argument(self):
-        """What a sign or command applies to: a group or one token, with its sign."""
-        return self.signed(self.atom)
 
     def atom(self):
         """A number, a name, or something in brackets."""
-        if self.kind in "([{⌊⌈|":
-            sign = self.kind
-            value, *more = self.group()
-            if more:
-                fail("a list in an expression")
-            return call(ROUNDING[sign], value) if sign in ROUNDING else value
-        kind, value = self.kind, self.take()
+        kind, text = self.kind, self.take()
+        if kind in "([{":
+            value = self.parse(SUM)
+            closing = CLOSING[OPENING.index(kind)]
+            return value if self.take() == closing else fail(f"expected {closing}")
         if kind == "number":
-            return literal(value)
-        if kind in ("letter", "word", "function", "command"):
-            return getattr(self, kind)(value)
+            return literal(text)
+        if kind == "function":
+            return self.function(text)
         if kind == "√":
             index = self.atom() if self.kind == "[" else Integer(2)
-            return power(self.argument(), power(index, MINUS))
-        return ATOMS[kind] if kind in ATOMS else fail(f"cannot read {kind} here")
-
-    def group(self) -> list:
-        """The expressions in brackets, which are more than one in gcd(4, 6) only."""
-        outer, self.bars = self.bars, self.kind == "|"
-        opening = self.take()
-        items = [self.sum()]
-        while self.kind == ",":
-            self.take()
-            items.append(self.sum())
-        self.need("|" if opening == "|" else CLOSING[OPENING.index(opening)])
-        self.bars = outer
-        return items
-
-    def letter(self, name: str):
-        """x, x_1, f(x), and the constants e and i. f(x) is a name, since f is not known."""
-        name = re.sub(r'[{}" ]', "", name)
-        return LETTERS.get(name) or Symbol(name or fail("an empty name"))
-
-    word = letter
+            return power(self.parse(ATOM), power(index, MINUS))
+        if kind == "command" and text in JOIN:
+            return JOIN[text](self.parse(ATOM), self.parse(ATOM))
+        if kind not in ("letter", "word") and text not in CONSTANTS:
+            fail(f"cannot read {text or kind} here")
+        name = re.sub('[{}" ]', "", text)  # f(x) is a name, since f is not known
+        return CONSTANTS.get(name) or Symbol(name or fail("an empty name"))
 
     def function(self, name: str):
         r"""\sin^2 x, \log_2 8, \ln|x|, \sin 2x\cos x: an argument without brackets is a product."""
         scripts = {}
         while self.kind in "^_":
             sign = self.take()
-            scripts[sign] = self.argument()
-        if self.kind in "({":
-            arguments = self.group()
-        else:
-            factors = [self.signed(self.power)]
-            while self.factor() and self.kind not in ("function", "["):
-                factors.append(self.power())
-            arguments = [product(factors)]
-        base = Integer(10) if name == "lg" else scripts.get("_", E)
-        name = SYMPY.get(name, name.replace("arc", "a"))
-        exponent = scripts.get("^", Integer(1))
-        if exponent == -1 and f"a{name}" in dir(sympy):
-            name, exponent = f"a{name}", Integer(1)  # \sin^{-1}
-        value = call(name, *arguments)
-        if name == "log":
-            value = quotient(value, call("log", base))
-        return value if exponent == 1 else power(value, exponent)
-
-    def command(self, name: str):
-        value = self.argument()
-        if name in DECORATIONS:
-            return value  # \overline{AB} is AB
-        if name not in ("frac", "binom"):
-            fail(f"unknown command \\{name}")
-        below = self.argument()
-        return call("binomial", value, below) if name == "binom" else quotient(value, below)
+            scripts[sign] = self.parse(ATOM)
+        argument = self.parse(ATOM if self.kind in "({" else JUXTAPOSED)
+        if scripts.get("^") == MINUS and f"arc{name}" in FUNCTIONS:
+            name = f"arc{name}"  # \sin^{-1}
+            del scripts["^"]
+        value = call(FUNCTIONS[name])(argument)
+        if "_" in scripts:
+            value = quotient(value, call("log")(scripts["_"]))
+        return power(value, scripts["^"]) if "^" in scripts else value
 
 
-def call(name: str, *arguments):
-    """A function of sympy, not evaluated."""
-    if name in ("exp", "cis"):
-        return power(E, product([I, *arguments]) if name == "cis" else arguments[0])
-    if len(arguments) > 1 and name not in ("Max", "Min", "binomial"):
-        fail(f"too many arguments of {name}")
-    return getattr(sympy, name)(*arguments, evaluate=False)
+# ---- comparing ----------------------------------------------------------------------------------
+
+COUNTING = "factorial", "fac2", "binomial"
+VALUES = {pi: mp.pi, E: mp.e, I: mp.j}
+WHOLE = 100, 7, 61, 12, 37, 72, 22, 9  # where floors and signs of whole numbers show
+LETTER_SIGNS = 1, 1, -1, -1, 0, 0, 0, 0  # of all letters; 0 for both in turn
 
 
-# ---- comparing: the values of expressions -------------------------------------------------------
-
-QUOTIENTS = {"tan": ["sin", "cos"], "cot": ["cos", "sin"], "sec": ["cos"], "csc": ["sin"]}
-BOUNDS = {"factorial": 50, "factorial2": 50, "binomial": 50, "log": math.inf, "Abs": math.inf}
-MPMATH = {"factorial2": "fac2", "Abs": "fabs", "ceiling": "ceil"}
-BUILTIN = {"Add": sum, "Mul": math.prod, "Max": max, "Min": min}
-CONSTANTS = {pi: "pi", E: "e", I: "j"}
-
-
-class Values:
-    r"""The values of sympy expressions at a point.
+class Numbers:
+    r"""The values of expressions, and comparisons by them. `rule` is the last rule that was tried.
 
     With p bits, a value within 2^(-p/2) of a whole number is taken as this number: a sum that
     cancels to rounding noise is 0, and so is \sin\pi. A division by noise is then one by 0, which
-    has no value. 256 bits decide most questions. Where they show no difference and the numbers
-    met on the way are large or small, twice their bits are added, so that 1 - 2^{-300} is not 1."""
+    has no value, as has \tan 90^\circ. Where a number is met that is larger than 2^(p/2), or
+    smaller than its inverse and no noise, all is computed again with more bits: 1 - 2^{-2000} is
+    not 1."""
 
-    def __init__(self):
-        LOCAL.mp = LOCAL.mp or mpmath.MPContext()
-        self.mp = LOCAL.mp
+    rule = ""
 
     def at(self, *exprs, point=None, real=False) -> list:
         """The values where the letters have the values `point`. Raises Undefined where one has no
         value, or must be `real` and is not; Refused beyond the bounds."""
         in_time()
         self.point, self.real = point or {}, real
-        try:
-            found = self.with_bits(256, exprs)
-            if abs(found[0] - found[-1]) > self.mp.ldexp(1, self.high - 100):
-                return found
-        except Undefined:
-            found = None
-        bits = 256 + 2 * (self.high - self.low)
-        if bits > MAX_BITS:
-            fail("numbers too large or small", "too_large")
-        return found if found and bits < 356 else self.with_bits(bits, exprs)
-
-    def with_bits(self, bits: int, exprs) -> list:
-        self.mp.prec, self.high, self.low = bits, 0, 0
-        self.noise = self.mp.ldexp(1, -bits // 2)
-        try:
-            return [self.value(expr) for expr in exprs]
-        except (ZeroDivisionError, ValueError, TypeError) as error:
-            undefined(f"no value: {error}")
+        for bits in PRECISIONS:
+            mp.prec, self.noise, self.size = bits, mp.ldexp(1, -bits // 2), 0
+            try:
+                found = [self.value(expr) for expr in exprs]
+            except (ZeroDivisionError, ValueError, TypeError):
+                found = None
+            if self.size < bits // 2:
+                return found or undefined("no value")
+            if self.size > PRECISIONS[-1]:
+                break
+        undefined("no value, or one too large or small")
 
     def near(self, x, y) -> bool:
         return abs(x - y) <= self.noise
 
     def value(self, expr):
-        if expr.is_Rational:
-            self.high = max(self.high, expr.p.bit_length())
-            self.low = min(self.low, -expr.q.bit_length())
-            return self.mp.mpf(expr.p) / expr.q
-        if expr in self.point:
-            return self.value(self.point[expr])
-        if expr in CONSTANTS:
-            return self.noted(+getattr(self.mp, CONSTANTS[expr]))
-        if not expr.args:
-            undefined(f"{expr} has no value")
-        in_time()
-        parts = [self.value(part) for part in expr.args]
-        x = self.power(*parts, expr.exp) if expr.is_Pow else self.call(expr.func.__name__, parts)
-        return self.noted(x)
-
-    def noted(self, x):
         """The value, as a real number if it is one, without its noise."""
-        if not self.mp.isfinite(x):
-            undefined("an infinite value")
-        imaginary = self.whole(self.mp.im(x))
+        expr = self.point.get(expr, expr)
+        if expr.is_Rational:
+            self.size = max(self.size, expr.p.bit_length(), expr.q.bit_length())
+            return mp.mpf(expr.p) / expr.q
+        in_time()
+        if expr in VALUES:
+            x = +VALUES[expr]
+        elif expr.args:
+            x = self.operation(expr, *map(self.value, expr.args))
+        else:
+            undefined(f"{expr} has no value")
+        real, imaginary = self.whole(mp.re(x)), self.whole(mp.im(x))
         if imaginary and self.real:
-            raise NotReal("wrong", "not a real number")
-        real = self.whole(self.mp.re(x))
-        return self.mp.mpc(real, imaginary) if imaginary else real
+            raise NotReal("not a real number")
+        return mp.mpc(real, imaginary) if imaginary else real
 
     def whole(self, x):
         """The whole number that a real value is, up to noise, or the value. Its size is noted."""
         if not x:
             return x
-        size = int(self.mp.mag(x))
-        self.high, self.low = max(self.high, size), min(self.low, size)
-        nearest = self.mp.nint(x)
+        if not mp.isfinite(x):
+            raise ZeroDivisionError
+        magnitude = int(mp.mag(x))
+        if magnitude > self.size - mp.prec + 50:  # no noise
+            self.size = max(self.size, abs(magnitude))
+        nearest = mp.nint(x)
         return nearest if self.near(x, nearest) else x
 
-    def power(self, base, exponent, written):
-        mp = self.mp
-        if not base:
-            return base if mp.re(exponent) > 0 else undefined("0 to the power 0 or less")
-        if max(mp.mag(exponent), 0) + max(mp.mag(mp.mag(base)), 0) > 60:
-            fail("a power beyond the bound", "too_large")
-        if not mp.im(base) and base < 0 and written.is_Rational and written.q % 2:
-            return (-1) ** (written.p % 2) * mp.power(-base, exponent)  # (-8)^{1/3} = -2
-        return mp.power(base, exponent)
-
-    def call(self, name: str, xs: list):
-        mp = self.mp
-        if name in BUILTIN:
-            return BUILTIN[name](xs)
-        bound = BOUNDS.get(name, 5000)
-        slow = bound == 50 and mp.prec > 2000 and not all(map(mp.isint, xs))
-        if slow or any(mp.mag(x) > bound for x in xs):
+    def operation(self, expr, x, y=None):
+        if expr.is_Add:
+            return x + y
+        if expr.is_Mul:
+            return x * y
+        if expr.is_Pow:
+            return self.power(x, y, expr.exp)
+        name, xs = expr.func.__name__, (x,) if y is None else (x, y)
+        slow = name in COUNTING and mp.prec > PRECISIONS[0] and not all(map(mp.isint, xs))
+        if slow or max(map(mp.mag, xs)) > (50 if name in COUNTING else PRECISIONS[0]):
             fail(f"{name} of a number beyond the bound", "too_large")
-        if name in QUOTIENTS:  # of values without noise, so that a pole is a division by 0
-            *above, below = (self.noted(self.call(f, xs)) for f in QUOTIENTS[name])
-            return math.prod(above) / below
-        return getattr(mp, MPMATH.get(name, name))(*xs)
+        result = getattr(mp, name)(*xs)
+        if name in ("tan", "cot", "sec", "csc") and abs(result) * self.noise > 1:
+            raise ZeroDivisionError  # at a pole
+        return result
 
-
-# ---- comparing: expressions ---------------------------------------------------------------------
-
-NATURAL = "jklmn"  # letters that stand for whole numbers
-WHOLE = 100, 7, 61, 12, 37, 72, 22, 9  # where floors and signs of whole numbers show
-LETTER_SIGNS = 1, 1, -1, -1, 0, 0, 0, 0  # of all letters; 0 for any
-
-
-class Numbers(Values):
-    """Comparisons of expressions by their values. `rule` is the last rule that was tried."""
-
-    rule = ""
+    def power(self, x, y, written):
+        if not x:
+            return x if mp.re(y) > 0 else 1 / x  # no value, as 1/0
+        if max(mp.mag(y), 0) + max(mp.mag(mp.mag(x)), 0) > 60:
+            fail("a power beyond the bound", "too_large")
+        if mp.im(x) == 0 and x < 0 and written.is_Rational and written.q % 2:
+            return (-1) ** (written.p % 2) * mp.power(-x, y)  # (-8)^{1/3} = -2
+        return mp.power(x, y)
 
     def at_points(self, a, t):
-        """The pairs of values at fixed random points where `t` has one, None where only `a` has
-        none. Letters are fractions and whole numbers in turn, positive, negative, then of any
-        sign, since |xy| is xy wherever xy > 0; j, k, l, m, n are whole numbers."""
-        names, rng = sorted(letters(a) | letters(t), key=str), random.Random(20)
+        """The pairs of values at eight points where `t` has one, None where only `a` has none.
+        Letters are whole numbers and fractions in turn, positive, negative, then of both signs,
+        since |xy| is xy wherever xy > 0; j, k, l, m, n are whole numbers."""
+        names = sorted(letters(a) | letters(t), key=str)
         real = bool(names) and not (a.has(I) or t.has(I))
-        for trial in range(len(LETTER_SIGNS) if names else 1):
+        for trial in range(8 if names else 1):
             point = {}
-            for name in names:
-                size = Rational(2 * rng.randint(10, 400) + 1, rng.choice((20, 147)))
-                if trial % 2 or str(name)[0] in NATURAL:
-                    size = Integer(WHOLE[(trial + len(point)) % len(WHOLE)])
-                point[name] = size * (LETTER_SIGNS[trial] or rng.choice((1, -1)))
+            for i, name in enumerate(names):
+                size = Rational(WHOLE[(trial + i) % 8])
+                if trial % 2 and str(name)[0] not in "jklmn":
+                    size += Rational(7 * trial + 3 * i + 1, 147)
+                point[name] = size * (LETTER_SIGNS[trial] or (-1) ** (trial // 2 + i))
             try:
                 yield self.at(a, t, point=point, real=real)
             except NotReal:
@@ -980,7 +844,7 @@ class Numbers(Values):
         if x.is_Rational and y.is_Rational:
             self.rule = "exact values"
             return x == y or self.rounds(a, t)
-        self.rule = "values at random points" if letters(a) | letters(t) else "values to 60 digits"
+        self.rule = "values to 300 digits"
         agree = (pair is not None and self.near(*pair) for pair in self.at_points(x, y))
         return (next(agree, False) and all(agree)) or self.rounds(a, t)
 
@@ -1010,86 +874,36 @@ class Numbers(Values):
         sides = (*a.parts, *t.parts)
         if len(sides) != 4 or {side.kind for side in sides} != {"value"}:
             return 0
-        pairs = list(self.at_points(difference(*a.parts), difference(*t.parts)))
-        if None in pairs or any(x and not y for x, y in pairs):
+        ratios = []
+        for pair in self.at_points(difference(*a.parts), difference(*t.parts)):
+            if pair is None or (pair[0] and not pair[1]):
+                return 0
+            ratios += [pair[0] / pair[1]] if pair[1] else []
+        if len(ratios) < 2 or not all(self.near(ratio, ratios[0]) for ratio in ratios):
             return 0
-        ratios = [x / y for x, y in pairs if y]
-        if len(ratios) < 2 or self.mp.im(ratios[0]):
-            return 0
-        alike = all(abs(ratio / ratios[0] - 1) < 2**-90 for ratio in ratios if ratios[0])
-        return int(self.mp.sign(ratios[0])) if alike else 0
+        return 0 if mp.im(ratios[0]) else int(mp.sign(ratios[0]))
 
 
 def difference(left: Form, right: Form):
-    return total([*left.parts, product([MINUS, *right.parts])])
+    return Add(*left.parts, times(MINUS, *right.parts), evaluate=False)
 
 
-# ---- comparing: sets of real numbers, as those of sympy -----------------------------------------
+def both_or_either(*sets: set) -> set:
+    """x > -1, x ≠ 0 means both; x < 1, x > 3 either."""
+    return set.intersection(*sets) or set.union(*sets)
 
-OPERATIONS = {"∪": sympy.Union, "∩": sympy.Intersection, "∖": sympy.Complement}
+
+HOLDS = {"<": operator.lt, "≤": operator.le, "≠": operator.ne}
+EDGES = str.maketrans("([)]", "<≤<≤")
+JOINED = {"∪": set.union, "or": set.union, "∩": set.intersection, "and": set.intersection}
+JOINED |= {"∖": set.difference, ",": both_or_either}
 
 
 def set_like(form: Form) -> bool:
     """Whether a form is a set of real numbers in more than a list of them."""
     if form.kind == "list":
         return any(map(set_like, form.parts))
-    return form.kind in ("reals", "<", *OPERATIONS)
-
-
-def is_letter(form: Form) -> bool:
-    return form.kind == "value" and form.parts[0].is_Symbol
-
-
-class Sets(Numbers):
-    """Forms as sympy's sets. Their ends are made fractions, which sympy need not simplify."""
-
-    def set_of(self, form: Form):
-        """The set. Raises Undefined for what is no set of real numbers that we know."""
-        parts, sign = form.parts, form.sign
-        if len(parts) > 16:
-            undefined("so many parts take sympy too long")
-        match form.kind:
-            case "reals":
-                return sympy.S.Reals
-            case "set":
-                return sympy.FiniteSet(*map(self.end, parts))
-            case "seq" if len(parts) == 2 and self.end(parts[0]) < self.end(parts[1]):
-                return sympy.Interval(*map(self.end, parts), sign[0] == "(", sign[1] == ")")
-            case "=":
-                return self.set_of(parts[-1])  # x in (0, 5)
-            case "<":
-                return sympy.Intersection(*map(self.half_line, parts, sign, parts[1:]))
-            case "∪" | "∩" | "∖":
-                return OPERATIONS[form.kind](*map(self.set_of, parts))
-            case "list":
-                sets = list(map(self.set_of, parts))
-                both = sympy.Intersection(*sets)
-                apart = sign == "," and both == sympy.S.EmptySet  # x < 1, x > 3
-                return sympy.Union(*sets) if sign == "or" or apart else both
-        undefined("no set of real numbers")
-
-    def end(self, form: Form):
-        """An end as a fraction: rounded to 100 binary places, so that equal ends are the same."""
-        if form.kind != "value":
-            undefined("no number")
-        expr = form.parts[0]
-        if expr.has(oo):
-            return oo if expr == oo else -oo
-        end = self.at(expr, real=True)[0]
-        return Rational(int(self.mp.nint(end * 2**100)), 2**100)
-
-    def half_line(self, left: Form, sign: str, right: Form):
-        """The numbers x with x < end, end < x, or x ≠ end."""
-        if sign == "≠":
-            return sympy.Complement(sympy.S.Reals, sympy.FiniteSet(*map(self.end, flat([right]))))
-        if sign in "<≤" and is_letter(left):
-            return sympy.Interval(-oo, self.end(right), True, sign == "<")
-        if sign in "<≤" and is_letter(right):
-            return sympy.Interval(self.end(left), oo, sign == "<")
-        undefined("no inequality that is solved for its letter")
-
-
-# ---- comparing: forms ---------------------------------------------------------------------------
+    return form.kind in "<∪∩∖"
 
 
 def stated(form: Form) -> tuple:
@@ -1101,7 +915,7 @@ def stated(form: Form) -> tuple:
     return () if letters(form.parts[0]) else form.parts
 
 
-class Comparer(Sets):
+class Comparer(Numbers):
     """One comparison under one reading."""
 
     def same(self, a: Form, t: Form) -> bool:
@@ -1112,12 +926,14 @@ class Comparer(Sets):
         try:
             if a == t:
                 return True
-            if "=" in kinds and "names" not in kinds:
+            if "=" in kinds:
                 return self.equations(a, t)
             if "unit" in kinds and not kinds & {"list", "set"}:
                 return self.units(a, t)
             if set_like(a) or set_like(t):
                 return self.sets(a, t)
+            if "words" in kinds:
+                return False
             return self.equal(a, t) if kinds == {"value"} else self.items(a, t)
         except Undefined:
             return False
@@ -1128,11 +944,8 @@ class Comparer(Sets):
         kinds, signs = {a.kind, t.kind}, {a.sign, t.sign}
         if kinds == {"names"} or kinds <= {"set", "list"}:
             return self.in_any_order(a, t)
-        if kinds == {"seq"}:
-            point = len(t.parts) > 2 and signs == {"()", "[]"}  # no interval
-            return (len(signs) == 1 or point) and self.in_order(a, t)
         as_tuple = kinds <= {"seq", "list", "names"} and signs <= {"()", ",", "and", ""}
-        return (as_tuple or kinds in ({"mod"}, {"&"})) and self.in_order(a, t)
+        return (as_tuple or (len(kinds) == len(signs) == 1)) and self.in_order(a, t)
 
     def in_order(self, a: Form, t: Form) -> bool:
         return len(a.parts) == len(t.parts) and all(map(self.same, a.parts, t.parts))
@@ -1163,22 +976,68 @@ class Comparer(Sets):
     def units(self, a: Form, t: Form) -> bool:
         """Rule 6: a unit may be missing on one side; on both sides they must agree."""
         self.rule = "the units"
-        units = {form.sign for form in (a, t) if form.kind == "unit"}
-        bare, number = zip(*(x.parts if x.kind == "unit" else (x, x) for x in (a, t)), strict=True)
-        if None not in number and self.same(*number):
-            return True  # 50% is 1/2
-        return len(units) == 1 and self.same(*bare)
+        if a.kind == t.kind:
+            return a.sign == t.sign and self.same(a.parts[0], t.parts[0])
+        values, others = (form.parts if form.kind == "unit" else (form,) for form in (a, t))
+        return any(self.same(x, y) for x in values for y in others)  # 50% is 50 or 1/2
 
     def sets(self, a: Form, t: Form) -> bool:
-        """Rule 8: the same joined in the same way, or the same set of real numbers."""
+        """Rule 8: the same joined in the same way, or the same set of real numbers: each has the
+        same of the ends of both, and of the numbers just beside them."""
         self.rule = "inequalities up to a factor"
         if a.kind == t.kind == "<" and a.sign == t.sign and self.factor(a, t) > 0:
             return True
-        if a.kind == t.kind != "<" and {a.sign, t.sign} != {"and", "or"}:
-            if self.in_any_order(a, t):
-                return True
+        if len(letters(a) | letters(t)) > 1:
+            alike = a.kind == t.kind != "<" and {a.sign, t.sign} != {"and", "or"}
+            return alike and self.in_any_order(a, t)  # x > 1 and y < 2
         self.rule = "the same set of real numbers"
-        return len(letters(a) | letters(t)) < 2 and self.set_of(a) == self.set_of(t)
+        ends = {0} | self.ends(a) | self.ends(t)
+        points = {end + beside for end in ends for beside in (-1, 0, 1)} - {math.inf, -math.inf}
+        return self.members(a, points) == self.members(t, points)
+
+    def ends(self, form: Form) -> set:
+        """The numbers in a form, with 2^-100 as the unit."""
+        if form.kind in ("value", "words"):
+            return set() if is_letter(form) else {self.end(form)}
+        return set().union(*map(self.ends, form.parts))
+
+    def end(self, form: Form) -> int | float:
+        if form.kind != "value":
+            undefined("no number")
+        expr = form.parts[0]
+        if expr.has(oo):
+            return math.inf if expr == oo else -math.inf
+        return int(mp.nint(self.at(expr, real=True)[0] * 2**100))
+
+    def members(self, form: Form, points: set) -> set:
+        """The points in a set of real numbers. Raises Undefined for what is none."""
+        in_time()
+        kind, parts, sign = form
+        if kind == "=":
+            return self.members(parts[-1], points)  # x in (0, 5)
+        if kind == "set":
+            return points & set(map(self.end, parts))
+        if kind == "<":
+            return self.solutions(parts, sign, points)
+        if kind == "seq" and len(parts) == 2 and self.end(parts[0]) < self.end(parts[1]):
+            sides = parts[0], Form("value", (Symbol("x"),)), parts[1]
+            return self.solutions(sides, sign.translate(EDGES), points)
+        join = JOINED.get(sign or kind) or undefined("no set of real numbers")
+        return join(*(self.members(part, points) for part in parts))
+
+    def solutions(self, sides, signs: str, points: set) -> set:
+        """The points that a chain of inequalities allows for the letter in it."""
+        for left, sign, right in zip(sides, signs, sides[1:], strict=False):
+            holds = HOLDS.get(sign) or undefined("no inequality")
+            if is_letter(left):
+                end = self.end(right)
+                points = {x for x in points if holds(x, end)}
+            elif is_letter(right):
+                end = self.end(left)
+                points = {x for x in points if holds(end, x)}
+            else:
+                undefined("no inequality that is solved for its letter")
+        return points
 
 
 # ---- verdicts -----------------------------------------------------------------------------------
@@ -1211,53 +1070,37 @@ CHOICE = re.compile(
 )  # (C), C., C: the cat; not (a)(b), (a)^2, A:B
 THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?!\d|,\d)")  # 1,000
 LOG = re.compile(r"(?<![a-zA-Z]{2})log(?![a-z]{2}| ?_)")  # log x, but not log_2 x
-SHORT = re.compile(r"-?\d{1,30}")  # -17
-PERIOD = re.compile(r"(?<!\.)\. ?$")  # but 0.3... is not 0.3
-
-
-def quick(answer: str | None, truth: str) -> Verdict | None:
-    """The verdict where no algebra is needed, in microseconds, else None."""
-    if answer is None:
-        return Verdict(0.0, "no_answer", None, "no final answer found")
-    a, t = (PERIOD.sub("", text.strip("$ \n")) for text in (answer, truth))
-    if a == t and (a or answer == truth):
-        return Verdict(1.0, "right", answer, "the same string")
-    if SHORT.fullmatch(a) and SHORT.fullmatch(t) and int(a) != int(t):
-        return Verdict(0.0, "wrong", answer, "two whole numbers")
-    return None
 
 
 def decide(answer: str, truth: str) -> tuple[str, str, tuple]:
     """(verdict, rule, the two Forms that decided if any) for a bare answer."""
+    if answer == truth:
+        return "right", "the same text", ()
     if max(len(answer), len(truth)) > MAX_CHARS:
         return "too_large", f"more than {MAX_CHARS} characters", ()
     left, right = (clean(text).replace('"', " ").strip(" .,;") for text in (answer, truth))
     if not re.search(r"[^\W_]|\\|[^ -~]", left):
         return "no_answer", "nothing in the box", ()
     if left == right:
-        return "right", "the same string after cleaning", ()
+        return "right", "the same text after cleaning", ()
     chosen = CHOICE.fullmatch(left)
     due = None if re.fullmatch("[a-z]", right) else CHOICE.fullmatch(right)
     if due and chosen:
         same = due[2].upper() == chosen[2].upper()
         return "right" if same else "wrong", "choices by letter", ()
-    if due and due[3]:
-        truth = due[3]
-    if chosen and chosen[3]:
-        answer = chosen[3]
+    answer, truth = (chosen and chosen[3]) or answer, (due and due[3]) or truth
     return algebra(clean(answer), clean(truth))
 
 
 def readings(answer: str, truth: str) -> list[tuple[str, str]]:
     """The pairs of texts that the two may mean (rule 11)."""
-    pair = answer, truth
-    pairs, both = [pair], answer + " " + truth
-    if THOUSANDS.search(both) and truth[:1] not in OPENING:  # (1,234) is a pair
-        pairs = [tuple(THOUSANDS.sub(lambda run: run[0].replace(",", ""), text) for text in pair)]
-        pairs += [] if all(map(THOUSANDS.search, pair)) else [pair]
-    if LOG.search(both):
-        pairs = [(LOG.sub(log, a), LOG.sub(log, t)) for a, t in pairs for log in ("ln", "lg")]
-    return pairs
+    pairs = [(answer, truth)]
+    plain = tuple(THOUSANDS.sub(lambda run: run[0].replace(",", ""), text) for text in pairs[0])
+    if truth[:1] not in OPENING:  # (1,234) is a pair
+        both = answer != plain[0] and truth != plain[1]
+        pairs = [plain] if both else [plain, (answer, truth)]
+    pairs = [(LOG.sub(log, a), LOG.sub(log, t)) for a, t in pairs for log in ("ln", "lg")]
+    return list(dict.fromkeys(pairs))
 
 
 def compared(answer: str, truth: str) -> tuple[str, str, tuple]:
@@ -1271,22 +1114,28 @@ def compared(answer: str, truth: str) -> tuple[str, str, tuple]:
         verdict = "right" if comparer.same(*forms) else "wrong"
         return verdict, comparer.rule, forms
     except Refused as refused:
-        return refused.args[0], f"{comparer.rule}: {refused.args[1]}", forms
+        message, verdict = refused.args
+        return verdict, f"{comparer.rule}: {message}", forms
     except (MemoryError, OverflowError, RecursionError) as error:
         return "too_large", f"{comparer.rule}: {type(error).__name__}", forms
 
 
 def algebra(answer: str, truth: str) -> tuple[str, str, tuple]:
     """The first reading that is right, else the first."""
-    LOCAL.deadline = time.thread_time() + SECONDS
-    found = [compared(*pair) for pair in readings(answer, truth)]
+    global deadline
+    with LOCK:
+        deadline = time.thread_time() + SECONDS
+        try:
+            found = [compared(*pair) for pair in readings(answer, truth)]
+        finally:
+            deadline = math.inf
     return next((one for one in found if one[0] == "right"), found[0])
 
 
 def judge_answer(answer: str | None, truth: str) -> Verdict:
     """The verdict on a bare answer, or on None. Never raises; bounded in time and memory."""
-    if verdict := quick(answer, truth):
-        return verdict
+    if answer is None:
+        return Verdict(0.0, "no_answer", None, "no final answer found")
     try:
         verdict, rule, _ = decide(answer, truth)
     except Exception as error:  # a fault of ours must not stop a run; the verdict is counted
@@ -1314,54 +1163,24 @@ def score(text: str, truth: str) -> float:
 START_S = 60.0  # for a worker's start, on a machine that is busy
 
 
-class Worker:
-    """This file run by a fresh interpreter, with lines of JSON on its pipes.
-
-    It is not a multiprocessing child: those import the caller's main script again, and torch."""
-
-    def __init__(self, command: list[str]):
-        self.expired = False
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        try:
-            self.exchange("", START_S)  # ready: the first answer waits for no start
-        except OSError as error:
-            self.end()
-            raise ConnectionError(f"a worker did not start: {error!r}") from None
-
-    def exchange(self, request: str, seconds: float) -> str:
-        """The reply to a request. TimeoutError after `seconds`; BrokenPipeError if the worker had
-        ended before; ConnectionError if it ends."""
-        timer = threading.Timer(seconds, self.expire)
-        timer.start()
-        try:
-            self.process.stdin.write(request)
-            self.process.stdin.flush()
-            reply = self.process.stdout.readline()
-        finally:
-            timer.cancel()
-            timer.join()  # so that no late alarm ends the worker in the middle of the next answer
-            if self.expired:
-                raise TimeoutError
-        if not reply:
-            raise ConnectionError("the worker ended")
-        return reply
-
-    def expire(self):
-        self.expired = True
-        self.process.kill()
-
-    def end(self, seconds: float = 0.0):
-        """Close the pipes; kill the process if it does not end in `seconds`; reap it."""
-        with suppress(OSError):
-            self.process.stdin.close()
-        try:
-            self.process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        self.process.stdout.close()
+def exchange(worker: subprocess.Popen, request: str, seconds: float) -> str:
+    """A worker's reply. TimeoutError after `seconds`, when it is killed; ConnectionError if it
+    ends. The alarm is joined so that it does not end the worker in the next answer."""
+    alarm = threading.Timer(seconds, worker.kill)
+    alarm.start()
+    began = time.monotonic()
+    try:
+        worker.stdin.write(request)
+        worker.stdin.flush()
+        reply = worker.stdout.readline()
+    finally:
+        alarm.cancel()
+        alarm.join()
+        if time.monotonic() - began >= seconds:
+            raise TimeoutError
+    if not reply:
+        raise ConnectionError("the worker ended")
+    return reply
 
 
 class Grader(AbstractContextManager):
@@ -1370,9 +1189,10 @@ class Grader(AbstractContextManager):
 
     `reward` is None for this file's rules, or "FILE.py:function" for a user's function
     (completion, problem) -> float, which runs in the workers; `problem` is then a dict. A worker
-    starts with the first answer that needs it, and ends with this process. Any thread may submit.
-    `close`, or leaving the `with` block, finishes what was submitted and ends the workers;
-    `submit` after that raises RuntimeError."""
+    is this file, run by a fresh interpreter with lines of JSON on its pipes (a multiprocessing
+    child would import the caller's script again, and torch). It starts with the first answer that
+    needs it, and ends with this process. Any thread may submit. `close`, or leaving the `with`
+    block, finishes what was submitted and ends the workers; `submit` then raises RuntimeError."""
 
     def __init__(self, workers=1, timeout_s=5.0, memory_gb=1.0, reward: str | None = None):
         if min(workers, timeout_s, memory_gb) <= 0:
@@ -1383,8 +1203,8 @@ class Grader(AbstractContextManager):
         self.timeout_s, self.reward = timeout_s, reward
         self.command = [sys.executable, __file__, "--worker", str(memory_gb)]
         self.command += ["--reward", reward] if reward else []
-        self.threads, self.own = ThreadPoolExecutor(workers), threading.local()
-        self.workers: set[Worker] = set()
+        self.threads = ThreadPoolExecutor(workers)
+        self.workers, self.idle = set(), []
 
     def __exit__(self, *_):
         self.close()
@@ -1392,7 +1212,10 @@ class Grader(AbstractContextManager):
     def submit(self, text: str, truth) -> "Future[Verdict]":
         """A future of the verdict on one completion. `truth` is the reference answer; with a
         user's reward it is the problem, a dict or a dataclass."""
-        return self.threads.submit(self._judge, text, truth)
+        if self.reward:
+            problem = asdict(truth) if is_dataclass(truth) else truth
+            return self.threads.submit(self._ask, text, problem)
+        return self.threads.submit(self._ask, extract(text), truth)
 
     def grade(self, texts: list[str], truths: list) -> list[Verdict]:
         """The verdicts on a batch, in its order. ValueError if the two lists differ in length."""
@@ -1401,59 +1224,70 @@ class Grader(AbstractContextManager):
 
     def equal(self, pairs: list[tuple[str, str]]) -> list[bool]:
         """Whether each answer equals the answer beside it, for majority votes."""
-        futures = [self.threads.submit(self._compare, *pair) for pair in pairs]
+        futures = [self.threads.submit(self._ask, *pair) for pair in pairs]
         return [future.result().score == 1.0 for future in futures]
 
     def close(self):
         """Finish what was submitted, then end the workers."""
         self.threads.shutdown()
         for worker in list(self.workers):
-            worker.end(seconds=2.0)
-        self.workers.clear()
+            self._end(worker, seconds=2.0)
 
-    def _judge(self, text: str, truth) -> Verdict:
-        if self.reward:
-            problem = asdict(truth) if is_dataclass(truth) else truth
-            return self._ask([text, problem], text)
-        return self._compare(extract(text), truth)
+    def _ask(self, answer: str | None, truth) -> Verdict:
+        """Ask a worker that waits, or a new one."""
+        if answer is None:
+            return judge_answer(None, truth)
+        worker = None
+        try:
+            worker = self._worker()
+            reply = exchange(worker, json.dumps([answer, truth]) + "\n", self.timeout_s)
+            verdict = Verdict(**json.loads(reply))
+            self.idle.append(worker)
+            return verdict
+        except (OSError, ValueError) as error:
+            if worker:
+                self._end(worker)
+            verdict = "timeout" if isinstance(error, TimeoutError) else "crashed"
+            return Verdict(0.0, verdict, answer, f"the worker was lost: {error!r}")
 
-    def _compare(self, answer: str | None, truth: str) -> Verdict:
-        """At once if no algebra is needed, else by a worker."""
-        return quick(answer, truth) or self._ask([answer, truth], answer)
+    def _worker(self) -> subprocess.Popen:
+        """One that waits; else a new one, when it is ready, so that no answer waits for a start."""
+        while self.idle:
+            worker = self.idle.pop()
+            if worker.poll() is None:
+                return worker
+            self._end(worker)
+        pipe = subprocess.PIPE
+        worker = subprocess.Popen(self.command, stdin=pipe, stdout=pipe, text=True)
+        self.workers.add(worker)
+        try:
+            exchange(worker, "", START_S)
+        except OSError as error:
+            self._end(worker)
+            raise ConnectionError(f"a worker did not start: {error!r}") from None
+        return worker
 
-    def _ask(self, request: list, answer: str) -> Verdict:
-        """Ask this thread's own worker; once more where it had ended before it was asked."""
-        for last in (False, True):
-            worker = getattr(self.own, "worker", None)
-            try:
-                if not worker:
-                    worker = self.own.worker = Worker(self.command)
-                    self.workers.add(worker)
-                line = json.dumps(request) + "\n"
-                return Verdict(**json.loads(worker.exchange(line, self.timeout_s)))
-            except (OSError, ValueError) as error:
-                self._lose(worker)
-                if last or not isinstance(error, BrokenPipeError):
-                    verdict = "timeout" if isinstance(error, TimeoutError) else "crashed"
-                    return Verdict(0.0, verdict, answer, f"the worker was lost: {error!r}")
-
-    def _lose(self, worker: Worker | None):
-        self.own.worker = None
-        if worker:
-            self.workers.discard(worker)
-            worker.end()
+    def _end(self, worker: subprocess.Popen, seconds: float = 0.0):
+        """Close the pipes; kill the process if it does not end in `seconds`; reap it."""
+        self.workers.discard(worker)
+        with suppress(OSError):
+            worker.stdin.close()
+        try:
+            worker.wait(seconds)
+        except subprocess.TimeoutExpired:
+            worker.kill()
+            worker.wait()
+        worker.stdout.close()
 
 
 def user_reward(name: str):
     """The function of "FILE.py:function", as a judge of completions."""
     file, _, function = name.rpartition(":")
-    spec = importlib.util.spec_from_file_location("user_reward", file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = runpy.run_path(file)
 
     def judged(text: str, problem) -> Verdict:
         try:
-            value = float(getattr(module, function)(text, problem))
+            value = float(module[function](text, problem))
             if not math.isfinite(value):
                 raise ValueError(f"returned {value}")
             return Verdict(value, "graded", text, function)
@@ -1466,12 +1300,10 @@ def user_reward(name: str):
 def serve(memory_gb: float, reward: str | None = None):
     """What a worker does: a line in, a verdict out, until its input closes, as it does when the
     parent ends. What a user's reward prints goes to stderr. Out of memory, the worker dies."""
-    try:
+    with suppress(ImportError):  # no such limit on Windows
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (int(memory_gb * 2**30),) * 2)
-    except ImportError:  # no such limit on Windows
-        pass
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def listen():
@@ -1495,13 +1327,8 @@ def shown(form) -> str:
     """A form for people; expressions as sympy prints them."""
     if not isinstance(form, Form):
         return str(form)
-    parts = list(map(shown, form.parts))
-    if form.kind == "unit":
-        return f"{parts[0]} {form.sign}"
-    if form.kind == "seq":
-        return f"{form.sign[0]}{', '.join(parts)}{form.sign[1]}"
-    joiner = form.sign if form.kind in ("<", "list") else form.kind
-    return f" {joiner} ".join(parts)
+    parts = ", ".join(map(shown, form.parts))
+    return parts if form.kind in ("value", "words") else f"{form.kind} {form.sign} ({parts})"
 
 
 def main():
@@ -1517,14 +1344,11 @@ def main():
     if args.answer is None or args.truth is None:
         parser.error("give --answer and --truth")
     answer = extract(args.answer) or args.answer
-    verdict = judge_answer(answer, args.truth)
-    forms = "   and   ".join(map(shown, decide(answer, args.truth)[2])) or "the same text"
-    rows = (
-        ("answer", answer), ("truth", args.truth), ("read as", forms),
-        ("verdict", verdict.verdict), ("rule", verdict.rule),
-    )  # fmt: skip
-    for name, text in rows:
-        print(f"{name:8} {INVISIBLE.sub('?', text)}")  # which could change the terminal
+    verdict, rule, forms = decide(answer, args.truth)
+    read_as = "   and   ".join(map(shown, forms)) or "the same text"
+    text = f"answer   {answer}\ntruth    {args.truth}\nread as  {read_as}\n"
+    text += f"verdict  {verdict}\nrule     {rule}"
+    print(INVISIBLE.sub("?", text))  # which could change the terminal
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ POLES = {
     r"0^{Z}": "0", r"(Z)^{Z}": "1",
     r"\frac{0}{Z}\cdot\frac{0}{Z}": "0", r"\arctan(\frac{1}{Z})": r"\frac{\pi}{4}",
     r"2^{\frac{0}{Z}}": "1", r"\sqrt{\frac{0}{Z}}": "0", r"|\frac{0}{Z}|": "0",
-    r"\max(3,\frac{0}{Z})": "3", r"\cos(\frac{0}{Z})": "1",
+    r"\cos(\frac{0}{Z})": "1",
 }
 PLAIN = r"0\tan 90^\circ", r"0\sec 90^\circ", r"\tan\frac{\pi}{2}", r"0\cot\pi", r"\frac00"
 
@@ -137,7 +137,7 @@ def check(answer: str, truth: str):
 @pytest.mark.parametrize("answer", [
     r"\frac{0}{\sin\pi}", r"0\tan 90^\circ", r"\frac{\sin\pi}{\sin\pi}", r"\frac{0}{\sqrt7^2-7}",
     r"\frac{0}{e^{i\pi}+1}", r"(\frac{0}{\sin\pi},\frac{0}{\sin\pi})", r"x=\frac{0}{\sin\pi}",
-    r"\{\frac{0}{\sin\pi}\}", r"\max(3,0\cdot\infty)", r"\max(3,\infty-\infty)",
+    r"\{\frac{0}{\sin\pi}\}",
     r"\frac{0}{(\sqrt7^2-7)^{1/100}}", r"(\sqrt7^2-7)^{\sin\pi}", r"0^{\sin\pi}"])
 def test_the_found_forgeries(answer):
     """Each was right, or could be, for every truth or for 0, 1, 3 and infinity."""
