@@ -11,7 +11,7 @@ The rules of equality. Each has a block of examples in tests/test_reward.py.
  3. Exact numbers must be exactly equal: 1/2 = 0.5 = 50%, but 0.33 is not 1/3 and 857499 is not
     857500. (`Numbers.equal`)
  4. A truth that is a decimal of three digits or more is also met by an exact value, or a longer
-    decimal, that rounds to it: 1.41 by \sqrt2.
+    decimal, that rounds to it: 1.41 by \sqrt2. Not money: \$5.004 is not \$5.00.
  5. Expressions are equal when their values agree at eight points. An expression without a value
     (a divisor that hundreds of digits do not separate from 0) equals nothing. Letters are
     case-sensitive; j, k, l, m, n stand for whole numbers.
@@ -218,6 +218,8 @@ COMMANDS = r"""
     (?<!\\)\\[!,;:> ]|~|\\(?:thin|med|thick)space → ␣   # 5\,cm, a~b
     (?<![\d.,])(\d{1,3}) (\d{3})(?: (\d{3}))?(?![\d/]) → \1\2\3   # 1 000
     \\q?quad → ␣   # x \quad y
+    \\(?:land|wedge)(?![a-z])|∧ → ␣and␣   # x>0 \land x<5
+    \\(?:lor|vee)(?![a-z])|∨ → ␣or␣   # x<0 \lor x>5
     \\(?:[dtcs]|nice)(frac|binom)(?![a-zA-Z]) ? → \\\1␣   # \dfrac, \nicefrac, \dbinom
     \\operatorname\*? ?\{([a-zA-Z]+)\} → \\\1␣   # \operatorname{sech}
     \\(?:mathbb|mathbf|Bbb) ?\{? ?([RZ])(?![a-zA-Z]) ?\}? → \\\1␣   # \mathbf{R}
@@ -543,8 +545,8 @@ TAIL = re.compile(
 )
 NAMES = re.compile(r"[a-z]+|\^ ?\{? ?-?\d|[^\s\"{}.,-]")  # m, /, s, ^2 in m/s^2
 TRIGONOMETRY = re.compile("sin|cos|tan|cot|sec|csc|cis")  # \sin 30°
-BASED = re.compile(  # (204)_{5}, FF_{16}
-    r"\(?(\d[0-9A-Z]*|[0-9A-F]+(?=\)? ?_ ?[{(]{0,2}16))\)? ?_ ?[{(]{0,2}(\d{1,2})[})]{0,2}"
+BASED = re.compile(  # (204)_{5}, FF_{16}, 110.01_2
+    r"\(?(\d[0-9A-Z]*|[0-9A-F]+(?=\)? ?_ ?[{(]{0,2}16))\.?(\d*)\)? ?_ ?[{(]{0,2}(\d{1,2})[})]{0,2}"
 )
 
 
@@ -575,18 +577,21 @@ def unit(text: str) -> Form | None:
     if any(map(NO_UNIT.fullmatch, names)):
         return None
     bare, name = read(text[: found.start()]), "".join(names)
+    if name in "$€£¥":
+        bare = bare._replace(sign="")  # money is not rounded
     if bare.kind == "value" and name in ("%", "°"):  # it may be met by the number that it is
         return Form("unit", (bare, value(times(CONSTANTS[name], *bare.parts))), name)
     return Form("unit", (bare,), name)
 
 
-def based(digits: str, base: str) -> Form:
+def based(digits: str, places: str, base: str) -> Form:
     """204_5 is 54, and may be met by 204."""
+    written = digits + places
     try:
-        number = value(Integer(int(digits, int(base))))
+        number = value(Rational(int(written, int(base)), int(base) ** len(places)))
     except ValueError:
-        fail(f"{digits[:20]} is no number in base {base}")
-    return Form("unit", (read(digits) if digits.isdigit() else number, number), f"base {base}")
+        fail(f"{written[:20]} is no number in base {base}")
+    return Form("unit", (read(written) if written.isdigit() else number, number), f"base {base}")
 
 
 # ---- parsing: one expression to sympy -----------------------------------------------------------
@@ -1199,7 +1204,7 @@ class Grader(AbstractContextManager):
             given = f"workers {workers}, timeout_s {timeout_s}, memory_gb {memory_gb}"
             raise ValueError(f"{given}: all must be positive")
         if reward and not os.path.isfile(reward.rpartition(":")[0]):
-            raise ValueError(f"reward {reward!r}: there is no such file; give FILE.py:function")
+            raise ValueError(f"reward {reward!r}: there is no such file; give FILE.py:FUNCTION")
         self.timeout_s, self.reward = timeout_s, reward
         self.command = [sys.executable, __file__, "--worker", str(memory_gb)]
         self.command += ["--reward", reward] if reward else []
@@ -1327,8 +1332,15 @@ def shown(form) -> str:
     """A form for people; expressions as sympy prints them."""
     if not isinstance(form, Form):
         return str(form)
-    parts = ", ".join(map(shown, form.parts))
-    return parts if form.kind in ("value", "words") else f"{form.kind} {form.sign} ({parts})"
+    parts = list(map(shown, form.parts))
+    if form.kind == "unit":
+        return f"{parts[0]} {form.sign}"
+    if form.kind == "seq":
+        return f"{form.sign[0]}{', '.join(parts)}{form.sign[1]}"
+    if form.kind == "set":
+        return f"{{{', '.join(parts)}}}"
+    joiner = form.sign if form.kind in ("<", "list") else form.kind.replace("names", ",")
+    return f" {joiner} ".join(parts)
 
 
 def main():
@@ -1345,7 +1357,7 @@ def main():
         parser.error("give --answer and --truth")
     answer = extract(args.answer) or args.answer
     verdict, rule, forms = decide(answer, args.truth)
-    read_as = "   and   ".join(map(shown, forms)) or "the same text"
+    read_as = "   and   ".join(map(shown, forms)) or "-"
     text = f"answer   {answer}\ntruth    {args.truth}\nread as  {read_as}\n"
     text += f"verdict  {verdict}\nrule     {rule}"
     print(INVISIBLE.sub("?", text))  # which could change the terminal

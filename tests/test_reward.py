@@ -215,7 +215,7 @@ RULES = {
         x \le 2  =  (-\infty,2]  =  x <= 2  =  x \leqslant 2  !  x<2
         1<x\le2  =  (1,2]  =  x>1 \text{ and } x\le2  =  2 \ge x > 1  =  \{x : 1 < x \leq 2\}  !  [1,2]  !  1\le x<2
         (-\infty,1)\cup(3,\infty)  =  x<1 \text{ or } x>3  =  x<1, x>3  =  (3,+\infty)\cup(-\infty,1)
-        (-\infty,1)\cup(3,\infty)  =  (-\infty,1) U (3,\infty)  !  (1,3)  !  (-\infty,1]\cup(3,\infty)
+        (-\infty,1)\cup(3,\infty)  =  x<1 \lor x>3  =  (-\infty,1) U (3,\infty)  !  (1,3)  !  (-\infty,1]\cup(3,\infty)
         [0,2]  =  0 \le x \le 2  !  [0,1]  !  [0,1)\cup(1,2]
         \mathbb{R}  =  (-\infty,\infty)  =  x\in\mathbb R  =  ℝ  =  -\infty<x<\infty  !  x>0  !  \emptyset
         (-\infty,1)\cup(3,\infty)  =  x \in (3,\infty)\cup(-\infty,1)  !  x<1 and x>3  !  (-\infty,1)\cup(3,-\infty)
@@ -300,7 +300,7 @@ RULES = {
         28\%  =  28 percentage  =  28 per cent  =  28 pct
         2 \text{ hours and } 13 \text{ minutes}  =  2 hours 13 minutes  !  13, 2  !  2, 13
         30.5^\circ  =  30°30'  !  30°
-        \$5.00  =  5  !  5.01""",  # a unit that is no word of the table
+        \$5.00  =  5  !  \$5.004  !  5.01""",  # a unit that is no word of the table
     "commands": r"""
         5  =  \textnormal{5}  =  \textup{5}  =  {\color{red}5}  =  \textcolor{red}{5}  =  \ensuremath{5}  =  \mathnormal{5}
         \frac12  =  \nicefrac{1}{2}  =  \sfrac{1}{2}  =  \cfrac12
@@ -312,6 +312,7 @@ RULES = {
         3:2  =  3 to 2  =  6:4  !  2 to 3
         204_5  =  (204)_5  =  204 (base 5)  =  204_{(5)}  !  (204)_6
         255  =  FF_{16}  =  \mathrm{FF}_{16}  !  FE_{16}
+        6.25  =  110.01_2  !  110.1_2
         1000,1001  =  1,000, 1,001  =  1,000 and 1,001  !  1,000
         (-2,2)  =  |x|<2  =  x^2<4  =  x^{2} < 4  !  x^2\le4  !  |x|\le2  !  x<2
         \pm\sqrt3\pm1  =  \sqrt3+1,-\sqrt3-1  !  \sqrt3+1
