@@ -710,8 +710,8 @@ def unread_format(problems: Sequence[Problem]) -> str:
     example = unread[0]
     return (
         f"{len(unread)} of {len(looked_at)} prompts ask for no form of answer that the grader "
-        f"reads, so right answers may get reward 0. For example, row {example.index} of "
-        f"{example.source} ends in {content(example)[-100:]!r} and its answer is "
+        f"reads, so right answers may get reward 0. For example, row {example.index} (counted "
+        f"from 0) of {example.source} ends in {content(example)[-100:]!r} and its answer is "
         f"{example.answer[:40]!r}. Ask for the answer within \\boxed{{}}."
     )
 
@@ -865,7 +865,8 @@ def drop_long(
     if len(back) < 0.9 * len(asked):
         raise ValueError(
             f"this tokenizer cannot write the problems: {asked[:60]!r} comes back as "
-            f"{back[:60]!r}. The tiny models read `arithmetic`; other problems need a real --model."
+            f"{back[:60]!r}. The tiny models read the notation of `arithmetic` alone: a file in it "
+            "needs --prompt '{problem}', other problems need a real --model."
         )
     rendered = zip(judged, renderer.render_all(judged), strict=True)
     kept = [problem for problem, ids in rendered if len(ids) <= limit]

@@ -320,6 +320,11 @@ class EvaluationSet:
         # NAME may hold colons itself, so the numbers are taken from the end: gsm8k:test:8:0.7
         match = re.fullmatch(r"(.*?)(?::(\d+)(?::(\d+\.?\d*|\.\d+))?)?", text, re.S)
         name, n, temperature = match.groups()
+        if re.search(r":-?[\d.]+$", name):
+            raise ValueError(
+                f"--eval {text}: of NAME:n:temperature, n must be a whole number and temperature a "
+                "number that is at least 0"
+            )
         n = int(n or cls.n)
         temperature = float(temperature or cls.temperature)
         if not 1 <= n <= MOST_COMPLETIONS:
@@ -365,8 +370,12 @@ def check_reward(reward: str, problem: data.Problem) -> None:
     """
     if not reward:
         return
+    if ":" not in reward:
+        raise ValueError(f"--reward {reward}: names no function; give {reward}:FUNCTION")
     with Grader(reward=reward) as grader:
         verdict = grader.submit("", problem).result()
+    if "did not start" in verdict.rule:
+        raise ValueError(f"--reward {reward}: the file cannot be loaded, as said above; mend it")
     if verdict.verdict in ("crashed", "timeout"):
         raise ValueError(
             f"--reward {reward}: fails on an empty completion ({verdict.rule}); it must return a "
@@ -414,7 +423,8 @@ class ProblemSets:
 
     def describe_first(self) -> str:
         first = self.tests[0]
-        return f"{len(first.problems)} problems of {first.label}"
+        count = len(first.problems)
+        return f"{count} problems of {first.label}, at temperature {first.temperature:g}"
 
 
 def load_problems(
@@ -597,7 +607,7 @@ def compare_set(source: str, scores_a: Scores, scores_b: Scores) -> list[str]:
         f"  B - A = {mean:+.4f}, 95% interval [{low:+.4f}, {high:+.4f}]",
         f"  B won {len(won)}, lost {len(lost)}, tied {tied}; exact sign test p = {p:.3g}",
     ]
-    for word, places in (("won", won), ("lost", lost)):
+    for word, places in (("problems won", won), ("problems lost", lost)):
         if len(places):
             named = ", ".join(map(str, places[:MOST_NAMED]))
             more = ", ..." if len(places) > MOST_NAMED else ""

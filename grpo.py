@@ -95,7 +95,8 @@ class Flags:
     # ---- What is trained, on what
 
     model: str = "models/tiny"  # hub name, or a directory in Hugging Face layout
-    # arithmetic, a .jsonl, .json or .parquet file, or a hub name with an optional :split
+    # arithmetic, arithmetic-hard, a .jsonl, .json or .parquet file, or a hub name, to which a split
+    # may be added: NAME:split
     data: str = "arithmetic"
     out: str = ""  # directory of the run, which must not exist; one under runs/ if not given
     # run to go on with; auto: the run of --out, or the newest unfinished run with these flags
@@ -609,7 +610,7 @@ def main(f: Flags) -> None:
             # The first evaluation, or one that a signal interrupted.
             if is_due(p.step, f) and p.evaluated_step != p.step:
                 shown[p.step] = measure(rollout, sets.tests, ledger)
-                say(f"step {p.step}: pass@1 {p.pass1:.3f} on {sets.describe_first()}")
+                display.print(f"step {p.step}: pass@1 {p.pass1:.3f} on {sets.describe_first()}")
 
             while p.step < f.steps and not clock.stop:
                 step = p.step + 1
@@ -642,7 +643,7 @@ def main(f: Flags) -> None:
                     shown[step] = measure(rollout, sets.tests, ledger)
                 display.row(line, p.pass1)
                 if warning := cannot_learn(p, stats, f):
-                    say(warning)
+                    display.print(warning)
                 if step % f.save_every == 0 or step == f.steps:
                     checkpoints.save(policy, optimizer, scheduler)
         if p.step:

@@ -78,6 +78,9 @@ class Config:
         """
         path = Path(directory) / "config.json"
         if not path.is_file():
+            if any(Path(directory).glob("*.json")):
+                raise FileNotFoundError(f"{path}: not found; of a run give RUN/final; a checkpoint "
+                                        "becomes a model by python -m runtime.checkpoint RUN OUT")
             raise FileNotFoundError(f"{path}: not found; --model takes a hub name or a directory "
                                     "in Hugging Face layout")
         c = read_json(path)

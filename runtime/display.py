@@ -78,16 +78,20 @@ class Display:
         else:
             self.bar.set_postfix_str(text)
 
+    def print(self, text: str) -> None:
+        """A line above the bar."""
+        with tqdm.external_write_mode():
+            self.say(text)
+
     def row(self, line: dict, pass1: float | None) -> None:
         """Show a training line of metrics.jsonl."""
         shown = cells(line, self.steps, pass1)
         self.bar.set_postfix_str("", refresh=False)
         self.bar.update()
-        with tqdm.external_write_mode():  # the bar stays below the table
-            if not self.head_is_printed:
-                self.say("".join(f"{name:>{width}}" for name, width in WIDTH.items()))
-                self.head_is_printed = True
-            self.say("".join(f"{cell:>{WIDTH[name]}}" for name, cell in shown.items()))
+        if not self.head_is_printed:
+            self.print("".join(f"{name:>{width}}" for name, width in WIDTH.items()))
+            self.head_is_printed = True
+        self.print("".join(f"{cell:>{WIDTH[name]}}" for name, cell in shown.items()))
 
     def close(self) -> None:
         self.bar.close()

@@ -430,7 +430,7 @@ def explain(run) -> None:
         run()
     except SystemExit as ended:  # tyro has printed what is wrong with the flags
         if ended.code:
-            tell_torchrun("wrong flags, as said above; python instead of torchrun says no more")
+            tell_torchrun("wrong flags: the message above the traceback says which")
         raise
     except (ValueError, OSError, ImportError, Stopped) as error:
         if hasattr(error, "__notes__"):  # raised in the middle of a phase: a bug

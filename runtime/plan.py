@@ -133,8 +133,8 @@ def read_gpus(text: str) -> tuple[int, str, GPU]:
         gpu = GPUS.get(name)
     if not gpu or not re.fullmatch(r"[1-9]\d*", count):
         raise ValueError(
-            f"--plan {text}: write a number, x, and one of {', '.join(GPUS)}, or memory and peak "
-            "of another GPU such as 8x48GB@150TF"
+            f"--plan {text}: write for example 8xH100, with one of {', '.join(GPUS)}, "
+            "or memory and peak of another GPU: 8x48GB@150TF"
         )
     return int(count), name, gpu
 

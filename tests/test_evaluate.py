@@ -338,7 +338,7 @@ def test_comparison_by_hand(tmp_path):
         in text
     )
     assert f"B won 6, lost 1, tied 3; exact sign test p = {2 * (1 + 7) / 2**7:.3g}" in text
-    assert "  won: 2, 3, 4, 5, 6, 7\n  lost: 1" in text
+    assert "  problems won: 2, 3, 4, 5, 6, 7\n  problems lost: 1" in text
     resume(tmp_path / "c", {})
     append(tmp_path / "c", line(0, 0, 1.0, source="other"))
     with pytest.raises(ValueError, match="no problem in common"):

@@ -311,6 +311,17 @@ def test_a_reward_function_that_fails_is_refused_at_the_start(tmp_path, body):
         check_reward(f"{tmp_path / 'mine.py'}:reward", Problem(0, "1 + 1?", "2"))
     with pytest.raises(ValueError, match="no such file"):
         check_reward(f"{tmp_path / 'nowhere.py'}:reward", Problem(0, "1 + 1?", "2"))
+    with pytest.raises(ValueError, match="names no function"):
+        check_reward(str(tmp_path / "mine.py"), Problem(0, "1 + 1?", "2"))
+    (tmp_path / "broken.py").write_text("import no_such_module")
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        check_reward(f"{tmp_path / 'broken.py'}:reward", Problem(0, "1 + 1?", "2"))
+
+
+@pytest.mark.parametrize("text", ["arithmetic:test:1:-1", "arithmetic:0.5", "gsm8k:test:-1"])
+def test_numbers_of_an_evaluation_that_are_none_are_named(text):
+    with pytest.raises(ValueError, match="must be a whole number"):
+        EvaluationSet.parse(text)
 
 
 # ---- The statistics of a step -------------------------------------------------------------------

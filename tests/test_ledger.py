@@ -62,7 +62,7 @@ def test_a_wrong_flag_is_the_last_word_of_torchrun_too(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
     with pytest.raises(SystemExit):
         explain(failing(SystemExit(2)))
-    assert "wrong flags, as said above" in (tmp_path / "error.json").read_text()
+    assert "wrong flags: the message above" in (tmp_path / "error.json").read_text()
 
 
 def test_our_warnings_are_one_line(capsys):

@@ -188,7 +188,7 @@ def test_a_plan_says_what_does_not_fit_and_what_each_flag_would_change():
         assert table[-1].startswith("  all of them")
     for gpus, message in (
         ("8xZ9", "one of B200"),
-        ("H100", "a number, x"),
+        ("H100", "write for example 8xH100"),
         ("0xH100", "a number, x"),
         ("8x48GB", "150TF"),
     ):
