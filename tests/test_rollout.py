@@ -512,7 +512,7 @@ def test_weights_are_packed_while_a_cpu_samples(ours, family, tied, monkeypatch)
         seen.append(packs())
         return sample(*arguments)
 
-    monkeypatch.setattr(rollout, "PACKED_FROM", 1)
+    monkeypatch.setattr(rollout, "REORDERED_FROM", 1)
     monkeypatch.setattr(rollout, "sample", watched)
     for scale in (1.0, 1.1):
         for p in (*model.parameters(), *plain.parameters()):
@@ -521,7 +521,7 @@ def test_weights_are_packed_while_a_cpu_samples(ours, family, tied, monkeypatch)
         packed = sampler.generate(PROMPTS, 4, 24, 1.0, 0)
         assert seen and all(map(all, seen)) and not any(packs())
         with monkeypatch.context() as patch:
-            patch.setattr(rollout, "PACKED_FROM", 2**30)
+            patch.setattr(rollout, "REORDERED_FROM", 2**30)
             expected, _ = draw(plain)
         assert_same(packed, expected, atol=1e-4)
 
