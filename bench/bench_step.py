@@ -75,14 +75,12 @@ def make_checkpoint(folder: Path, flags: Flags) -> None:
     write_config(folder, flags.shape, eos_token_id=V, pad_token_id=0)
     tokenizer, settings = (json.loads((TINY / name).read_text()) for name in TOKENIZER)
     vocabulary = tokenizer["model"]["vocab"]
-    added = tokenizer["added_tokens"]
-    for token in added:
+    for token in tokenizer["added_tokens"]:
         vocabulary[token["content"]] = token["id"]
-    # A full vocabulary: a token added to it gets the id V.
+    # A full vocabulary without an end token, so that the end token that TRL needs gets the id V.
     for i in range(len(vocabulary), V):
         vocabulary[f"<{i}>"] = i
-    added.append({**added[0], "id": V, "content": "<|never|>"})
-    settings["eos_token"] = "<|never|>"
+    settings["eos_token"] = None
     for name, content in zip(TOKENIZER, (tokenizer, settings), strict=True):
         (folder / name).write_text(json.dumps(content))
     torch.manual_seed(0)

@@ -113,13 +113,15 @@ def main() -> None:
         disable_tqdm=True,
         **tuned,
     )
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"eos_token": "<never>"})  # a new id, which no logit stands for
     clock = Clock(time.process_time if flags.clock == "cpu" else time.perf_counter)
     trainer = GRPOTrainer(
         model=str(folder),
         args=config,
         train_dataset=Dataset.from_list(json.loads((folder / "problems.json").read_text())),
         callbacks=[clock],
-        processing_class=AutoTokenizer.from_pretrained(folder),
+        processing_class=tokenizer,
         reward_funcs=rewards,
     )
     trainer.train()

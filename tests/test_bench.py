@@ -12,7 +12,7 @@ import data
 from bench import bench_algorithms, bench_memory, bench_mfu, bench_step, common
 from model import Config, Model
 from rollout import stop_tokens
-from runtime.parallel import connect, load
+from runtime.parallel import check_tokenizer, connect, load
 
 
 @pytest.mark.parametrize("V", [45, 300], ids=["tiny tokenizer", "filled up"])
@@ -27,6 +27,9 @@ def test_the_end_token_has_no_row(tmp_path, monkeypatch, V):
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     assert config.V == V
     assert stop_tokens(tmp_path, tokenizer) == [V]
+    check_tokenizer(tokenizer, config)  # grpo.py refuses a token without a row
+    tokenizer.add_special_tokens({"eos_token": "<never>"})  # as bench/step_trl.py does
+    assert tokenizer.eos_token_id == V
     model = load(Model(config), tmp_path)
     assert len(model.head.weight) == V
     std = model.model["layers"][0].self_attn.q_proj.weight.std()
