@@ -44,6 +44,7 @@ import os
 import queue
 import re
 import runpy
+import select
 import string
 import subprocess
 import sys
@@ -1170,19 +1171,22 @@ START_S = 60.0  # for a worker's start, on a machine that is busy
 
 def exchange(worker: subprocess.Popen, request: str, seconds: float) -> str:
     """A worker's reply. TimeoutError after `seconds`, when it is killed; ConnectionError if it
-    ends. The alarm is joined so that it does not end the worker in the next answer."""
-    alarm = threading.Timer(seconds, worker.kill)
-    alarm.start()
-    began = time.monotonic()
-    try:
-        worker.stdin.write(request)
-        worker.stdin.flush()
-        reply = worker.stdout.readline()
-    finally:
-        alarm.cancel()
-        alarm.join()
-        if time.monotonic() - began >= seconds:
+    ends."""
+    late = time.monotonic() + seconds
+
+    def wait(pipe, event: int):
+        poll = select.poll()
+        poll.register(pipe, event)
+        if not poll.poll(1000 * max(0.0, late - time.monotonic())):
+            worker.kill()
             raise TimeoutError
+
+    data = request.encode()
+    for start in range(0, len(data), select.PIPE_BUF):  # so much a waiting pipe takes at once
+        wait(worker.stdin, select.POLLOUT)
+        os.write(worker.stdin.fileno(), data[start : start + select.PIPE_BUF])
+    wait(worker.stdout, select.POLLIN)
+    reply = worker.stdout.readline()
     if not reply:
         raise ConnectionError("the worker ended")
     return reply
