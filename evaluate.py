@@ -297,7 +297,7 @@ def report(r: dict) -> str:
     percentiles = [f"{q}% up to {v:.0f}" for q, v in r["length_percentiles"].items()]
     verdicts = [f"{count} {verdict}" for verdict, count in r["verdicts"].items()]
     lines += [
-        f"  length {r['length']:.1f} tokens on average; {', '.join(percentiles)}",
+        f"  length {r['length']:.1f} tokens; {', '.join(percentiles)}",
         f"  truncated {r['truncated']:.1%}; {', '.join(verdicts)}",
     ]
     return "\n".join(lines)

@@ -578,9 +578,9 @@ def main(f: Flags) -> None:
     out = opened.run
     for note in opened.notes:
         say(note)
-    size = f"{f.steps} steps of {f.prompts} prompts x {f.group} completions"
-    begin = f", from {opened.checkpoint.name}" if opened.checkpoint else ""
-    say(f"{out}: {size}, on {world} x {device.type}{begin}")
+    say(f"{out}: steps {f.steps}, prompts {f.prompts}, group {f.group}; {world} x {device.type}")
+    if opened.checkpoint:
+        say(f"going on from {opened.checkpoint.name}")
 
     # The policy and its optimiser, the sampler with its own copy of the weights, and the graders.
     graders = max(1, (os.cpu_count() or 2) // (2 * world))
@@ -655,7 +655,7 @@ def main(f: Flags) -> None:
             f"{clock.error}; earlier checkpoints are whole. To go on from there: {again}"
         )
     if clock.stop:
-        return say(f"ended after step {p.step} of {f.steps}, as asked; to go on: {again}")
+        return say(f"ended after step {p.step} of {f.steps}, as asked; to go on:\n{again}")
     try:
         save(policy, directory, out / "final", compute_dtype(device))
     except OSError as error:
@@ -735,9 +735,7 @@ def show_result(out: Path, p: Progress, shown: dict, tokenizer) -> None:
     before = "" if p.first_pass1 is None else f" (from {p.first_pass1:.3f})"
     print(f"\nstep {p.step}: pass@1 {p.pass1:.3f}{before}")
     print(f"curve: {draw_curve(out)}")
-    loading = f"M.from_pretrained({str(out / 'final')!r})"
-    command = f"from transformers import AutoModelForCausalLM as M; print({loading})"
-    print(f'model: python -c "{command}"')
+    print(f"model: {out / 'final'}")
 
 
 # ---- Flags: ranges, rules, warnings --------------------------------------------------------------

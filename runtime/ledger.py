@@ -122,10 +122,7 @@ class Signals:
     def _say(self, name: str) -> None:
         message = f"{name}: {self.work}. A second signal ends the run at once."
         if "TORCHELASTIC_RUN_ID" in os.environ:
-            message += (
-                f" torchrun kills its workers after {KILLED_AFTER} s, "
-                "or after the time that its --shutdown-timeout gives."
-            )
+            message += f"\ntorchrun kills its workers after {KILLED_AFTER} s (--shutdown-timeout)."
         print(message, file=sys.stderr, flush=True)
 
 

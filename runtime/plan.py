@@ -396,17 +396,17 @@ def step_lines(job: Job, c: Config, world: int, gpu: GPU, seen: Measured | None)
     total = job.steps * flops["together"]
     tokens = job.prompts * job.group * (prompt + new)
     C = 6 * c.N * tokens * job.steps
-    lines.append(
-        f"{job.steps} steps: {hours:.3g} hours, {hours * world:.3g} GPU-hours, "
-        f"{total:.3g} FLOPs, of which C = 6ND counts {C:.3g}"
-    )
+    lines += [
+        f"{job.steps} steps: {hours:.3g} hours, {hours * world:.3g} GPU-hours, {total:.3g} FLOPs,",
+        f"of which C = 6ND counts {C:.3g}",
+    ]
     if seen:
         return lines
     return [
         *lines,
-        f"rates assumed: {gpu.flops / 1e12:g} TFLOP/s a GPU, of which training gets "
-        f"{MFU['train']:.0%} and other forwards {MFU['old']:.0%};",
-        f"decoding gets {BANDWIDTH:.0%} of {gpu.bandwidth / 1e12:g} TB/s. "
+        f"assumed: training gets {MFU['train']:.0%} and other forwards {MFU['old']:.0%} of "
+        f"{gpu.flops / 1e12:g} TFLOP/s a GPU,",
+        f"decoding {BANDWIDTH:.0%} of {gpu.bandwidth / 1e12:g} TB/s. "
         "--plan with --resume RUN takes the rates of a run.",
     ]
 
@@ -425,8 +425,8 @@ def table(
     checkpoint = 12 * c.N_total / 1e9
     written = checkpoint * job.replicas / world
     lines += [
-        f"  disk: {checkpoint:.3g} GB a checkpoint, up to {job.keep + 2} of them; host memory of a "
-        f"rank while one is written: {written:.2f} GB",
+        f"  disk: {checkpoint:.3g} GB a checkpoint, up to {job.keep + 2} of them",
+        f"  host memory of a rank while a checkpoint is written: {written:.2f} GB",
         "",
         *step_lines(job, c, world, gpu, seen),
     ]

@@ -210,7 +210,7 @@ def test_the_command_prints_a_plan_and_makes_nothing(tmp_path, capsys):
     assert (
         "models/tiny: 83,712 parameters" in printed
         and ": fits" in printed
-        and "rates assumed: 989 TFLOP/s" in printed
+        and "of 989 TFLOP/s a GPU" in printed
     )
     assert not (tmp_path / "run").exists()
 

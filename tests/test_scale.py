@@ -240,7 +240,7 @@ def test_other_numbers_of_ranks_go_on_with_a_run(reference, tmp_path):
     assert ranks.wait(started) == [0, 0]
     said = output.read_text()
     assert (
-        f"to go on: torchrun --nproc_per_node 2 grpo.py --resume {run}" in said
+        f"to go on:\ntorchrun --nproc_per_node 2 grpo.py --resume {run}" in said
         and not (run / "final").exists()
     )
     steps = int(re.search(r"ended after step (\d) of 8", said)[1])
