@@ -120,7 +120,7 @@ class Signals:
         os.close(self.reader)
 
     def _say(self, name: str) -> None:
-        message = f"{name}: {self.work}. A second signal ends the run at once."
+        message = f"{name}: {self.work}.\nA second signal ends the run at once."
         if "TORCHELASTIC_RUN_ID" in os.environ:
             message += f"\ntorchrun kills its workers after {KILLED_AFTER} s (--shutdown-timeout)."
         print(message, file=sys.stderr, flush=True)
