@@ -3,30 +3,32 @@ r"""Decide whether a model's final answer equals the reference: a reward for mat
     extract (find it) -> clean (one spelling) -> read (take it apart) -> same (compare) -> 1 or 0
 
 The rules of equality. Each has a block of examples in tests/test_reward.py.
- 1. The last box counts, also when it is empty. Boxes joined by "and", "or" or a comma are one
-    list. Without a box, what follows ####, "the answer is" or a last line "Answer:" counts. A
-    <think> that is never closed has no answer.
+ 1. The last box counts, also when it is empty; of the last five boxes, those joined to it by
+    "and", "or" or a comma are one list with it. Without a box, what follows the last ####,
+    <answer>, "answer is" or "final answer:", or a last line "Answer:", counts. A <think> that is
+    never closed has no answer.
  2. Spelling does not matter: spaces, dollar signs, \left, \dfrac, doubled backslashes, a closing
     period, 1,000 for 1000.
  3. Exact numbers must be exactly equal: 1/2 = 0.5 = 50%, but 0.33 is not 1/3 and 857499 is not
     857500. (`Numbers.equal`)
  4. A truth that is a decimal of three digits or more is also met by an exact value, or a longer
-    decimal, that rounds to it: 1.41 by \sqrt2. Not money: \$5.004 is not \$5.00.
- 5. Expressions are equal when their values agree at eight points. An expression without a value
-    (a divisor that hundreds of digits do not separate from 0) equals nothing. Letters are
-    case-sensitive; j, k, l, m, n stand for whole numbers.
+    decimal, that rounds to it: 1.41 by \sqrt2. Not where the truth is money: \$5.004 is not \$5.00.
+ 5. Expressions are equal when their values agree at those of eight points where both are real. An
+    expression without a value (a divisor that hundreds of digits do not separate from 0) equals
+    nothing. Letters are case-sensitive; j, k, l, m, n stand for whole numbers.
  6. A name in front ("x =", "f(x) =", "x \in"), a unit, a degree or percent sign or a base may be
     missing on one side. On both sides they must agree: 4% is not 40%, 5 dollars are not 5 cents,
-    x = 2 is not y = 2.
+    x = 2 is not y = 2. But y = x^2 is f(x) = x^2.
  7. Order counts in tuples, vectors, matrices and ratios (2:4 = 1:2). It does not count in sets
-    and lists. A hedge ("540 or 542") is a list of two. Brackets count: (0, 1] is not (0, 1).
-    Names give the order: y = 2, x = 1 is (1, 2).
+    and lists. A hedge ("540 or 542") is a list of two. The brackets of a pair count: (0, 1] is not
+    (0, 1). Names that are neighbours in the alphabet give the order: y = 2, x = 1 is (1, 2).
  8. Equations may differ by a non-zero factor, inequalities by a positive one. An inequality that
     is solved for its letter is a set of numbers: x > 3 is (3, \infty).
- 9. A choice is its letter: (C), C. and \textbf{(C) } 12 agree. Words are compared without case
-    and letter by letter: CDAB is not ABCD. Two letters, or neighbours in the alphabet, are a
-    product: AB = BA, xyz = zyx.
-10. A time is a time: 5:25 is not 10:50. A date is a date: 2/4/2000 is not 1/2/2000.
+ 9. A choice is its letter: (C), C. and \textbf{(C) } 12 agree. Two letters, three different
+    capitals, and small letters that are neighbours in the alphabet are a product: AB = BA, ABC =
+    CAB, wxyz = zyxw. Other words are compared without case: CDAB is not ABCD.
+10. Two digits below 60 behind a colon make a time: 5:25 is not 10:50, and 3:10 no ratio. A date is
+    a date: 2/4/2000 is not 1/2/2000.
 11. Where a text has two readings (1,000 as a number or a list; \log to base e or 10), the one
     that suits the truth counts.
 
@@ -43,6 +45,7 @@ import operator
 import os
 import queue
 import re
+import resource
 import runpy
 import select
 import string
@@ -61,13 +64,13 @@ import mpmath
 import sympy
 from sympy import Add, E, I, Integer, Mul, Pow, Rational, Symbol, oo, pi
 
-# Bounds, checked before computing. The longest truth of the study has 78 characters.
+# Bounds, checked before computing.
 MAX_CHARS = 3000
 MAX_DEPTH = 40  # of brackets
 MAX_ITEMS = 200  # of a list
 MAX_BRACES = 10_000  # in a box
-PRECISIONS = 2000, 70_000  # in bits; 2022! has 19,283 bits and needs twice as many
-SECONDS = 1.0  # of a thread's work on one comparison, so that a busy machine changes no reward
+PRECISIONS = 2000, 70_000  # in bits; 2022! has 19,300 bits and needs twice as many
+SECONDS = 1.0  # of a thread's work on one comparison; a busy machine does not shorten it
 
 # One comparison at a time: the deadline and the precision of `mp` belong to it.
 LOCK = threading.Lock()
@@ -76,7 +79,7 @@ deadline = math.inf
 
 
 class Refused(Exception):
-    """(message, verdict): not mathematics that we know (unparsed), or a bound is reached."""
+    """Raised with (message, verdict): unparsed; too_large or timeout where a bound is reached."""
 
 
 class Undefined(Exception):
@@ -116,7 +119,7 @@ STOP = re.compile(r"\.(?:\s|$)|\n|<\||</|<eos>|<end_of_turn>|\s(?:because|since)
 
 
 def boxes(text: str) -> list[tuple[int, int, str]]:
-    r"""(start, end, content) of the boxes among the last five matches of BOX, by their starts.
+    r"""(start, end, content) of each box among the last five matches of BOX, in their order.
 
     A box is \boxed or \fbox with braces behind it, or with blanks and a word (see BOX). Braces
     inside are balanced; \{ and \} are no braces. text[start:end] is the whole box: `end` is the
@@ -145,7 +148,8 @@ def extract(text: str) -> str | None:
     r"""The final answer in `text`, or None if there is none: rule 1. Linear in the text's length.
 
     The last \boxed{...} or \fbox{...} after the last </think>, with the boxes that are joined to
-    it; else the line after the last head such as ####. A box that is never closed is no box."""
+    it; else the line after the last head such as ####. A box that is never closed is no answer,
+    and no head counts beside it."""
     text = text.rpartition("</think>")[2]
     if "<think>" in text:
         return None
@@ -163,21 +167,21 @@ def extract(text: str) -> str | None:
 # ---- spelling -----------------------------------------------------------------------------------
 
 # The sign that we use, then its other spellings. ⦃⦄ are the braces of a set, ⟦⟧ the edges of a
-# matrix, ¶ ends its rows.
+# matrix, ¶ ends its rows. Quotes stand around what was written in \text{}.
 SIGNS = r"""
-    - − – — ‐ ‑ ‒ ―   * × · ∙ ⋅ \cdot \times \ast   / ÷ ⁄ ∕ \div   ^ **   ± \pm +/-   ∓ \mp
+    - − – — ‐ ‒ ―   * × · ∙ ⋅ \cdot \times \ast   / ÷ ⁄ ∕ \div   ^ **   ± \pm +/-   ∓ \mp
     = == ∈ \in ≡ \equiv ≈ \approx \simeq   < \lt   > \gt   ≤ ⩽ <= \le \leq \leqslant
     ≥ ⩾ >= \ge \geq \geqslant   ≠ != \ne \neq   ∪ \cup   ∩ \cap   ∖ \setminus \backslash   : \colon
     | \| \vert \lvert \rvert \Vert   ∣ \mid   ⦃ \{ \lbrace   ⦄ \} \rbrace   [ \lbrack   ] \rbrack
     ( \lparen \langle   ) \rparen \rangle \rfloor ⌋ \rceil ⌉   ⌊( ⌊ \lfloor   ⌈( ⌈ \lceil
     ¶ \\   ' ′ ’ \prime   % \% \percent   … ... \ldots \cdots \dots   √ \sqrt   π \pi
-    ° ∘ \circ \degree   ∞ \infty \infinity   (-∞,∞) ℝ \R \reals   ⦃⦄ ∅ \emptyset \varnothing   ℤ \Z
+    ° ∘ \circ \degree   ∞ \infty \infinity   (-∞,∞) \R \reals   ⦃⦄ ∅ \emptyset \varnothing   ℤ \Z
     $ \$ US$ USD Rs Rs. INR ₹   € \euro EUR   £ \pounds \pound GBP   ¥ \yen
     α \alpha   β \beta   γ \gamma   δ \delta   ε \epsilon \varepsilon   ζ \zeta   η \eta
     θ \theta \vartheta   ι \iota   κ \kappa   λ \lambda   μ \mu   ν \nu   ξ \xi
     ρ \rho \varrho   σ \sigma   τ \tau   υ \upsilon   φ \phi \varphi   χ \chi   ψ \psi
     ω \omega   Γ \Gamma   Δ \Delta   Θ \Theta   Λ \Lambda   Ξ \Xi   Π \Pi   Σ \Sigma   Φ \Phi
-    Ψ \Psi   Ω \Omega   ℓ \ell"""
+    Ψ \Psi   Ω \Omega   l \ell"""
 SPELLED = {}
 for group in re.split(r"\n? {3,}", SIGNS.strip()):
     sign, *spellings = group.split()
@@ -190,8 +194,9 @@ SPELLING = re.compile(
 INVISIBLE = re.compile(
     "[\x00-\x08\x0e-\x1f\x7f-\x9f\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]"
 )
-# Rules "pattern → replacement   # example" in the order of their application. ␣ is a space;
-# QUOTED and BOTH_SIGNS are the functions below. The first are for characters.
+# Rules "pattern → replacement   # example" in the order of their application. An example too long
+# for the line stands above its rule; it is raw text, which the rules before have changed already.
+# ␣ is a space; QUOTED and BOTH_SIGNS are the functions below. The first rules are for characters.
 UNICODE = r"""
     [˚º] → °
     。 → .
@@ -358,12 +363,13 @@ class Form(NamedTuple):
     value  one sympy expression; sign is the text of a decimal, whose places count in rule 4
     words  a word, a date or a time
     unit   the bare value, and for 50% or 60° the number that it is; sign is the unit
-    seq    a tuple, vector, matrix, ratio or interval; sign is its brackets
-    list   sign is what joins the items: , or and or
+    seq    a pair or interval, with its brackets as sign; a longer tuple, vector or matrix, with
+           "()"; a ratio of three numbers or more, with "::"
+    list   sign is what joins the items: "," "and" "or"
     names  equations of several names: x = 1, y = 2
     =      the sides of an equation; sign is the name, if the first side is one
     <      the sides of inequalities; sign has one sign for each pair of sides
-    &      the entries of a row
+    &      the entries of a row, or a line of a case distinction
     set, mod, ∪, ∩, ∖"""
 
     kind: str
@@ -374,13 +380,14 @@ class Form(NamedTuple):
 OPENING, CLOSING = "([{⦃⟦", ")]}⦄⟧"
 MINUS, PERCENT, DEGREE = Integer(-1), Rational(1, 100), pi / 180
 MIRRORED = str.maketrans(">≥", "<≤")
-# A name, not a value: x_1, AB, f(2), |AB|, AB/CD, (x, y), sin A, length; but not x+1, x^2
+# What may stand as a name, without digits but in indices and arguments: x_1, AB, f(2), |AB|, AB/CD,
+# (x, y), sin A, length; not x+1, x^2
 NAME = re.compile(r"(?:[fghFGHPE](?:_ ?\{[^{}]*\})?'* ?\([^()]*\)|_ ?(?:\w|\{[^{}]*\})|\D)++")
 DECIMAL = re.compile(r"-?\d*\.\d+")  # -1.41
 
 
 def split(text: str, separators: str) -> tuple[list[str], list[str]]:
-    """The parts of `text` between the `separators` outside all brackets and quotes, and these."""
+    """-> (the parts of `text`, the separators between them that no brackets or quotes enclose)"""
     in_time()
     parts, signs, depth, start = [], [], 0, 0
     for found in re.finditer(rf'"[^"]*"|[(\[{{⦃⟦]|[)\]}}⦄⟧]|({separators})', text):
@@ -416,7 +423,7 @@ def flat(forms) -> tuple:
 
 
 def listed(parts: list[str], signs: list[str]) -> Form:
-    """a, b or c; x = 1, y = 2 says what (x, y) is.
+    """A list (a, b or c), or equations of different names (x = 1, y = 2 says what (x, y) is).
 
     Equations are sorted if their names are neighbours in the alphabet: y = 2, x = 1 is (1, 2).
     Other names keep their order: m = 3, b = 2 is (3, 2)."""
@@ -432,7 +439,7 @@ def listed(parts: list[str], signs: list[str]) -> Form:
 
 
 def joined(parts: list[str], signs: list[str]) -> Form:
-    """A ∪ B ∪ C, 5 mod 4, or a line x & x > 0 of a case distinction."""
+    """A ∪ B ∪ C, 5 mod 4, a row 1 & 2 of a matrix, or a line x & x > 0 of a case distinction."""
     return Form(signs[0], tuple(map(read, parts)))
 
 
@@ -471,7 +478,7 @@ LEVELS = (
 def bracketed(text: str) -> Form | None:
     """(a, b], {a, b}, a matrix, or a group; None if no pair of brackets holds all."""
     brackets = text[:1] + text[-1:]
-    if brackets[:1] not in "([{⦃⟦" or brackets[1:] not in CLOSING:
+    if brackets[:1] not in OPENING or brackets[1:] not in CLOSING:
         return None
     try:
         parts, _ = split(text[1:-1], "¶" if brackets == "⟦⟧" else r"[,;¶]|\band\b")
@@ -484,7 +491,7 @@ def bracketed(text: str) -> Form | None:
         return Form("seq", items, "()")
     if len(items) == 2:
         return Form("seq", items, brackets)
-    return items[0] if items and brackets in "()[]{}" else fail("brackets do not match")
+    return items[0] if items and brackets in "()[]{}" else fail("empty, or brackets differ")
 
 
 def number(text: str) -> Form:
@@ -504,10 +511,11 @@ def value(expr, text: str = "") -> Form:
 # ---- reading: words and units -------------------------------------------------------------------
 
 # The names of functions, with mpmath's name behind the colon where it is another one.
-FUNCTIONS = """arcsin:asin arccos:acos arctan:atan arccot:acot arcsec:asec arccsc:acsc arctg:atan
-    arsinh:asinh arcosh:acosh artanh:atanh arcsinh:asinh arccosh:acosh arctanh:atanh
-    sinh cosh tanh coth cosec:csc sin cos tan cot sec csc exp log cis:expj abs:fabs ctg:cot lg:log10
-    ln:log tg:tan ⌊:floor ⌈:ceil"""
+# Where one name begins another, the longer one comes first.
+FUNCTIONS = """arcsinh:asinh arccosh:acosh arctanh:atanh arsinh:asinh arcosh:acosh artanh:atanh
+    arcsin:asin arccos:acos arctan:atan arccot:acot arcsec:asec arccsc:acsc arctg:atan
+    sinh cosh tanh coth sech csch cosec:csc sin cos tan cot sec csc exp log cis:expj abs:fabs
+    ctg:cot lg:log10 ln:log tg:tan ⌊:floor ⌈:ceil"""
 FUNCTIONS = {name.split(":")[0]: name.split(":")[-1] for name in FUNCTIONS.split()}
 NUMBERS = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen
     fifteen sixteen seventeen eighteen nineteen twenty""".split()
@@ -518,7 +526,7 @@ LETTERS = re.compile(
     rf"|[a-z]?(?:{'|'.join(FUNCTIONS)})[a-z]?"
 )
 WORD = re.compile(r"[A-Za-z][A-Za-z .'-]+|\d{1,2}:[0-5]\d|\d{1,2}/\d{1,2}/\d{2,4}")  # Bob, 5:25
-# One name for each unit; any other word of three letters and more is its own name.
+# One name for each unit. Another word is its own name, outside \text{} if it has three letters.
 UNITS = """cm centimeter centimetre|m meter metre|km kilometer kilometre|mm millimeter millimetre
     |in inch inche|ft foot feet|yd yard|mi mile|g gram|kg kilogram|mg milligram|lb pound|oz ounce
     |s sec second|min minute|h hr hour|day|week|month|yr year|$ dollar usd|€ euro|£|¥ yuan yen
@@ -526,13 +534,13 @@ UNITS = """cm centimeter centimetre|m meter metre|km kilometer kilometre|mm mill
     |people person|point|way|hz|kn|rad radian|am|pm"""
 UNITS = {name: group.split()[0] for group in UNITS.split("|") for name in group.split()}
 UNITS |= {f"{name}s": first for name, first in UNITS.items()}
-# Words that make another number of the number before them, or a doubtful one.
+# No units: words that change the number before them (squared), doubt it (about) or go on (and).
 NO_UNITS = """not no but is are was isn wrong incorrect maybe possibly perhaps roughly about
     approximately if unless than more less except excluded without plus minus over undefined none
     mod modulo base when where with then also through versus at below above squared cubed
-    factorial cannot never guess otherwise doubled remainder out infinity by root point mille ncr
+    factorial cannot never guess otherwise doubled remainder out infinity by root mille ncr
     npr divided and or either both neither half halve third quarter fourth fifth sixth seventh
-    eighth ninth tenth eleventh twelfth twentieth hundredth thousandth millionth score ten trillion
+    eighth ninth tenth eleventh twelfth twentieth hundredth thousandth millionth score trillion
     quadrillion doz dozen hundred thousand lakh million crore billion almost nearly likely unknown
     false double triple twice power raised under percentile""".split()
 NO_UNIT = "|".join(word.removesuffix("s") for word in [*NO_UNITS, *NUMBERS])
@@ -568,10 +576,10 @@ def word(text: str) -> Form | None:
 
 
 def unit(text: str) -> Form | None:
-    """5 cm^2, $5, 50%, 5 eggs, 204_5; None for a text without a unit."""
+    """5 cm^2, 5$, 50%, 5 eggs, 204_5; None for a text without a unit."""
     if found := BASED.fullmatch(text):
         return based(*found.groups())
-    found = TAIL.search(text, max(0, len(text) - 80))
+    found = TAIL.search(text, max(0, len(text) - 80))  # in linear time: a unit is short
     if not found or ("°" in found[1] and TRIGONOMETRY.search(text)):
         return None
     names = [UNITS.get(name, name.removesuffix("s")) for name in NAMES.findall(found[1].lower())]
@@ -587,12 +595,13 @@ def unit(text: str) -> Form | None:
 
 def based(digits: str, places: str, base: str) -> Form:
     """204_5 is 54, and may be met by 204."""
-    written = digits + places
+    written = f"{digits}.{places}".removesuffix(".")
     try:
-        number = value(Rational(int(written, int(base)), int(base) ** len(places)))
+        number = value(Rational(int(digits + places, int(base)), int(base) ** len(places)))
     except ValueError:
         fail(f"{written[:20]} is no number in base {base}")
-    return Form("unit", (read(written) if written.isdigit() else number, number), f"base {base}")
+    bare = read(written) if digits.isdigit() else number
+    return Form("unit", (bare, number), f"base {base}")
 
 
 # ---- parsing: one expression to sympy -----------------------------------------------------------
@@ -643,7 +652,9 @@ JOIN = {"*": times, "/": quotient, "frac": quotient, "binom": call("binomial")}
 
 
 class Parser:
-    """Precedence climbing over the tokens of one expression. As in print, 1/2x is (1/2)x."""
+    """Precedence climbing over the tokens of one expression. 1/2x is (1/2)x.
+
+    tokens: (kind, text) of what is left, the next one last. last: the kind of the one before it."""
 
     def __init__(self, text: str):
         self.tokens = [("the end", "")]
@@ -665,7 +676,9 @@ class Parser:
         return value if self.kind == "the end" else fail(f"expected the end, found {self.kind}")
 
     def parse(self, level: int):
-        """What binds at least as strongly as the level: 2x+1, 2*x, 2x, x^2, x; with its sign."""
+        """What binds at least as strongly as the level, with a sign in front.
+
+        SUM reads 2x+1, PRODUCT 2*x, JUXTAPOSED 2x, POWER x^2, ATOM x."""
         if self.kind in "+-":
             sign = self.take()
             value = self.parse(max(level, PRODUCT))
@@ -692,7 +705,7 @@ class Parser:
         return value
 
     def atom(self):
-        """A number, a name, or something in brackets."""
+        """A number, a name, something in brackets, a root, or a function with its argument."""
         kind, text = self.kind, self.take()
         if kind in "([{":
             value = self.parse(SUM)
@@ -722,7 +735,7 @@ class Parser:
         if scripts.get("^") == MINUS and f"arc{name}" in FUNCTIONS:
             name = f"arc{name}"  # \sin^{-1}
             del scripts["^"]
-        value = call(FUNCTIONS[name])(argument)
+        value = power(E, argument) if name == "exp" else call(FUNCTIONS[name])(argument)
         if "_" in scripts:
             value = quotient(value, call("log")(scripts["_"]))
         return power(value, scripts["^"]) if "^" in scripts else value
@@ -732,8 +745,8 @@ class Parser:
 
 COUNTING = "factorial", "fac2", "binomial"
 VALUES = {pi: mp.pi, E: mp.e, I: mp.j}
-WHOLE = 100, 7, 61, 12, 37, 72, 22, 9  # where floors and signs of whole numbers show
-LETTER_SIGNS = 1, 1, -1, -1, 0, 0, 0, 0  # of all letters; 0 for both in turn
+WHOLE = 100, 7, 61, 12, 37, 72, 22, 9  # of many residues, so that floors and (-1)^n differ
+LETTER_SIGNS = 1, 1, -1, -1, 0, 0, 0, 0  # of all letters at a point; 0: both signs in turn
 
 
 class Numbers:
@@ -741,9 +754,9 @@ class Numbers:
 
     With p bits, a value within 2^(-p/2) of a whole number is taken as this number: a sum that
     cancels to rounding noise is 0, and so is \sin\pi. A division by noise is then one by 0, which
-    has no value, as has \tan 90^\circ. Where a number is met that is larger than 2^(p/2), or
+    has no value; nor has \tan 90^\circ. Where a number is met that is larger than 2^(p/2), or
     smaller than its inverse and no noise, all is computed again with more bits: 1 - 2^{-2000} is
-    not 1."""
+    not 1. A product or power of real numbers is never noise; a sum or a function may be."""
 
     rule = ""
 
@@ -780,19 +793,21 @@ class Numbers:
             x = self.operation(expr, *map(self.value, expr.args))
         else:
             undefined(f"{expr} has no value")
-        real, imaginary = self.whole(mp.re(x)), self.whole(mp.im(x))
+        exact = (expr.is_Mul or expr.is_Pow) and not isinstance(x, mp.mpc)
+        real, imaginary = self.whole(mp.re(x), exact), self.whole(mp.im(x))
         if imaginary and self.real:
             raise NotReal("not a real number")
         return mp.mpc(real, imaginary) if imaginary else real
 
-    def whole(self, x):
-        """The whole number that a real value is, up to noise, or the value. Its size is noted."""
+    def whole(self, x, exact=False):
+        """A real value, rounded if it is a whole number up to noise. Raises self.size to the bits
+        of its magnitude, unless it may be noise: it is tiny and not `exact`."""
         if not x:
             return x
         if not mp.isfinite(x):
             raise ZeroDivisionError
         magnitude = int(mp.mag(x))
-        if magnitude > self.size - mp.prec + 50:  # no noise
+        if exact or magnitude > self.size - mp.prec + 50:
             self.size = max(self.size, abs(magnitude))
         nearest = mp.nint(x)
         return nearest if self.near(x, nearest) else x
@@ -823,9 +838,10 @@ class Numbers:
         return mp.power(x, y)
 
     def at_points(self, a, t):
-        """The pairs of values at eight points where `t` has one, None where only `a` has none.
-        Letters are whole numbers and fractions in turn, positive, negative, then of both signs,
-        since |xy| is xy wherever xy > 0; j, k, l, m, n are whole numbers."""
+        """The pairs of values at eight points, or at one if there are no letters; None where `t`
+        has a value and `a` has none. Points where one of them is not real are left out. Letters are
+        whole numbers and fractions in turn, positive, negative, then of both signs, since |xy| is
+        xy wherever xy > 0; j, k, l, m, n are whole numbers."""
         names = sorted(letters(a) | letters(t), key=str)
         real = bool(names) and not (a.has(I) or t.has(I))
         for trial in range(8 if names else 1):
@@ -855,20 +871,19 @@ class Numbers:
         return (next(agree, False) and all(agree)) or self.rounds(a, t)
 
     def rounds(self, a: Form, t: Form) -> bool:
-        """Rule 4: within half a unit of the last place of the truth; a decimal is no shorter.
+        """Rule 4: within half a unit of the last place of the truth.
 
         The `sign` of a Form is its text if it is a decimal, with a minus if it has one, and empty
         otherwise; its expression is parts[0]. The truth must be a decimal of three digits or more;
-        leading zeros do not count, so 0.0012 has two. The answer may be neither a whole number
-        (is_Integer) nor a decimal with fewer places. If so, self.rule becomes "rounds to the
+        leading zeros do not count, so 0.0012 has two. If so, self.rule becomes "rounds to the
         truth's decimals" and the values are compared: the two numbers of self.at(answer, truth,
         real=True) differ by at most half a unit, give or take self.noise. Errors of self.at are the
-        caller's.
+        caller's. A whole number or a shorter decimal is a multiple of the unit, so it differs by
+        more, or is equal.
         """
         # <solution id="checker" points="3">
-        given, places = (len(form.sign.partition(".")[2]) for form in (a, t))
-        digits = len(t.sign.replace(".", "").lstrip("-0"))
-        if digits < 3 or 0 < given < places or a.parts[0].is_Integer:
+        places = len(t.sign.partition(".")[2])
+        if len(t.sign.replace(".", "").lstrip("-0")) < 3:
             return False
         self.rule = "rounds to the truth's decimals"
         value, due = self.at(*a.parts, *t.parts, real=True)
@@ -876,7 +891,7 @@ class Numbers:
         # </solution>
 
     def factor(self, a: Form, t: Form) -> int:
-        """The sign of the constant by which left - right of `a` is that of `t`, or 0 if none is."""
+        """If left - right of `a` is a constant times that of `t`, the constant's sign; else 0."""
         sides = (*a.parts, *t.parts)
         if len(sides) != 4 or {side.kind for side in sides} != {"value"}:
             return 0
@@ -906,14 +921,15 @@ JOINED |= {"∖": set.difference, ",": both_or_either}
 
 
 def set_like(form: Form) -> bool:
-    """Whether a form is a set of real numbers in more than a list of them."""
+    """Whether a form is an inequality or joined by ∪, ∩, ∖, or a list with such an item."""
     if form.kind == "list":
         return any(map(set_like, form.parts))
     return form.kind in "<∪∩∖"
 
 
 def stated(form: Form) -> tuple:
-    """What a form says of a name that one may leave out: of x = 5, 5; of 2 + 3 = 5, both."""
+    """The sides that a bare answer may stand for: of x = 5, 5; of 2 + 3 = 5, both; of an equation
+    whose left side has letters and is no name, none."""
     if form.kind != "=":
         return (form,)
     if form.sign:
@@ -922,10 +938,10 @@ def stated(form: Form) -> tuple:
 
 
 class Comparer(Numbers):
-    """One comparison under one reading."""
+    """One reading of a comparison."""
 
     def same(self, a: Form, t: Form) -> bool:
-        """Whether an answer and a truth say the same. `rule` is the rule that decided."""
+        """Whether an answer and a truth say the same."""
         in_time()
         kinds = {a.kind, t.kind}
         self.rule = "the same reading"
@@ -939,6 +955,7 @@ class Comparer(Numbers):
             if set_like(a) or set_like(t):
                 return self.sets(a, t)
             if "words" in kinds:
+                self.rule = "words"
                 return False
             return self.equal(a, t) if kinds == {"value"} else self.items(a, t)
         except Undefined:
@@ -957,7 +974,7 @@ class Comparer(Numbers):
         return len(a.parts) == len(t.parts) and all(map(self.same, a.parts, t.parts))
 
     def in_any_order(self, a: Form, t: Form) -> bool:
-        """Each item has its like among the other items; the answer may repeat some."""
+        """Each item of `a` equals another item of `t`, and all are met; `a` may repeat some."""
         rest = list(t.parts)
         for x in a.parts:
             rest.sort(key=x.__ne__)  # the same item first
@@ -974,8 +991,9 @@ class Comparer(Numbers):
         if a.kind == t.kind and self.factor(a, t):
             return True
         name, due = (form.sign if form.kind == "=" else "" for form in (a, t))
+        # y = x^2 is f(x) = x^2.
         if name and due and name != due and not ("y" in (name, due) and "(" in name + due):
-            return False  # but y = x^2 is f(x) = x^2
+            return False
         values, others = stated(a), stated(t)
         return bool(values and others) and all(self.same(x, y) for x in values for y in others)
 
@@ -988,8 +1006,9 @@ class Comparer(Numbers):
         return any(self.same(x, y) for x in values for y in others)  # 50% is 50 or 1/2
 
     def sets(self, a: Form, t: Form) -> bool:
-        """Rule 8: the same joined in the same way, or the same set of real numbers: each has the
-        same of the ends of both, and of the numbers just beside them."""
+        """Rule 8: inequalities up to a positive factor; else, with several letters, the same parts
+        joined alike; with one letter, sets that hold the same of these points: the ends of both,
+        and the numbers 2^-100 beside them."""
         self.rule = "inequalities up to a factor"
         if a.kind == t.kind == "<" and a.sign == t.sign and self.factor(a, t) > 0:
             return True
@@ -1055,8 +1074,8 @@ class Verdict:
 
     score    1.0 or 0.0; any finite number from a user's reward
     verdict  right, wrong, no_answer, unparsed, too_large, timeout, crashed, or graded (by a user)
-    answer   the extracted text, or None
-    rule     the rule that decided, for people"""
+    answer   the extracted text, or None; for a user's reward the whole completion
+    rule     the rule that was tried last, for people; or the name of the user's function"""
 
     score: float
     verdict: str
@@ -1079,14 +1098,14 @@ LOG = re.compile(r"(?<![a-zA-Z]{2})log(?![a-z]{2}| ?_)")  # log x, but not log_2
 
 
 def decide(answer: str, truth: str) -> tuple[str, str, tuple]:
-    """(verdict, rule, the two Forms that decided if any) for a bare answer."""
+    """(verdict, rule, the Forms of both sides, or () if they were not read) for a bare answer."""
     if answer == truth:
         return "right", "the same text", ()
     if max(len(answer), len(truth)) > MAX_CHARS:
         return "too_large", f"more than {MAX_CHARS} characters", ()
     left, right = (clean(text).replace('"', " ").strip(" .,;") for text in (answer, truth))
     if not re.search(r"[^\W_]|\\|[^ -~]", left):
-        return "no_answer", "nothing in the box", ()
+        return "no_answer", "nothing in the answer", ()
     if left == right:
         return "right", "the same text after cleaning", ()
     chosen = CHOICE.fullmatch(left)
@@ -1094,6 +1113,7 @@ def decide(answer: str, truth: str) -> tuple[str, str, tuple]:
     if due and chosen:
         same = due[2].upper() == chosen[2].upper()
         return "right" if same else "wrong", "choices by letter", ()
+    # If one side is a choice, what stands behind its letter is compared.
     answer, truth = (chosen and chosen[3]) or answer, (due and due[3]) or truth
     return algebra(clean(answer), clean(truth))
 
@@ -1102,7 +1122,7 @@ def readings(answer: str, truth: str) -> list[tuple[str, str]]:
     """The pairs of texts that the two may mean (rule 11)."""
     pairs = [(answer, truth)]
     plain = tuple(THOUSANDS.sub(lambda run: run[0].replace(",", ""), text) for text in pairs[0])
-    if truth[:1] not in OPENING:  # (1,234) is a pair
+    if truth[:1] not in OPENING:  # a truth in brackets: (1,234) is a pair
         both = answer != plain[0] and truth != plain[1]
         pairs = [plain] if both else [plain, (answer, truth)]
     pairs = [(LOG.sub(log, a), LOG.sub(log, t)) for a, t in pairs for log in ("ln", "lg")]
@@ -1170,8 +1190,8 @@ START_S = 60.0  # for a worker's start, on a machine that is busy
 
 
 def exchange(worker: subprocess.Popen, request: str, seconds: float) -> str:
-    """A worker's reply. TimeoutError after `seconds`, when it is killed; ConnectionError if it
-    ends."""
+    """A worker's reply. TimeoutError after `seconds`, and the worker is killed; ConnectionError if
+    the worker has ended."""
     late = time.monotonic() + seconds
 
     def wait(pipe, event: int):
@@ -1208,7 +1228,7 @@ class Grader(AbstractContextManager):
             given = f"workers {workers}, timeout_s {timeout_s}, memory_gb {memory_gb}"
             raise ValueError(f"{given}: all must be positive")
         if reward and not os.path.isfile(reward.rpartition(":")[0]):
-            raise ValueError(f"reward {reward!r}: there is no such file; give FILE.py:FUNCTION")
+            raise ValueError(f"reward {reward!r}: give FILE.py:FUNCTION, of a file that is there")
         self.timeout_s, self.reward = timeout_s, reward
         self.command = [sys.executable, __file__, "--worker", str(memory_gb)]
         self.command += ["--reward", reward] if reward else []
@@ -1232,7 +1252,7 @@ class Grader(AbstractContextManager):
         return [future.result() for future in futures]
 
     def equal(self, pairs: list[tuple[str, str]]) -> list[bool]:
-        """Whether each answer equals the answer beside it, for majority votes."""
+        """Whether each answer equals the one beside it, by the rules of this file."""
         futures = [self.threads.submit(self._ask, *pair) for pair in pairs]
         return [future.result().score == 1.0 for future in futures]
 
@@ -1260,7 +1280,7 @@ class Grader(AbstractContextManager):
             return Verdict(0.0, verdict, answer, f"the worker was lost: {error!r}")
 
     def _worker(self) -> subprocess.Popen:
-        """One that waits; else a new one, when it is ready, so that no answer waits for a start."""
+        """One that waits; else a new one, when it is ready: an answer's time begins then."""
         while self.idle:
             worker = self.idle.pop()
             if worker.poll() is None:
@@ -1308,11 +1328,9 @@ def user_reward(name: str):
 
 def serve(memory_gb: float, reward: str | None = None):
     """What a worker does: a line in, a verdict out, until its input closes, as it does when the
-    parent ends. What a user's reward prints goes to stderr. Out of memory, the worker dies."""
-    with suppress(ImportError):  # no such limit on Windows
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_AS, (int(memory_gb * 2**30),) * 2)
+    parent ends. What a user's reward prints goes to stderr. Out of memory, the answer is too_large
+    or crashed, or the worker dies."""
+    resource.setrlimit(resource.RLIMIT_AS, (int(memory_gb * 2**30),) * 2)
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def listen():
@@ -1333,17 +1351,22 @@ def serve(memory_gb: float, reward: str | None = None):
 
 
 def shown(form) -> str:
-    """A form for people; expressions as sympy prints them."""
+    """A form as text, for people and as the name of an equation."""
     if not isinstance(form, Form):
         return str(form)
     parts = list(map(shown, form.parts))
     if form.kind == "unit":
         return f"{parts[0]} {form.sign}"
+    if form.sign == "::":
+        return " : ".join([*parts, "1"])
     if form.kind == "seq":
         return f"{form.sign[0]}{', '.join(parts)}{form.sign[1]}"
     if form.kind == "set":
         return f"{{{', '.join(parts)}}}"
-    joiner = form.sign if form.kind in ("<", "list") else form.kind.replace("names", ",")
+    if form.kind == "<":
+        signs = [f" {sign} " for sign in form.sign]
+        return "".join(itertools.chain(*zip(parts, [*signs, ""], strict=True)))
+    joiner = form.sign if form.kind == "list" else form.kind.replace("names", ",")
     return f" {joiner} ".join(parts)
 
 
@@ -1359,12 +1382,14 @@ def main():
         return serve(args.worker, args.reward)
     if args.answer is None or args.truth is None:
         parser.error("give --answer and --truth")
-    answer = extract(args.answer) or args.answer
+    found = extract(args.answer)
+    bare = "" if found else "   (all of it: no box, and no head such as ####)"
+    answer = found or args.answer
     verdict, rule, forms = decide(answer, args.truth)
     read_as = "   and   ".join(map(shown, forms)) or "-"
-    text = f"answer   {answer}\ntruth    {args.truth}\nread as  {read_as}\n"
+    text = f"answer   {answer}{bare}\ntruth    {args.truth}\nread as  {read_as}\n"
     text += f"verdict  {verdict}\nrule     {rule}"
-    print(INVISIBLE.sub("?", text))  # which could change the terminal
+    print(INVISIBLE.sub("?", text))  # control characters could change the terminal
 
 
 if __name__ == "__main__":

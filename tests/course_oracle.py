@@ -75,15 +75,13 @@ def found_boxes(text, escapes=True, nested=True):
     return [box for box in found[-5:] if box]
 
 
-def rounded(pairs, units=0.5, fewer=False, zeros=False):
-    """pairs: (answer, its value, truth). fewer and zeros: mistakes about digits that count."""
+def rounded(pairs, units=0.5, zeros=False):
+    """pairs: (answer, its value, truth). units and zeros: mistakes."""
     result = []
-    for answer, value, truth in pairs:
+    for _, value, truth in pairs:
         whole, _, decimals = truth.partition(".")
         digits = (whole + decimals) if zeros else (whole + decimals).lstrip("-0")
-        is_decimal = "." in answer and "\\" not in answer
-        short = is_decimal and len(answer.partition(".")[2]) < len(decimals) and not fewer
-        if not decimals or len(digits) < 3 or short or value == int(value):
+        if not decimals or len(digits) < 3:
             result.append(False)
         else:
             apart = abs(Fraction(value) - Fraction(truth)) * 10 ** len(decimals)
@@ -157,7 +155,6 @@ def checker_cases():
     for name, pairs in values.items():
         mistakes = [
             ("how far may a rounded number be from what was rounded?", rounded(pairs, units=1)),
-            ("may an answer have fewer places than the truth?", rounded(pairs, fewer=True)),
             ("zeros in front are no digits of the truth", rounded(pairs, zeros=True)),
         ]
         asked = [[answer, truth] for answer, _, truth in pairs]

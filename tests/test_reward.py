@@ -56,6 +56,7 @@ RULES = {
         12345.67  =  12,345.67  !  12345.66
         \frac{1}{2^{98}}  =  2^{-98}  =  \frac{2}{2^{99}}  !  \frac{1}{2^{99}}
         1-\frac{1}{2^{200}}  =  \frac{2^{200}-1}{2^{200}}  !  1
+        1  !  1-2^{-2000}  !  1-\exp(-2000)  !  1-2^{-30000}
         \frac{\pi}{2^{98}}  =  \frac{2\pi}{2^{99}}  !  \frac{\pi}{2^{99}}
         2022!-1  =  -1+2022!  =  2022 \cdot 2021! - 1  !  2022!
         \frac{2008^{2006}}{2}  =  1004\cdot 2008^{2005}  !  \frac{2008^{2005}}{2}
@@ -313,6 +314,10 @@ RULES = {
         204_5  =  (204)_5  =  204 (base 5)  =  204_{(5)}  !  (204)_6
         255  =  FF_{16}  =  \mathrm{FF}_{16}  !  FE_{16}
         6.25  =  110.01_2  !  110.1_2
+        110.01_2  =  110.01  !  11001
+        \frac{1}{\cosh x}  =  \operatorname{sech} x  !  \sec(hx)
+        \ln(x+\sqrt{x^2+1})  =  \operatorname{arcsinh} x  =  \sinh^{-1} x  !  \arcsin(hx)
+        5  =  5 \text{ points}
         1000,1001  =  1,000, 1,001  =  1,000 and 1,001  !  1,000
         (-2,2)  =  |x|<2  =  x^2<4  =  x^{2} < 4  !  x^2\le4  !  |x|\le2  !  x<2
         \pm\sqrt3\pm1  =  \sqrt3+1,-\sqrt3-1  !  \sqrt3+1
@@ -889,7 +894,7 @@ def test_a_user_reward_is_graded_in_the_workers(sleepy):
         with Grader(reward=f"{sleepy}:{name}") as grader:
             found = grader.submit("0", {"answer": 1}).result(60)
             assert (found.score, found.verdict) == (0.0, "crashed") and message in found.rule
-    with pytest.raises(ValueError, match="there is no such file"):
+    with pytest.raises(ValueError, match="of a file that is there"):
         Grader(reward="/no/such/file.py:score")
 
 
