@@ -3,9 +3,10 @@
     log10 L(N, X) = -k(N) log10 X + E(N),    k(N) = K_max / (1 + N0 / N)       (arXiv 2509.25300)
 
 L is the held-out loss, 1 - pass@1. X is data D (prompts) or training compute C (FLOPs, 6 N x
-tokens). N is the model size; k, the learning efficiency, says how many decades L falls for each
-decade of X; E is the intercept of a size. N and N0 are in BILLIONS of parameters in this file, in
-CSV files and in fit.json (7e-6 is 7,000 parameters); the terminal prints 7B, 84k, 7k.
+tokens). N is the model size, in our runs without embeddings. k, the learning efficiency, says how
+many decades L falls for each decade of X. E is the intercept of a size. N and N0 are in BILLIONS of
+parameters in this file, in CSV files and in fit.json (7e-6 is 7,000 parameters); the terminal
+prints 7B, 84k, 7k.
 
 A fit takes four steps, from the inside out:
 
@@ -14,15 +15,21 @@ A fit takes four steps, from the inside out:
 2. Grid search. k(N) = K f(N, theta) is fitted to these slopes. For each theta the best K is a
    ratio of sums, so only theta is searched: on a grid, then on a finer one around its best value.
 3. Iteratively reweighted least squares. The paper minimises the error of L, not of log L. Near
-   the present fit an error of log L counts L^2 times in L: fit the lines, renew the weights, until
-   nothing moves. No step is random, so a fit always gives the same digits.
+   the losses L_hat of the present fit, log L is linear in L, and an error of log L is L_hat times
+   as large in L. So log L is replaced by that linear function, with the weight L_hat^2; steps 1 and
+   2 give new losses L_hat; and so on until nothing moves (Gauss-Newton). No step is random, so a
+   fit always gives the same digits.
 4. Bootstrap. Steps 1 to 3 are repeated on data sets that might have been measured instead. The
    2.5% and 97.5% percentiles of the results are the intervals (see `redraw`).
 
 Deviations from the paper. It searches with an unseeded evolution strategy, and N0 in 0.1B..100B,
 which means nothing for models of 10k parameters; here N0 lies between a hundredth of the smallest
 size and a hundred times the largest. The paper gives no intervals. It refits E on the model that
-it forecasts; here a blind forecast stands beside that.
+it forecasts; here a blind forecast stands beside that. Every size weighs the same here.
+
+Letters: n sizes, T points of a curve, S seeds, B data sets of the bootstrap, b those of them that
+still move, G thetas of a grid, q blocks of residuals, t points of a block. `# <solution>` marks
+bodies that course/ takes out to make assignments.
 """
 import csv
 import json
@@ -58,7 +65,7 @@ class Curve:
     step_T: np.ndarray
     X_T: np.ndarray             # mean over seeds
     L_ST: np.ndarray
-    start: float | None = None  # L before training, for the sigmoid; log X is infinite there
+    start: float | None = None  # L at X = 0, for the sigmoid alone: no line has a point at log 0
 
     @property
     def L_T(self):
@@ -69,7 +76,7 @@ class Curve:
         return len(self.X_T)
 
     def keep(self, mask_T):
-        """The points of a mask or of indices."""
+        """The points of a mask."""
         return replace(self, step_T=self.step_T[mask_T], X_T=self.X_T[mask_T],
                        L_ST=self.L_ST[:, mask_T])
 
@@ -107,7 +114,9 @@ def read_runs(paths, source=None):
         try:
             found = read_run(path, source)
         except KeyError as e:
-            raise ValueError(f"{path}: a line lacks {e}; leave this run out") from None
+            raise ValueError(
+                f"{path}: a line of it, or flags.json beside it, lacks {e}; leave this run out"
+            ) from None
         source = found[0]["source"]
         rows += found
     return rows
@@ -118,12 +127,12 @@ def read_run(path, source):
         if not needed.is_file():
             raise ValueError(f"{needed}: no such file; give runs/NAME/metrics.jsonl, "
                              "with flags.json beside it")
-    flags = json.loads(path.with_name("flags.json").read_text())
+    flags = read_flags(path.with_name("flags.json"))
     records = read_lines(path)
     trains = [r for r in records if r["kind"] == "train"]
     evals = [r for r in records if r["kind"] == "eval"]
     if not trains or not evals:
-        raise ValueError(f"{path}: no training line gives N, or no evaluation L; leave it out")
+        raise ValueError(f"{path}: no training line (for N) or no evaluation (for L); leave it out")
     instruct = "instruct" in str(flags["model"]).lower()
     run = {
         "run": str(path.parent),
@@ -133,7 +142,7 @@ def read_run(path, source):
         "group": flags["group"],
         "source": source or evals[0]["source"],
     }
-    rows = {}  # by step: a resumed run may repeat one, and went on from the last line
+    rows = {}  # by step: a resumed run may evaluate a step again, and the last line counts
     for r in evals:
         if r["source"] == run["source"]:
             point = {"step": r["step"], "D": r["D"], "C": r["C"], "L": r["test_loss"]}
@@ -142,6 +151,13 @@ def read_run(path, source):
         names = sorted({r["source"] for r in evals})
         raise ValueError(f"{path}: no evaluation on {source}, but on {names} (--source)")
     return list(rows.values())
+
+
+def read_flags(path):
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as e:
+        raise ValueError(f"{path}: not JSON ({e}); leave this run out") from None
 
 
 def read_lines(path):
@@ -162,13 +178,15 @@ NUMBERS = {"N", "X", "C", "D", "L", "step", "reuse", "group"}
 
 
 def read_csv(path):
-    """Rows (dicts) of a CSV: N (billions), L, and D, C, or X with x_kind; optional step, run,
-    seed, model_type, reuse, group. ValueError names the missing column, or the line."""
+    """Rows (dicts) of a CSV: N (billions), L, and D, C, or X with x_kind "D" or "C". Optional: step
+    (without it X stands for the step), run or seed (run, if both), model_type, reuse, group.
+    ValueError names the columns or the line."""
     with open(path, newline="") as file:
         reader = csv.DictReader(file)
         columns = set(reader.fieldnames or [])
         rows = list(reader)
-    if not {"N", "L"} <= columns or not {"C", "D", "x_kind"} & columns:
+    has_x = {"C", "D"} & columns or {"X", "x_kind"} <= columns
+    if not {"N", "L"} <= columns or not has_x:
         raise ValueError(f"{path}: needs the columns N, L and D or C (or X and x_kind); found "
                          f"{sorted(columns)}")
     for i, row in enumerate(rows, 2):
@@ -176,6 +194,8 @@ def read_csv(path):
         for name in columns & NUMBERS:
             row[name] = number(row, name)
         if "x_kind" in row:
+            if row["x_kind"] not in AXIS:
+                raise ValueError(f"{row['at']}: x_kind is {row['x_kind']!r}; give C or D")
             row[row["x_kind"]] = row["X"]
     return rows
 
@@ -191,7 +211,7 @@ def number(row, name):
 
 
 def check_row(row, at):
-    """Refuse a row that would make a wrong law."""
+    """Refuse a row out of range."""
     L, N = row["L"], row["N"]
     if not 0 <= L <= 1:
         raise ValueError(f"{at}: L = {L:g}; 1 - pass@1 lies in 0..1 (from percent, divide by 100)")
@@ -200,7 +220,7 @@ def check_row(row, at):
     for x in AXIS.keys() & row.keys():
         X = row[x]
         if X < 0 or (X == 0 and row.get("step") != 0):
-            raise ValueError(f"{at}: {x} = {X:g}; after step 0 it must be positive")
+            raise ValueError(f"{at}: {x} = {X:g}; it must be positive, or 0 at step 0")
 
 
 def curves_from(rows, steps=(1, math.inf)):
@@ -253,11 +273,12 @@ def curve_of(model_type, x, N, seeds, steps):
     curve = curve.keep((X_T > 0) & (first <= step_T) & (step_T <= last))
     points = len(set(curve.X_T))
     if points < 3:
-        raise ValueError(f"{size}: {points} points with {x} > 0; three are needed")
+        raise ValueError(f"{size}: {points} different {x} > 0 are left of the steps of all seeds "
+                         "(within --clip-steps); three are needed")
     solved = np.sum(curve.L_T == 0)
     if solved:
         warn(f"{size}: L = 0 (every problem solved) at {solved} points, and log 0 is "
-             "infinite: fits of L use these points, fits of log L and R2 leave them out")
+             "infinite: fits of L use these points, fits of log L and r2_log leave them out")
     return curve
 
 
@@ -277,7 +298,7 @@ class Problem:
 
 
 def usable(curves, loss):
-    """Curves of the points that a fit can use: log 0 is infinite."""
+    """The Curves, for a fit of log L without their points of L = 0."""
     if loss == "linear":
         return curves
     return [c.keep(c.L_T > 0) for c in curves]
@@ -294,7 +315,7 @@ def problem_of(curves, loss, shape):
         T = len(curve)
         if T < 2:
             size = label(curve.N)
-            raise ValueError(f"size {size}: {T} points with L > 0; leave this size out")
+            raise ValueError(f"size {size}: {T} usable points, a line needs two; leave it out")
         x_nT[n, :T] = np.log10(curve.X_T)
         L_nT[n, :T] = curve.L_T
         w_nT[n, :T] = 1 / T
@@ -313,7 +334,7 @@ def theta_range(shape, N_n):
     """Where theta is searched."""
     if shape == "saturating":
         return np.log(N0_range(N_n))
-    return (-1.0, 4.0) if shape == "power" else (0.0, 0.0)
+    return (-1.0, 4.0) if shape == "power" else (0.0, 0.0)  # the constant: one theta
 
 
 def N0_range(N_n):
@@ -325,7 +346,7 @@ def N0_range(N_n):
 class Parameters:
     """The numbers of a law: of one fit, or of fits to B data sets along a first axis."""
     shape: str
-    K: np.ndarray      # () or (B,); K_max of the saturating shape
+    K: np.ndarray      # () or (B,); K_max of the saturating shape; k at 1 billion of the power
     theta: np.ndarray  # () or (B,)
     k: np.ndarray      # (n,) or (B, n)
     E: np.ndarray      # (n,) or (B, n)
@@ -343,13 +364,14 @@ class Parameters:
     def losses(self, x_nT):
         """L at x = log10 X of every size: (n, T) or (B, n, T)."""
         log_L_nT = self.E[..., None] - self.k[..., None] * x_nT
-        return 10 ** np.clip(log_L_nT, -6, 6)  # a wild redraw can leave what a float can hold
+        return 10 ** np.clip(log_L_nT, -6, 6)  # no loss is near these; a wild redraw may be
 
 
 # Step 1: lines
 def fit_lines(problem, y_BnT, w_BnT):
-    """Exact weighted least squares of the law on y = log10 L, for B data sets. Parameters.
+    """Weighted least squares of the law on y, for B data sets. Parameters.
 
+    y: log10 L, or what fit_near puts in its place. w_BnT: (n, T) if all data sets weigh alike.
     For each size, with x0 and y0 the weighted means of x and y, its own slope and its weight are
         k = -sum(w (x - x0) y) / sum(w (x - x0)^2),   weight = sum(w (x - x0)^2)
     fit_slopes then gives K, theta and so k(N), except for the shape "free", which keeps its own
@@ -375,14 +397,15 @@ def fit_lines(problem, y_BnT, w_BnT):
 
 # Step 2: grid search
 def fit_slopes(shape, N_n, k_Bn, weight_Bn=1.0):
-    """Weighted least squares of k(N) = K f(N, theta) on slopes; B problems at once.
+    """Weighted least squares of k(N) = K f(N, theta) on the slopes of B data sets.
 
     A grid search, zoomed in: 25 thetas over the range, then 25 between the neighbours of the best,
-    12 times in all, to 1e-12 of the range. 0 <= K, and K <= 2 for the saturating shape (paper).
-    Returns K_B, theta_B.
+    12 times in all: finer than rounding lets costs differ. 0 <= K, and K <= 2 for the saturating
+    shape (paper). Returns K_B, theta_B.
 
-    With f of shape_function at a theta, the best K is sum(w k f) / sum(w f^2), bounded to its
-    range, at a cost of sum(w (K f - k)^2): K_BG and cost_BG, for G thetas of each problem.
+    For one theta, with f of shape_function, the best K is sum(w k f) / sum(w f^2), clipped to its
+    range, and its cost is sum(w (K f - k)^2). K_BG and cost_BG hold both for G thetas of each data
+    set.
     """
     ends = theta_range(shape, N_n)
     largest_K = 2 if shape == "saturating" else np.inf
@@ -410,14 +433,14 @@ def fit_slopes(shape, N_n, k_Bn, weight_Bn=1.0):
 
 
 # Step 3: iteratively reweighted least squares
-ROUNDS = 300  # most data sets settle within ten
+ROUNDS = 300
 
 
 def solve(problem, Y_BnT, L_hat_BnT):
     """Parameters that minimise the problem's error on B data sets Y, starting from L_hat.
 
     The error of log L takes one fit of lines. The error of L takes a fit near L_hat, then one near
-    the losses of that fit, and so on until no loss moves.
+    the losses of that fit, and so on until no loss moves by 1e-7 of itself, or for ROUNDS rounds.
     """
     if problem.loss == "log":
         return fit_lines(problem, Y_BnT, problem.w_nT)
@@ -438,10 +461,11 @@ def solve(problem, Y_BnT, L_hat_BnT):
 
 
 def fit_near(problem, L_BnT, L_hat_BnT):
-    """The law that minimises the error of L, as far as its losses are near L_hat. Parameters.
+    """One step from the losses L_hat towards the law of the least error of L. Parameters.
 
-    There log10 L is log10 L_hat + (L - L_hat) / (L_hat ln 10). An error of log10 L is L_hat ln 10
-    times as large in L, so its square gets the weight L_hat^2.
+    Near L_hat, log10 L is log10 L_hat + (L - L_hat) / (L_hat ln 10). An error of log10 L is
+    L_hat ln 10 times as large in L, so its square gets the weight L_hat^2: ln 10 is the same
+    everywhere.
     """
     apart_BnT = L_BnT / L_hat_BnT - 1
     y_BnT = np.log10(L_hat_BnT) + apart_BnT / np.log(10)
@@ -487,7 +511,7 @@ class Fit(Parameters):
 
     @property
     def pinned(self):
-        """Whether the data choose an N0, and a K_max below the limit of its range."""
+        """Whether the redraws agree on an N0, and K_max is below the limit of its range."""
         return is_pinned(self.interval("N0"), N0_range(self.N)) and self.K < 1.99
 
     def verdict(self):
@@ -502,8 +526,11 @@ class Fit(Parameters):
         if low < least * 1.01:
             return (f"{reach} and reaches the lower edge of its range: a k that does not grow with "
                     f"size, {self.k.mean():.4f}, is not ruled out")
-        if high > most / 1.01 or self.K > 1.99:
-            return f"{reach}: no saturation is seen in these sizes, k grows like a power of N"
+        if self.K > 1.99:
+            return f"K_max is at its limit, {self.K:.3g}: no saturation is seen in these sizes"
+        if high > most / 1.01:
+            return (f"{reach} and reaches the upper edge of its range: a k that grows like N, "
+                    "without saturation, is not ruled out")
         return f"{reach}: k bends, but where it levels off is open"
 
     def to_json(self):
@@ -529,18 +556,19 @@ def fit(curves, loss="linear", shape="saturating", *, protocol="all", bootstrap=
     """Fit log10 L = -k(N) log10 X + E(N) to Curves of one model type and X. Returns a Fit.
 
     loss: "linear" (error of L, the paper's) or "log". shape: "saturating", "power", "constant",
-    "free" (a slope for each size). Every size weighs the same. bootstrap: number of redraws; with
-    0 every interval is the estimate alone. ValueError for fewer than two sizes, or a size without
-    two usable points.
+    "free" (a slope for each size). bootstrap: number of redraws; with 0 every interval is the
+    estimate alone. ValueError for fewer than two sizes (free: one), or a size without two usable
+    points.
     """
     used = usable(curves, loss)
     problem = problem_of(used, loss, shape)
     Y_nT = problem.Y(problem.L_nT)
-    start_nT = np.maximum(problem.L_nT, 1e-3)
+    start_nT = np.maximum(problem.L_nT, 1e-3)  # the data, but log 0 is infinite
     redraws = found = solve(problem, Y_nT[None], start_nT[None])
     best = Parameters(shape, found.K[0], found.theta[0], found.k[0], found.E[0])
     if bootstrap:
-        key = f"{curves[0].model_type} {curves[0].x} {protocol} {loss}"  # own noise for each fit
+        # Noise of its own for each protocol and loss; shapes share it.
+        key = f"{curves[0].model_type} {curves[0].x} {protocol} {loss}"
         rng = np.random.default_rng([seed, zlib.crc32(key.encode())])
         L_hat_nT = best.losses(problem.x_nT)
         Y_BnT = redraw(problem, used, problem.Y(L_hat_nT), bootstrap, rng)
@@ -556,15 +584,16 @@ def redraw(problem, curves, Y_hat_nT, B, rng):
     what was seen by standard normal numbers, so that no noise appears where none was seen.
 
     Seeds. Each seed's distance from the mean of its size is one draw of the noise of a whole run;
-    a random combination of them has the variance of the mean over S seeds. Few seeds know that
-    variance badly, so it is stretched as Student's t stretches a normal interval, with the degrees
-    of freedom of all sizes together, sum (S - 1).
+    a random combination of them has the variance of the mean over S seeds. Few seeds tell that
+    variance badly, so this noise is multiplied by t / 1.96, where Student's t has the degrees of
+    freedom of all sizes together, sum (S - 1), since K and N0 rest on the noise of all sizes.
 
-    Blocks. What the seeds leave unexplained of the residuals (all of it with one seed) is cut into
-    blocks of a tenth of a curve, and each block is multiplied by one number, so that neighbouring
-    steps stay correlated. A line passes too near to the points of most leverage, here the first
-    steps (half of log X), so the residuals there are too small. `unshrink` undoes that; without it
-    95% intervals held the truth in 87% of synthetic data sets.
+    Blocks. The residuals are scaled down until their squares sum to what the seeds have not given
+    yet (with one seed they stay), and cut into blocks of a tenth of a curve. Each block is
+    multiplied by one number, so that neighbouring steps stay correlated. A line passes too near to
+    the points of most leverage, here the first steps: few points, but half of the range of log X.
+    So the residuals there are too small. `unshrink` undoes that; without it 95% intervals held the
+    truth in 87% of synthetic data sets.
     """
     freedom = sum(len(c.L_ST) - 1 for c in curves)
     stretch = student_factor(freedom) / student_factor(np.inf)
@@ -597,28 +626,30 @@ def seeds_apart(curve, loss):
 
 
 def wild_blocks(residual_T, design_T2, B, rng):
-    """Noise (B, T): residuals in blocks of a tenth of the curve, each times a standard normal."""
+    """Noise (B, T): blocks of a tenth of the curve, each unshrunk, then times a standard normal."""
     T = len(residual_T)
     size = max(1, round(T / 10))
-    q_T2, _ = np.linalg.qr(design_T2)
+    Q_T2, _ = np.linalg.qr(design_T2)
     noise_T = np.zeros(T)
     for start in range(0, T, size):
         block = slice(start, start + size)
-        noise_T[block] = unshrink(residual_T[block], q_T2[block])
-    normal_Bb = rng.standard_normal((B, math.ceil(T / size)))
-    return noise_T * np.repeat(normal_Bb, size, axis=1)[:, :T]
+        noise_T[block] = unshrink(residual_T[block], Q_T2[block])
+    normal_Bq = rng.standard_normal((B, math.ceil(T / size)))
+    return noise_T * np.repeat(normal_Bq, size, axis=1)[:, :T]
 
 
-def unshrink(residual_b, q_b2):
-    """(I - H)^(-1/2) times the residuals of a block; H = q q' is its part of the hat matrix.
+def unshrink(residual_t, Q_t2):
+    """(I - H)^(-1/2) times the residuals of a block; H = Q Q' is its part of the hat matrix.
 
-    Residuals of least squares have the covariance (I - H) s^2, not s^2 (CR2; Bell and McCaffrey
-    2002). Eigenvalues below 0.02 count as 0.02: a block that fixes the line has no residual left.
+    Residuals of least squares have the covariance (I - H) s^2, not I s^2 (CR2; Bell and McCaffrey
+    2002). H is that of a line through this size alone; the law bends less, so this is
+    approximate. Eigenvalues below 0.02 count as 0.02: a block that alone determines the line has
+    almost no residual, and what it has is rounding.
     """
-    shrink_bb = np.eye(len(q_b2)) - q_b2 @ q_b2.T
-    values_b, vectors_bb = np.linalg.eigh(shrink_bb)
-    factor_b = np.sqrt(np.maximum(values_b, 0.02))
-    return vectors_bb @ (vectors_bb.T @ residual_b / factor_b)
+    shrink_tt = np.eye(len(Q_t2)) - Q_t2 @ Q_t2.T
+    values_t, vectors_tt = np.linalg.eigh(shrink_tt)
+    factor_t = np.sqrt(np.maximum(values_t, 0.02))
+    return vectors_tt @ (vectors_tt.T @ residual_t / factor_t)
 
 
 # ---------------------------------------------------------------- 3. Small statistics
@@ -632,10 +663,10 @@ def student_factor(freedom):
     return float(stdtrit(freedom, 0.975)) if freedom else np.inf
 
 
-def is_pinned(N0_ends, N0_range):
-    """Whether N0 is known: its interval ends within its range and spans less than a factor 10."""
+def is_pinned(N0_ends, searched):
+    """Whether N0 is known: its interval ends inside what was searched, within a factor of 10."""
     low, high = N0_ends
-    least, most = N0_range
+    least, most = searched
     inside = least * 1.01 < low and high < most / 1.01
     return bool(inside and high < 10 * low)
 
@@ -679,7 +710,8 @@ def effective_points(residuals):
 
 
 # ---------------------------------------------------------------- 4. Rivals and forecasts
-RIVALS = {  # name: how many numbers are fitted for each size, and how many for all sizes together
+# The law and its rivals: how many numbers are fitted for each size, and for all sizes together.
+RIVALS = {
     "free": (2, 0),
     "saturating": (1, 2),
     "power": (1, 2),
@@ -692,8 +724,8 @@ def select(curves, protocol, first=0.24, upto=None):
     """The part of the Curves that a protocol fits.
 
     all: everything. inter: sizes up to `upto` billions (by default all but the largest). intra:
-    the first steps of every size: a number, or below 1 a share of the longest curve (0.24: the
-    paper's 25 of 105).
+    the steps up to `first` of every size; below 1, `first` is a share of the longest curve's last
+    step (0.24: the paper's 25 of 105).
     """
     if protocol == "all":
         return curves
@@ -721,12 +753,13 @@ def sigmoid(p, x_T, start):
 def predict_sigmoid(train, target):
     """L_T of the Curve `target` by the sigmoid fitted to the Curve `train`.
 
-    A lies between the pass rate before training (or the first one, if that is missing) and 1.
+    A lies between the pass rate before training (or the first one, if that is missing) and 1, B
+    between 0.05 and 10, X_mid from two decades before the first X to six behind the last.
     """
     x_T, L_T = np.log10(train.X_T), train.L_T
     start = L_T[0] if train.start is None else train.start
     low = [1 - start, 0.05, x_T[0] - 2]
-    high = [1 + 1e-9, 10, x_T[-1] + 6]
+    high = [1 + 1e-9, 10, x_T[-1] + 6]  # 1e-9: above the lowest A also if start is 0
     guess = np.clip([1 - L_T[-1] / 2, 1.5, x_T.mean()], low, high)
 
     def errors(p):
@@ -746,12 +779,11 @@ def predict_rival(name, train, target):
 
 def alternatives(curves):
     """The law and its rivals on the same points: rows (dicts) with AICc and R2."""
-    n_eff = None
+    n_eff = effective_points([L - L_hat for L, L_hat in predict_rival("free", curves, curves)])
     rows = []
     for name, (each, shared) in RIVALS.items():
         pairs = predict_rival(name, curves, curves)
         residuals = [L - L_hat for L, L_hat in pairs]
-        n_eff = n_eff or effective_points(residuals)  # of the free slopes, which come first
         mean_square = np.mean([(e**2).mean() for e in residuals])
         parameters = each * len(curves) + shared
         rows.append({
@@ -771,15 +803,16 @@ def score(pairs):
 
 
 def extrapolate(law, N, X_T):
-    """L_T of an unseen size, and L_BT of the redraws. Blind: reads no loss of that size; the X of
-    a run are known before it is made."""
+    """L_T of an unseen size, and L_BT of the redraws. Blind: reads no loss of that size. Its X are
+    given: D is known before a run, C roughly (it counts completion tokens)."""
     first_x_n = np.log10([c.X_T[0] for c in law.curves])
     x_T = np.log10(X_T)
     return tuple(extrapolate_one(p, first_x_n, N, x_T) for p in (law, law.redraws))
 
 
 def extrapolate_one(p, first_x_n, N, x_T):
-    """k(N) is the law's. For E(N): log10 L at the first step is a straight line in k."""
+    """k(N) is the law's. For E(N), which the paper does not say: over the fitted sizes, log10 L of
+    the law at the first step is regressed on k, and the line is read off at k(N)."""
     k = p.slope([N])
     y_n = p.E - p.k * first_x_n
     mean_k = p.k.mean(-1, keepdims=True)
@@ -870,7 +903,7 @@ def panels(count, size=(4.6, 3.8), ylabel=""):
 
 
 def save(figure, path):
-    """Write PATH.png and close the figure. The same points give the same bytes."""
+    """Write PATH.png and close the figure."""
     figure.savefig(f"{path}.png")
     pyplot().close(figure)
 
@@ -882,7 +915,7 @@ def size_axis(axis, sizes):
 
 
 def loss_ticks(axis):
-    """Plain numbers on a log axis of losses; at 2 and 5 only where a decade is short."""
+    """Plain numbers on a log axis of losses; between decades at 2 and 5 alone if it is long."""
     from matplotlib.ticker import LogLocator
     low, high = axis.get_ylim()
     axis.yaxis.set_major_formatter("{x:g}")
@@ -918,10 +951,10 @@ def write_beside(axis, labels):
     """Labels [(L, text, colour), ...] right of the panel and apart from each other."""
     low, high = axis.get_ylim()
     gap = (high / low) ** 0.05
-    lowest = 0.0
+    place = 0.0
     for L, text, colour in sorted(labels, key=itemgetter(0)):
-        lowest = max(L, lowest * gap)
-        axis.text(1.01, lowest, text, transform=axis.get_yaxis_transform(), va="center",
+        place = max(L, place * gap)
+        axis.text(1.01, place, text, transform=axis.get_yaxis_transform(), va="center",
                   fontsize=9, fontweight="bold", color=colour)
 
 
@@ -944,7 +977,7 @@ def k_panel(axis, own, laws):
     axis.set_title(f"slope against {AXIS[own.x]}, {own.model_type}")
     axis.set_ylim(0, 1.5 * axis.dataLim.ymax)  # room for the legend
     axis.legend(loc="upper left")
-    for law, colour in zip(laws, SERIES, strict=False):
+    for law, colour in zip(laws, SERIES, strict=False):  # a wide band may leave the panel
         low, high = interval(law.redraws.slope(N))
         axis.fill_between(N, low, high, color=colour, alpha=0.15, lw=0)
 
@@ -984,7 +1017,8 @@ TABLES = {  # the lists of fit.json: title and columns on the terminal
         "Rivals on the same points; the smaller aicc is the better",
         "name parameters r2_log aicc"),
     "forecasts": (
-        "Forecasts of new points: r2 within sizes, mae = mean |error| of L",
+        "Forecasts of new points: r2 within sizes, mae = mean |error| of L; at the last "
+        "step L measured and forecast, in brackets without the noise of that one point",
         "protocol variant r2 mae last_L forecast"),
 }
 
@@ -1016,7 +1050,7 @@ def table(title, columns, rows):
         cells.append([cell(row, column) for column in columns])
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     before_last = " " * sum(width + 2 for width in widths[:-1])
-    lines = [title]
+    lines = [fill(title, 80)]
     for row in cells:
         line = "  ".join(map(str.ljust, row, widths))
         lines.append(fill(line, 80, subsequent_indent=before_last))
@@ -1032,8 +1066,9 @@ class Flags:
     x_kind); optional step, run, seed, model_type, reuse, group"""
     out: Path = Path("fit")  # directory for fit.json and the figures
     source: str | None = None  # evaluation set of the runs; None is the first one met
-    first: float = 0.24  # steps that intra fits; below 1 a share (the paper: 25 of 105)
-    upto: float | None = None  # largest size that inter fits, billions; None is all but one
+    # last step that intra fits; below 1 a share of the longest curve (the paper: 25 of 105)
+    first: float = 0.24
+    upto: float | None = None  # largest size that inter fits, billions; None is all but the largest
     clip_steps: tuple[float, float] = (1, math.inf)  # first and last step used
     bootstrap: int = 1000  # redraws behind the 95% intervals
 
@@ -1042,14 +1077,14 @@ PROTOCOLS = ("all", "inter", "intra")
 RANGES = {
     "first": (1e-3, 1e9),
     "upto": (1e-9, 1e5),
-    "bootstrap": (2, 20000),  # a gigabyte
+    "bootstrap": (2, 20000),  # of seven sizes with 105 steps a gigabyte
 }
 
 
 def check(flags):
     """ValueError for flags that make no sense."""
     if bool(flags.runs) == bool(flags.points):
-        raise ValueError("give runs/NAME/metrics.jsonl, or --points FILE")
+        raise ValueError("give directories of runs, or --points FILE, and not both")
     if flags.points and not flags.points.exists():
         raise ValueError(f"--points {flags.points}: no such file; give a CSV of points")
     for name, (low, high) in RANGES.items():
@@ -1107,7 +1142,7 @@ def tables_of(s, flags):
         row = {"N": N, "free": s.own.k[n], "law": law.k[n]}
         slopes.append(row | {"free_ci": free_ci[n], "law_ci": law_ci[n]})
     forecasts = []
-    for inter in s.laws("inter"):
+    for inter in s.laws("inter"):  # the largest size alone is forecast
         if len(inter.curves) < len(s.curves):
             forecasts += forecast_size(inter, s.curves[-1])
     early, later = split(s.curves, flags.first)
