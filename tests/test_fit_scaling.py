@@ -487,7 +487,7 @@ def test_solved_points_are_explained(tmp_path):
     (["--upto", "-1"], "--upto -1.0: give a number from"),
     (["--first", "nan"], "--first nan"),
     (["--bootstrap", "-5"], "--bootstrap -5"),
-    (["run/metrics.jsonl"], "metrics.jsonl, or --points"),
+    (["run/metrics.jsonl"], "or --points FILE, and not both"),
 ])
 def test_flags_are_checked(tmp_path, flags, message):
     csv, out = PAPER / "points.csv", tmp_path / "o"
