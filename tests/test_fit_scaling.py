@@ -458,7 +458,8 @@ GOOD = "N,D,L,step\n" + good_rows()
     (f"{GOOD}\n7,4608,0.5", r"points.csv:18: step is None"),
     ("N,D,L\n" + "\n".join(f"7,{d},0.5" for d in range(1, 9)), r"only one size \(7B\)"),
     (f"{GOOD}\n7,512,0.5,1", "points.csv:18: this size had step 1 before; .*column run"),
-    (f"{GOOD}\n14,512,0.5,1\n14,1024,0.4,2", "size 14B: 2 points with D > 0"),
+    (f"{GOOD}\n14,512,0.5,1\n14,1024,0.4,2", "size 14B: 2 different D > 0 are left"),
+    ("N,X,x_kind,L\n1,512,data,0.5", r"points.csv:2: x_kind is .data.; give C or D"),
     ("N,D,L\n", "no points"),
 ])
 def test_bad_points_are_named(tmp_path, text, message):
