@@ -407,7 +407,7 @@ def test_repeated_step_of_a_resumed_run_counts_once(tmp_path):
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    (lambda lines: [line for line in lines if '"train"' not in line], "no training line gives N"),
+    (lambda lines: [line for line in lines if '"train"' not in line], "no training line"),
     (lambda lines: [*lines[:5], "{not json", *lines[5:]], r"metrics.jsonl:6: not JSON"),
     (lambda lines: [line.replace("test_loss", "lost") for line in lines], "lacks 'test_loss'"),
     (lambda lines: [line.replace("arith", "other") for line in lines], "no evaluation on arith"),
