@@ -12,33 +12,37 @@ Then ascend J, where i runs over the completions of an update and t over the tok
                           - beta KL_it ]
 
     A_i    = (r_i - mean r) / (std r + 1e-6)            advantage, against the G of the same prompt
-    rho_it = pi(o_it | ..) / pi_old(o_it | ..)          ratio; pi_old drew the completions
+    rho_it = pi(o_it | ..) / pi_old(o_it | ..)          ratio; pi_old is pi before the updates
     KL_it  = exp(d) - d - 1,  d = log pi_ref - log pi   k3 estimator, against the starting model
     w_i    = 1 / sum_j |o_j|                            weight: 1 / completion tokens of the update
 
 The dual clip bounds the min from below for a negative advantage, by dual_clip x A_i. The sum in w_i
 runs over all micro-batches and ranks, so the gradient does not depend on how the sequences are
-shared out. This w_i is the study's and DAPO's; --aggregate sequences is that of the GRPO paper.
-Each algorithm of recipes/ changes some of these terms: r in rewards(), A in advantages(), w in
-token_weights(), the others in grpo_loss().
+shared out. This w_i is DAPO's; --aggregate sequences is that of the GRPO paper. The completions
+are drawn by a copy of pi_old in the sampler. Each algorithm of recipes/ changes some terms: which
+prompts in draw_groups(), r in rewards() and trained_rewards(), A in advantages(), w in in_loss()
+and token_weights(), KL in token_kl(), the others in grpo_loss().
 
 The path from a problem to its gradient:
 
     evaluate.load_problems, data.order    the problems, in the order of training
     draw_groups                           sample G completions of each prompt, grade them
     train_step                            all updates on these completions:
-        deal (runtime/batch.py)           sequences to updates, ranks and micro-batches
-        log_probs                         under pi_old and pi_ref
+        deal_updates, deal                sequences to updates, to ranks and micro-batches
+        add_log_probs                     under pi_old and pi_ref
         trained_rewards, advantages       r_i, A_i
         token_weights                     w_i
+        log_probs                         under pi, with gradients
         grpo_loss, backward               -J and its gradient
 
-Differences from the study's code: its token mean is taken per micro-batch, so its gradient depends
-on the micro-batches. Defaults that are not the study's, for the tiny model: one update per rollout
-instead of 4, a learning rate of 5e-4 instead of 1e-6, beta 0; recipes/paper.args holds the study's.
+A difference from the study's code: its token mean is taken per micro-batch, so its gradient depends
+on the micro-batches. Among the defaults that are not the study's, for the tiny model: one update
+per rollout instead of 4, a learning rate of 5e-4 instead of 1e-6 with a warm-up, beta 0;
+recipes/paper.args holds the study's.
 
-Letters: P prompts, G completions of each, B sequences, T packed tokens, R completion tokens among
-them. `# <solution>` marks bodies that course/ takes out to make assignments.
+Letters: P prompts, G completions of each, B sequences (of a micro-batch, an update or the step: the
+docstring says which), T packed tokens, R completion tokens among them. `# <solution>` marks bodies
+that course/ takes out to make assignments.
 """
 
 import dataclasses
@@ -75,6 +79,7 @@ from runtime.display import Display, draw_curve, show
 from runtime.flags import check_choices, check_numbers, flag_name, from_stored, parse
 from runtime.ledger import Clock, Ledger, Progress, Signals, Stopped, explain
 from runtime.parallel import (
+    agree,
     check_team,
     check_tokenizer,
     connect,
@@ -98,8 +103,9 @@ class Flags:
     # arithmetic, arithmetic-hard, a .jsonl, .json or .parquet file, or a hub name, to which a split
     # may be added: NAME:split
     data: str = "arithmetic"
-    out: str = ""  # directory of the run, which must not exist; one under runs/ if not given
-    # run to go on with; auto: the run of --out, or the newest unfinished run with these flags
+    out: str = ""  # directory of the run, new unless the run is resumed; one under runs/ by default
+    # run to go on with; auto: the run of --out, or the newest unfinished run with these flags, or
+    # else a new run
     resume: str = ""
     seed: int = 0  # keys the noise of every sampled token, and the stream of arithmetic problems
 
@@ -121,7 +127,8 @@ class Flags:
     prompts: int = 32  # P, prompts of a step, over all ranks
     group: int = 8  # G, completions of each prompt
     updates: int = 1  # optimiser steps per rollout, each on its share of the prompts (the paper: 4)
-    # tau: how often a problem is seen; the steps stay the same, so fewer problems are used
+    # 1: all problems, and again from the first when they run out. More is tau: only as many
+    # problems as are then seen tau times in these steps
     reuse: int = 1
     temperature: float = 1.0  # of sampling, and of the policy that is trained
 
@@ -132,7 +139,7 @@ class Flags:
     # soft: a penalty in the last fifth of max_new; mask: truncated completions leave the loss
     overlong: Literal["none", "soft", "mask"] = "none"
 
-    # ---- The algorithm: each flag changes one term of the equation, whatever the others are
+    # ---- The algorithm: each flag changes one part; check() refuses senseless combinations
 
     # std: (r - mean) / std (GRPO); mean: r - mean (Dr. GRPO); loo: r - mean of the others (RLOO)
     advantage: Literal["std", "mean", "loo"] = "std"
@@ -143,7 +150,8 @@ class Flags:
     clip_low: float = 0.2  # eps_low: the ratio is clipped to at least 1 minus this
     clip_high: float = 0.2  # eps_high: the ratio is clipped to at most 1 plus this
     dual_clip: float = 3.0  # for a negative advantage the minimum is at least this x A; 0: off
-    # tokens: mean over all tokens; sequences: mean of each one's mean; constant: over max_new
+    # tokens: mean over all tokens; sequences: mean of each one's mean; constant: the sum over all
+    # tokens, divided by sequences x max_new
     aggregate: Literal["tokens", "sequences", "constant"] = "tokens"
     kl: float = 0.0  # beta, weight of the KL term; 0 leaves out the reference policy
     # KL of one token, with d = log pi_ref - log pi: k1 -d; k2 d^2 / 2; k3 exp(d) - d - 1
@@ -159,25 +167,27 @@ class Flags:
 
     lr: float = 5e-4  # learning rate of AdamW (the paper: 1e-6)
     warmup: int = 5  # updates over which the learning rate rises linearly
-    # after the warm-up: none: constant, as in the paper; inverse: lr / update
+    # after the warm-up: none: constant, as in the paper; inverse: lr / update, counted from the
+    # start, so the rate falls at once to lr / (warmup + 1)
     decay: Literal["none", "inverse"] = "none"
     weight_decay: float = 0.1  # of AdamW
     clip_grad: float = 1.0  # the norm of the gradient is clipped to this; 0: off
 
     # ---- Evaluation
 
-    # NAME[:n[:temperature]], n 1 and temperature 0.7 if left out; may be repeated. Without --eval:
-    # a held-out part of --data, n 1, temperature 1
+    # NAME[:n[:temperature]], n 1 and temperature 0.7 if left out; may be repeated. Without a NAME,
+    # a held-out part of --data; :1:1 without --eval
     eval: list[str] = field(default_factory=list)
-    # steps between evaluations; 0: after steps 1, 2, 3, 4, 6, 8, 11, .. 2^(i/2)
+    # steps between evaluations; 0: after steps 1, 2, 3, 4, 6, 8, 11, .. 2^(i/2); always before
+    # the first step and after the last
     eval_every: int = 10
     eval_problems: int = 500  # problems of each evaluation set, at most
 
     # ---- Memory and the machine
 
-    micro_tokens: int = 16384  # tokens of a micro-batch on one rank, prompts included
+    micro_tokens: int = 16384  # most tokens of a micro-batch on one rank, prompts included
     slots: int = 256  # sequences decoded together on one rank
-    kv_gb: float = 4.0  # memory of the KV cache on one rank, 1e9 bytes
+    kv_gb: float = 4.0  # most memory of the KV cache on one rank, 1e9 bytes
     sampler_tp: int = 1  # ranks of a node that share one copy of the model for sampling
     recompute: bool = False  # run each layer again in backward instead of keeping activations
     offload: bool = False  # keep parameters and optimiser state in CPU memory
@@ -186,8 +196,10 @@ class Flags:
     # ---- Keeping the run
 
     save_every: int = 10  # steps between checkpoints
-    keep: int = 2  # how many recent checkpoints to keep; the best one is always kept
-    timeout: float = 60.0  # minutes that a phase of a step may last
+    # how many recent checkpoints to keep; the best one of an evaluated step is kept too
+    keep: int = 2
+    # minutes that a phase may last: loading, generation, training, an evaluation
+    timeout: float = 60.0
     log: Literal["", "wandb", "tensorboard"] = ""  # also send the metrics there
     plan: str = ""  # such as 8xH100: print what the run would need on these GPUs, and stop
 
@@ -199,7 +211,7 @@ def rewards(completions: list[Completion], f: Flags) -> Tensor:
     """reward_B, float32: the grade, minus the penalty for length if --overlong soft.
 
     The penalty rises from 0 to 1 over the last fifth of max_new (DAPO, arXiv 2503.14476, eq. 13,
-    which has 4096 of 20480 tokens). trained_rewards subtracts a KL term.
+    which has 4096 of 20480 tokens). With --kl-in reward, trained_rewards then subtracts a KL term.
     """
     grade_B = torch.tensor([c.verdict.score for c in completions], dtype=torch.float32)
     if f.overlong != "soft":
@@ -242,7 +254,7 @@ def token_weights(new_B: Tensor, in_loss_B: Tensor, aggregate: str, max_new: int
     tokens     1 / sum_j |o_j|    over the S sequences (DAPO, eq. 8; the default)
     sequences  1 / (S |o_i|)      (GRPO, eq. 3)
     constant   1 / (S max_new)    (Dr. GRPO)
-    The weights of the other sequences are 0, also if S is 0.
+    The others weigh 0. If S is 0, all do.
     """
     # <solution id="weights" points="6">
     new_B = new_B.double()
@@ -264,8 +276,9 @@ def token_kl(logp_R: Tensor, ref_R: Tensor, estimator: str) -> Tensor:
     k2  d^2 / 2
     k3  exp(d) - d - 1
 
-    from Schulman 2020, "Approximating KL divergence". As in verl, bounded_exp bounds d in exp to
+    from Schulman 2020, "Approximating KL divergence". As in verl for k3, bounded_exp bounds d to
     +-20, and the result is bounded to +-10, so that no unlikely token makes the update infinite.
+    Beyond these bounds the gradient is 0.
     """
     # <solution id="kl" points="4">
     d_R = ref_R - logp_R
@@ -294,6 +307,8 @@ def grpo_loss(logp_R: Tensor, b: Batch, f: Flags) -> tuple[Tensor, dict[str, Ten
     clip      min(rho A, c A); for A < 0 at least         c A < rho A, whatever the dual clip does
               dual_clip A, unless dual_clip is 0
     cispo     c A logp_R, no gradient through c           c != rho
+
+    The gain times the importance weight (--correct), minus beta KL, is summed with the weights w.
 
     Sources: clip is PPO's surrogate (arXiv 1707.06347, eq. 7), with the dual clip of arXiv
     1912.09729, eq. 5; CISPO arXiv 2506.13585, eq. 4; the ratio of a sequence GSPO (arXiv
@@ -331,6 +346,7 @@ def grpo_loss(logp_R: Tensor, b: Batch, f: Flags) -> tuple[Tensor, dict[str, Ten
         if f.kl_in == "loss":
             loss_R = loss_R + f.kl * kl_R
     loss = (b.weight_R * loss_R).sum()  # w_i, which holds the global denominator
+    # Sums; add_gradients divides them by the tokens of the update.
     return loss, {"clip_fraction": was_clipped_R.sum(), "kl": kl_R.detach().sum()}
 
 
@@ -342,14 +358,13 @@ def draw_groups(
 ):
     """-> (the P x G completions of a step, all completions that were drawn for it).
 
-    start: how many prompts earlier steps drew, which is the place of this step's first one. With
-    --equal-groups resample, groups of equal rewards are replaced by groups of further prompts, in
-    up to three rounds of as many prompts as are missing (DAPO, eq. 11). What is missing then is
-    filled with groups of equal rewards, whose advantage is 0.
+    start: the place in `problems` of the step's first prompt, which is how many were drawn so far.
+    With --equal-groups resample, groups of equal rewards are replaced by groups of further prompts,
+    twice at most, each time of as many prompts as are missing (DAPO, eq. 11). What is missing then
+    is filled with groups of equal rewards, which in_loss() leaves out.
     """
-    rounds = 3 if f.equal_groups == "resample" else 1
     good, equal, drawn = [], [], []
-    for _ in range(rounds):
+    for _ in range(3):
         place = start + len(drawn) // f.group
         missing = f.prompts - len(good)
         chosen = [problems[i % len(problems)] for i in range(place, place + missing)]
@@ -362,7 +377,7 @@ def draw_groups(
                 equal.append(group)
             else:
                 good.append(group)
-        if len(good) == f.prompts:
+        if len(good) == f.prompts:  # after one round, unless it is resample
             break
     groups = (good + equal)[: f.prompts]
     return [c for group in groups for c in group], drawn
@@ -399,12 +414,13 @@ def train_step(
         b.adv_R = b.per_token(adv_B[b.places])
         b.weight_R = b.per_token(weight_B[b.places])
 
-    sums = defaultdict(float)  # on the device, so that adding waits for nothing
+    sums = defaultdict(float)  # of tensors on the device: adding needs no synchronisation
     norms = []
     with clock.phase("train"):
         for share in shares:
             add_gradients(policy, share, sums, f, clock, display)
             norm = full(clip_grad_norm_(policy.parameters(), f.clip_grad or math.inf)).item()
+            # The last chance to give the step up: from here on it changes the weights.
             clock.give_up_if_asked()
             clock.commit()
             lr = optimizer.param_groups[0]["lr"]
@@ -437,7 +453,7 @@ def deal_updates(completions: list[Completion], f: Flags, device) -> list[Share]
 
 
 def weights_of_updates(completions: list[Completion], in_loss_B: Tensor, f: Flags) -> Tensor:
-    """weight_B, float32, of all completions of the step, each among those of its own update."""
+    """weight_B, float32, of all completions of the step; denominators are those of its update."""
     size = len(completions) // f.updates
     new_B = torch.tensor([len(c.ids) for c in completions], device=in_loss_B.device)
     updates = zip(new_B.split(size), in_loss_B.split(size), strict=True)
@@ -450,7 +466,7 @@ def completion_statistics(completions: list[Completion]) -> dict[str, float]:
         "accuracy": mean(c.verdict.score for c in completions),
         "length": mean(len(c.ids) for c in completions),
         "truncated": mean(not c.finished for c in completions),
-        "no_answer": mean(c.verdict.answer is None for c in completions),
+        "no_answer": mean(c.verdict.verdict == "no_answer" for c in completions),
     }
 
 
@@ -467,9 +483,9 @@ def in_loss(completions: list[Completion], equal_B: Tensor, f: Flags) -> Tensor:
 def add_log_probs(
     policy: Model, reference: Model | None, batches: list[Batch], f: Flags, clock: Clock
 ) -> None:
-    """Fill in old_R and ref_R where they are needed.
+    """Fill in ref_R if there is a reference, and old_R with several updates or --kl-in reward.
 
-    With one update pi is pi_old, and add_gradients fills in old_R.
+    Otherwise pi is pi_old, and add_gradients takes the log-probs that it computes as old_R.
     """
     with torch.no_grad():
         if f.updates > 1 or f.kl_in == "reward":
@@ -510,7 +526,7 @@ def add_gradients(
         # Between replicas gradients are summed once, after the last micro-batch.
         policy.set_requires_all_reduce(done == len(share.batches))
         logp_R, entropy_R = log_probs(policy, b, f.temperature)
-        if b.old_R is None:  # one update: the value of rho is 1, its gradient is not 0
+        if b.old_R is None:  # pi is pi_old: the value of rho is 1, its gradient is not 0
             b.old_R = logp_R.detach()
         loss, counts = grpo_loss(logp_R, b, f)
         (loss * dist.get_world_size()).backward()  # FSDP averages over ranks, and the sum is wanted
@@ -553,10 +569,13 @@ def is_due(step: int, f: Flags) -> bool:
 def main(f: Flags) -> None:
     if f.plan:
         return plan.show(f.model, f.plan, plan_job(f), f.resume)
-    device, directory, config = connect(f.model)
-    rank, world = dist.get_rank(), dist.get_world_size()
-    say = partial(print, flush=True) if rank == 0 else lambda *_: None
+    world = int(os.environ.get("WORLD_SIZE", 1))
     check(f, world)
+    # The limit of a phase, whose message says more, comes before that of a collective.
+    patience = timedelta(minutes=f.timeout + 5)
+    device, directory, config = connect(f.model, patience)
+    rank = dist.get_rank()
+    say = partial(print, flush=True) if rank == 0 else lambda *_: None
     say(f"{f.model}: {config.N:,} parameters and {config.N_total - config.N:,} in embeddings")
     tokenizer = read_tokenizer(directory)
     check_tokenizer(tokenizer, config)
@@ -572,9 +591,10 @@ def main(f: Flags) -> None:
         say(note)
 
     # The directory of the run: a new one, or one as it was at its newest checkpoint.
-    name = f"{Path(f.data).stem.replace('/', '-')}-seed{f.seed}-{datetime.now():%m%d-%H%M%S}"
+    name = f"{Path(f.data).stem}-seed{f.seed}-{datetime.now():%m%d-%H%M%S}"
     flags = dataclasses.asdict(f)
-    opened = open_run(flags, free_flags(f), Path("runs", name), sets.digests)
+    free = FREE | {"steps"} if f.reuse == 1 else FREE
+    opened = open_run(flags, free, Path("runs", name), sets.digests)
     out = opened.run
     for note in opened.notes:
         say(note)
@@ -584,43 +604,44 @@ def main(f: Flags) -> None:
 
     # The policy and its optimiser, the sampler with its own copy of the weights, and the graders.
     graders = max(1, (os.cpu_count() or 2) // (2 * world))
-    with Signals() as signals, Grader(graders, GRADE_SECONDS, reward=f.reward) as grader:
-        p = Progress()
-        clock = Clock(device, signals, f.timeout, p)
+    with Signals() as signals, Grader(graders, reward=f.reward) as grader:
+        progress = Progress()
+        clock = Clock(device, signals, f.timeout, progress)
         ledger = Ledger(out, config, clock, flags)
         with clock.phase("loading"), discarded_on_error(opened):
             policy, reference = make_models(f, config, directory, device)
             optimizer, scheduler = make_optimizer(f, policy)
             if opened.checkpoint:
-                restore(opened.checkpoint, policy, optimizer, scheduler, p)
+                restore(opened.checkpoint, policy, optimizer, scheduler, progress)
             else:
                 load(policy, directory)
             stop_ids = stop_tokens(directory, tokenizer, renderer.end_token)
-            sampler = make_sampler(f, config, device, stop_ids)
+            sampler = make_sampler(f, config, device, stop_ids, patience)
             copy_weights(policy, sampler.model)
         checkpoints = Checkpoints(out, f.keep, ledger, sets.digests)
         rollout = Rollout(sampler, renderer, grader, f.max_new, f.seed, signals.is_requested)
-        display = Display(f.steps, p.step, f.prompts * f.group, say)
-        if p.step > f.steps:
-            say(f"--steps {f.steps}: the run has reached step {p.step} already, so nothing is left")
+        display = Display(f.steps, progress.step, f.prompts * f.group, say)
+        if progress.step > f.steps:
+            say(f"--steps {f.steps}: the run is at step {progress.step} already; nothing is left")
 
         shown = {}  # step: a few completions of its evaluation
         # Interrupted: a step that had changed nothing, or an evaluation, was given up.
         with closing(sampler), closing(display), suppress(Interrupted):
-            # The first evaluation, or one that a signal interrupted.
-            if is_due(p.step, f) and p.evaluated_step != p.step:
-                shown[p.step] = measure(rollout, sets.tests, ledger)
-                display.print(f"step {p.step}: pass@1 {p.pass1:.3f} on {sets.describe_first()}")
+            # The first evaluation, or one that a signal interrupted or prevented.
+            if is_due(progress.step, f) and progress.evaluated_step != progress.step:
+                shown[progress.step] = measure(rollout, sets.tests, ledger)
+                start = f"step {progress.step}: pass@1 {progress.pass1:.3f}"
+                display.print(f"{start} on {sets.describe_first()}")
 
-            while p.step < f.steps and not clock.stop:
-                step = p.step + 1
+            while progress.step < f.steps and not clock.stop:
+                step = progress.step + 1
                 display.begin(step)
-                clock.announce(f"step {step} is given up")
+                clock.begin(f"step {step}")
 
                 # The prompts of the step; G completions of each, graded.
                 with clock.phase("generation"):
                     completions, drawn = draw_groups(
-                        rollout, problems, p.D, step, f, display.completions
+                        rollout, problems, progress.D, step, f, display.completions
                     )
 
                 # Sequences go to ranks and micro-batches, rewards become advantages, and each
@@ -632,30 +653,30 @@ def main(f: Flags) -> None:
                 with clock.phase("weights"):
                     copy_weights(policy, sampler.model)
 
-                # Counts the step (p.step, p.D) and writes its line.
+                # Counts the step (progress.step, progress.D) and writes its line.
                 line = ledger.trained(completions, drawn, stats, sampler.preempted)
-                if p.failed_steps == 3:
+                if progress.failed_steps == 3:
                     raise Stopped(
                         f"no finite gradient in three steps in a row, at step {step}: "
                         f"try a lower --lr; see {out}"
                     )
                 if is_due(step, f) and not clock.stop:
                     shown[step] = measure(rollout, sets.tests, ledger)
-                display.row(line, p.pass1)
-                if warning := cannot_learn(p, stats, f):
+                display.row(line, progress.pass1)
+                if warning := cannot_learn(progress, stats, f):
                     display.print(warning)
                 if step % f.save_every == 0 or step == f.steps:
                     checkpoints.save(policy, optimizer, scheduler)
-        if p.step:
+        # Save the last whole step, if there is one, and wait until it is on disk.
+        if progress.step:
             checkpoints.close(policy, optimizer, scheduler)
 
     again = resume_command(out, f)
     if clock.stop == "disk":
-        raise Stopped(
-            f"{clock.error}; earlier checkpoints are whole. To go on from there: {again}"
-        )
+        error = agree(clock.error)
+        raise Stopped(f"{error}; earlier checkpoints are whole. To go on from there: {again}")
     if clock.stop:
-        return say(f"ended after step {p.step} of {f.steps}, as asked; to go on:\n{again}")
+        return say(f"ended after step {progress.step} of {f.steps}, as asked; to go on:\n{again}")
     try:
         save(policy, directory, out / "final", compute_dtype(device))
     except OSError as error:
@@ -663,12 +684,14 @@ def main(f: Flags) -> None:
             f"{error}; the checkpoints are whole. To go on from there: {again}"
         ) from error
     if rank == 0:
-        show_result(out, p, {"before": shown.get(0), "after": shown.get(f.steps)}, tokenizer)
+        show_result(out, progress, {"before": shown.get(0), "after": shown.get(f.steps)}, tokenizer)
 
 
 def resume_command(out: Path, f: Flags) -> str:
-    ranks = os.environ.get("LOCAL_WORLD_SIZE", 1)
-    command = f"torchrun --nproc_per_node {ranks} grpo.py --resume {shlex.quote(str(out))}"
+    ranks = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    several = os.environ.get("WORLD_SIZE", "1") != ranks
+    nodes = " --nnodes .. --rdzv_endpoint .." if several else ""
+    command = f"torchrun{nodes} --nproc_per_node {ranks} grpo.py --resume {shlex.quote(str(out))}"
     # The code of a reward function is run only if the user names it again.
     return command + (f" --reward {shlex.quote(f.reward)}" if f.reward else "")
 
@@ -684,10 +707,12 @@ def make_models(f: Flags, config: Config, directory: Path, device) -> tuple[Mode
     mesh = make_mesh(device.type, f.replicas)
     home = "cpu" if f.offload else device
     with torch.device("meta"):
-        policy, reference = Model(config, f.recompute), Model(config).to(dtype)
+        policy = Model(config, f.recompute)
     policy = shard(policy, mesh, dtype, f.offload).to_empty(device=home)
     if not f.kl:
         return policy, None
+    with torch.device("meta"):
+        reference = Model(config).to(dtype)
     reference = shard(reference, mesh, dtype, f.offload).to_empty(device=home)
     return policy, load(reference, directory)
 
@@ -701,14 +726,17 @@ def make_optimizer(f: Flags, policy: Model):
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
-def make_sampler(f: Flags, config: Config, device, stop_ids: list[int]) -> Sampler:
-    """The sampler with a copy of the model of its own, or with this rank's part of one."""
+def make_sampler(
+    f: Flags, config: Config, device, stop_ids: list[int], patience: timedelta
+) -> Sampler:
+    """The sampler and its model, a whole copy or this rank's part of one. No weights yet.
+
+    patience: the time limit of a collective of the ranks that share a copy.
+    """
     with torch.device("meta"):
         model = Model(config)
     if f.sampler_tp > 1:
-        # The limit of a phase, whose message says more, comes first.
-        timeout = timedelta(minutes=f.timeout + 5)
-        team, _ = dist.new_subgroups(f.sampler_tp, timeout=timeout)
+        team, _ = dist.new_subgroups(f.sampler_tp, timeout=patience)
         tensor_parallel(model, team)
     model = model.to(compute_dtype(device)).to_empty(device=device)
     return Sampler(model, stop_ids, f.slots, f.max_prompt + f.max_new, f.kv_gb)
@@ -718,7 +746,7 @@ def measure(rollout: Rollout, tests: list[EvaluationSet], ledger: Ledger) -> lis
     """Evaluate on every set and write the lines; returns a few completions of the first set."""
     samples = []
     clock = ledger.clock
-    clock.announce(f"the evaluation after step {ledger.progress.step} is given up")
+    clock.begin(f"the evaluation after step {ledger.progress.step}")
     for test in tests:
         with clock.phase("evaluation"):
             result, rows, completions = evaluate(rollout, test)
@@ -730,7 +758,7 @@ def measure(rollout: Rollout, tests: list[EvaluationSet], ledger: Ledger) -> lis
 def show_result(out: Path, p: Progress, shown: dict, tokenizer) -> None:
     """Print some completions, the result, and where to find the curve and the model."""
     for when, completions in shown.items():
-        if completions:  # not if an earlier start of this run has shown them
+        if completions:  # none in a resumed run whose earlier start has shown them
             print(f"\n{when}:\n{show(completions, tokenizer)}")
     before = "" if p.first_pass1 is None else f" (from {p.first_pass1:.3f})"
     print(f"\nstep {p.step}: pass@1 {p.pass1:.3f}{before}")
@@ -740,8 +768,7 @@ def show_result(out: Path, p: Progress, shown: dict, tokenizer) -> None:
 
 # ---- Flags: ranges, rules, warnings --------------------------------------------------------------
 
-GRADE_SECONDS = 5.0  # time limit of one answer
-# Flags that may change when a run is resumed: they do not change what the run computes.
+# Flags that may change when a run is resumed: they change rounding at most.
 FREE = {
     "out", "resume", "micro_tokens", "slots", "kv_gb", "sampler_tp", "recompute", "offload",
     "replicas", "save_every", "keep", "timeout", "log", "plan",
@@ -755,7 +782,7 @@ RANGES = {  # lowest and highest value of every number
     "lr": (0, ANY), "warmup": (0, ANY), "weight_decay": (0, ANY), "clip_grad": (0, ANY),
     "eval_every": (0, ANY), "eval_problems": (1, ANY),
     "micro_tokens": (2, ANY), "slots": (1, ANY), "kv_gb": (1e-6, ANY), "sampler_tp": (1, ANY),
-    "replicas": (1, ANY), "save_every": (1, ANY), "keep": (1, ANY), "timeout": (1e-3, ANY),
+    "replicas": (1, ANY), "save_every": (1, ANY), "keep": (1, ANY), "timeout": (1e-3, 1e6),
 }  # fmt: skip
 
 
@@ -771,19 +798,14 @@ def parse_flags(argv: list[str]) -> Flags:
             f"{f.resume} was made with --reward {stored.reward}, whose code a resumed run executes;"
             f" if you trust it, repeat the flag: --resume {f.resume} --reward {stored.reward}"
         )
-    for name in ("eval", "template_args"):  # naming them again replaces the stored ones
+    for name in ("eval", "template_args"):  # tyro adds to lists, and new values shall replace them
         if getattr(f, name):
             setattr(stored, name, [])
     return parse(Flags, [*argv, "--out", f.resume], about, default=stored)
 
 
-def free_flags(f: Flags) -> set[str]:
-    """Flags that may change when this run is resumed: FREE, and without reuse also its steps."""
-    return (FREE | {"steps"}) if f.reuse == 1 else FREE
-
-
 def check(f: Flags, world: int) -> None:
-    """ValueError for flags that cannot make a run on `world` ranks, saying what to change."""
+    """ValueError for flags that make no run on `world` ranks, or a senseless one."""
     check_numbers(f, RANGES)
     check_choices(f)
     check_team(f.sampler_tp, world)
@@ -793,9 +815,9 @@ def check(f: Flags, world: int) -> None:
     restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0))
     shared_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     rules = [
-        (f.prompts % f.updates or sequences < world,
-         f"--prompts {f.prompts} cannot be divided into --updates {f.updates} equal parts "
-         f"that each give all {world} ranks a sequence; make prompts a multiple of updates"),
+        (f.prompts % f.updates,
+         f"--prompts {f.prompts} cannot be divided into --updates {f.updates} equal parts; "
+         "make prompts a multiple of updates"),
         (f.prompts % teams,
          f"--prompts {f.prompts} is not a multiple of the {teams} ranks "
          "or teams of --sampler-tp ranks that draw; change it or --nproc_per_node"),
@@ -819,8 +841,11 @@ def check(f: Flags, world: int) -> None:
         (f.kl_in == "reward" and not f.kl,
          "--kl-in reward subtracts nothing with --kl 0; give --kl, or leave --kl-in out"),
         (f.equal_groups == "resample" and f.reuse > 1,
-         f"--reuse {f.reuse} says how often a problem is seen, "
-         "and so does --equal-groups resample; take drop, or no --reuse"),
+         f"--equal-groups resample draws more prompts than --reuse {f.reuse} counts with; "
+         "take drop, or no --reuse"),
+        (f.equal_groups == "resample" and f.kl_in == "reward",
+         "--equal-groups resample compares rewards before --kl-in reward changes them; "
+         "take --kl-in loss, or keep"),
         (f.prompt != PROMPT and "{problem}" not in f.prompt,
          f"--prompt {f.prompt!r}: must contain {{problem}}, where the problem is put"),
         (f.log and find_spec(f.log) is None,
@@ -829,8 +854,8 @@ def check(f: Flags, world: int) -> None:
         # Restarted workers would find the addresses of dead ones (pytorch issue 135712).
         (restarts and shared_store,
          "--max-restarts needs a fresh store for every start: "
-         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun --standalone ..., "
-         "or --rdzv_backend c10d in place of --standalone"),
+         "set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, "
+         "with --standalone or --rdzv_backend c10d"),
     ]  # fmt: skip
     for wrong, message in rules:
         if wrong:
@@ -857,7 +882,7 @@ def warnings_for(f: Flags, problems: Sequence[data.Problem], config: Config) -> 
         (not f.kl and f.kl_estimator != Flags.kl_estimator,
          f"--kl-estimator {f.kl_estimator}: without effect with --kl 0"),
         (f.equal_groups == "drop" and f.kl_in == "reward",
-         "--equal-groups drop: without effect with --kl-in reward, where all rewards differ"),
+         "--equal-groups drop: hardly any effect with --kl-in reward, since rewards differ then"),
         (config.max_position and f.max_prompt + f.max_new > config.max_position,
          f"--max-prompt {f.max_prompt} + --max-new {f.max_new} exceed the {config.max_position} "
          f"positions that {f.model} was made for"),
@@ -870,7 +895,7 @@ def warnings_for(f: Flags, problems: Sequence[data.Problem], config: Config) -> 
 
 
 def cannot_learn(p: Progress, stats: dict, f: Flags) -> str:
-    """A sentence, once, when the last five steps gave nothing to learn from."""
+    """A sentence at the fifth step in a row that gave nothing to learn from, else ""."""
     if p.idle_steps != 5:
         return ""
     if stats["truncated"] == 1:
@@ -881,9 +906,9 @@ def cannot_learn(p: Progress, stats: dict, f: Flags) -> str:
             "look into samples.jsonl"
         )
     elif stats["reward"] == 0:
-        reason = "every reward is 0; take easier problems, or a model that solves some of them"
+        reason = "the mean reward is 0; take easier problems, or a model that solves some of them"
     else:
-        reason = f"in every group all rewards were the same, {stats['reward']:.3f} on average"
+        reason = f"groups had equal rewards or were masked; mean reward {stats['reward']:.3f}"
     return f"warning: nothing was learned in the last five steps: {reason}"
 
 

@@ -1228,7 +1228,7 @@ class Grader(AbstractContextManager):
             given = f"workers {workers}, timeout_s {timeout_s}, memory_gb {memory_gb}"
             raise ValueError(f"{given}: all must be positive")
         if reward and not os.path.isfile(reward.rpartition(":")[0]):
-            raise ValueError(f"reward {reward!r}: give FILE.py:FUNCTION, of a file that is there")
+            raise ValueError(f"reward {reward!r}: no such file or function; give FILE.py:FUNCTION")
         self.timeout_s, self.reward = timeout_s, reward
         self.command = [sys.executable, __file__, "--worker", str(memory_gb)]
         self.command += ["--reward", reward] if reward else []

@@ -187,11 +187,11 @@ class Clock:
         dist.all_reduce(here, dist.ReduceOp.MAX)
         self.stop = ("", "signal", "disk")[here]
 
-    def announce(self, work: str) -> None:
-        """Begin work that a signal gives up. work: a sentence that says so."""
+    def begin(self, work: str) -> None:
+        """Begin work that a signal gives up. work: what a message calls it."""
         self.committed = False
         saved = ", then a checkpoint is written" if self.progress.step else ""
-        self.signals.work = work + saved
+        self.signals.work = f"{work} is given up{saved}"
 
     def give_up_if_asked(self) -> None:
         """Raise Interrupted on all ranks if any was signalled, unless the step has changed the

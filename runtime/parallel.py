@@ -54,9 +54,12 @@ MODEL_FILES = ["*.safetensors", INDEX, "config.json", *COMPANIONS]
 # ---- Processes -----------------------------------------------------------------------------------
 
 
-def connect(name: str) -> tuple[torch.device, Path, Config]:
+def connect(
+    name: str, patience: timedelta = timedelta(minutes=30)
+) -> tuple[torch.device, Path, Config]:
     """Joins the ranks that torchrun started, or makes the only one (a collective).
 
+    name: of the model. patience: how long a collective waits for other ranks before it fails.
     Returns this rank's device, the directory of the model, and its config.
     """
     cuda = torch.cuda.is_available()
@@ -68,7 +71,7 @@ def connect(name: str) -> tuple[torch.device, Path, Config]:
     if "RANK" not in os.environ:
         alone = {"store": dist.HashStore(), "rank": 0, "world_size": 1}
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(minutes=30), **alone)
+    dist.init_process_group(backend, timeout=patience, **alone)
     directory = locate(name)
     config = Config.read(directory)
     if config.N < 1_000_000:

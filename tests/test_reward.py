@@ -894,7 +894,7 @@ def test_a_user_reward_is_graded_in_the_workers(sleepy):
         with Grader(reward=f"{sleepy}:{name}") as grader:
             found = grader.submit("0", {"answer": 1}).result(60)
             assert (found.score, found.verdict) == (0.0, "crashed") and message in found.rule
-    with pytest.raises(ValueError, match="of a file that is there"):
+    with pytest.raises(ValueError, match="no such file or function"):
         Grader(reward="/no/such/file.py:score")
 
 
