@@ -656,7 +656,8 @@ def order(problems: Sequence[Problem], reuse: int = 1, total: int = 0) -> Sequen
     """The curriculum, one epoch: easy to hard, file order among equals, unknown difficulty last.
 
     With reuse > 1 (tau), total / tau problems, rounded up, evenly spaced in that order; total =
-    steps x P, the prompts of the whole run. Of the tiny world's stream the first total / tau.
+    steps x P, the prompts of the whole run. The tiny world's stream is not sorted, as its levels
+    take turns; with reuse its first total / tau problems are taken.
     """
     endless = isinstance(problems, Arithmetic)
     if not endless:

@@ -29,11 +29,11 @@ The path from a problem to its gradient:
     draw_groups                           sample G completions of each prompt, grade them
     train_step                            all updates on these completions:
         deal_updates, deal                sequences to updates, to ranks and micro-batches
-        add_log_probs                     under pi_old and pi_ref
+        add_log_probs                     under pi_old and pi_ref, with --updates > 1 or --kl
         trained_rewards, advantages       r_i, A_i
         token_weights                     w_i
         log_probs                         under pi, with gradients
-        grpo_loss, backward               -J and its gradient
+        grpo_loss, backward               -J and its gradient; FSDP2 averages it over the ranks
 
 A difference from the study's code: its token mean is taken per micro-batch, so its gradient depends
 on the micro-batches. Among the defaults that are not the study's, for the tiny model: one update
@@ -107,11 +107,14 @@ class Flags:
     # run to go on with; auto: the run of --out, or the newest unfinished run with these flags, or
     # else a new run
     resume: str = ""
-    seed: int = 0  # keys the noise of every sampled token, and the stream of arithmetic problems
+    # keys the noise of every sampled token and the stream of arithmetic problems; nothing else is
+    # random
+    seed: int = 0
 
     # ---- Prompts
 
-    # how a problem is asked, with {problem} in it; prompts that stand in a file stay as they are
+    # how a problem is asked, with {problem} in it; prompts that stand in a file, and arithmetic
+    # problems, stay as they are
     prompt: str = PROMPT
     # chat template or plain text; auto: chat if the tokenizer has a chat template
     template: Literal["auto", "chat", "plain"] = "auto"
@@ -395,6 +398,7 @@ def train_step(
 ) -> dict:
     """All updates on one rollout -> statistics, the same on all ranks (a collective).
 
+    completions: all P x G of the step, the G of a prompt together, the same on all ranks.
     A signal before the first update raises Interrupted, since nothing has changed yet. After a
     later signal the step is finished.
     """
@@ -419,6 +423,7 @@ def train_step(
     with clock.phase("train"):
         for share in shares:
             add_gradients(policy, share, sums, f, clock, display)
+            # The norm of the whole gradient: it is a DTensor, sharded over the ranks.
             norm = full(clip_grad_norm_(policy.parameters(), f.clip_grad or math.inf)).item()
             # The last chance to give the step up: from here on it changes the weights.
             clock.give_up_if_asked()
@@ -523,7 +528,7 @@ def add_gradients(
     """Forward and backward of all micro-batches of an update; adds to sums, by name."""
     for done, b in enumerate(share.batches, 1):
         clock.give_up_if_asked()
-        # Between replicas gradients are summed once, after the last micro-batch.
+        # Every backward reduces gradients among shards; among --replicas the last one alone does.
         policy.set_requires_all_reduce(done == len(share.batches))
         logp_R, entropy_R = log_probs(policy, b, f.temperature)
         if b.old_R is None:  # pi is pi_old: the value of rho is 1, its gradient is not 0
@@ -533,6 +538,7 @@ def add_gradients(
         sums["loss"] += loss.detach().double()
         counts["entropy"] = entropy_R.detach().sum()
         counts["sampler_gap"] = (b.sampler_R - b.old_R).abs().sum()
+        # The log's means are over all completion tokens of the update, also those out of the loss.
         for name, count in counts.items():
             sums[name] += (count / share.completion_tokens).double()
         if display:

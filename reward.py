@@ -1244,7 +1244,7 @@ class Grader(AbstractContextManager):
         if self.reward:
             problem = asdict(truth) if is_dataclass(truth) else truth
             return self.threads.submit(self._ask, text, problem)
-        return self.threads.submit(self._ask, extract(text), truth)
+        return self.threads.submit(self._ask, extract(text), truth)  # extract is linear
 
     def grade(self, texts: list[str], truths: list) -> list[Verdict]:
         """The verdicts on a batch, in its order. ValueError if the two lists differ in length."""

@@ -391,7 +391,10 @@ class Runner:
         return self.model(token_T, position_T, attend, last_R)
 
     def start(self, started: list[tuple[Group, Request]]) -> None:
-        """Fill the slots of new requests, and draw their next tokens from the groups' logits."""
+        """Fill the slots of new requests, and draw their next tokens from the groups' logits.
+
+        Keys and values of these tokens enter the cache with the next decode step.
+        """
         self._copy_last_pages(started)
         requests = [request for _, request in started]
         first = requests[0].slot

@@ -241,7 +241,8 @@ def check_tied_head(place: dict[str, Path]) -> None:
 def load(model: Model, directory: str | Path) -> Model:
     """Fills the parameters, sharded or not; each rank reads what it holds (a collective).
 
-    Errors are those of find_weights, and ValueError for NaN or infinity in the weights.
+    Values are converted to the dtype of the parameters. Errors are those of find_weights, and
+    ValueError for NaN or infinity in the weights.
     """
     directory = Path(directory)
     files = find_weights(directory, model.config)
@@ -462,7 +463,8 @@ def make_mesh(device_type: str, replicas: int = 1) -> DeviceMesh:
 def shard(model: Model, mesh: DeviceMesh, dtype: torch.dtype, offload: bool = False) -> Model:
     """FSDP2 with a unit for each layer and one for the rest.
 
-    Computes in `dtype`, reduces gradients in float32. offload: shards live in CPU memory.
+    Computes in `dtype`, reduces gradients in float32: backward leaves their mean over all ranks,
+    replicas included. offload: shards live in CPU memory.
     """
     precision = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     offloading = OffloadPolicy()
